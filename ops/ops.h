@@ -1,0 +1,161 @@
+/* Tensor operators: one checked front, one table of functions per backend.
+ *
+ *     ops_ctx *ctx;
+ *     st = ops_open(&ctx, &(ops_settings){.device = "cpu", .n_threads = 2}, &e);
+ *     st = ops_block_open(ctx, &block, bytes, &e);
+ *     ops_tensor x = ops_block_cut(&block, OPS_DTYPE_F32, 2, (int64_t[]){rows, cols});
+ *     st = ops_layer_norm(ctx, &x, &x, &w, &b, 1e-5f);
+ *     ops_close(&ctx);
+ *
+ * Rules that hold for every operator:
+ * - Calls are ordered on the context; they may return before the device is done. ops_sync is the only
+ *   wait. ops_upload and ops_download are the only crossings between host and device.
+ * - All tensors are on the device (OPS_PLACE_DEVICE) except where a comment says host; a wrong place,
+ *   dtype or shape is BAD_SHAPE or UNSUPPORTED, never a crash.
+ * - Activations are f32 on the CPU. Sums are f32.
+ * - Batch-invariant: for each output row the order of every reduction depends only on that row's own
+ *   length, never on how many other rows there are, on threads, or on how work was cut into calls.
+ * - No operator knows a model: layer numbers, head counts and token ids never appear in ops/.
+ * - One context belongs to one thread at a time. Two contexts may live side by side. */
+#ifndef OPS_OPS_H
+#define OPS_OPS_H
+
+#include "base/err.h"
+#include "ops/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ops_ctx ops_ctx;
+
+typedef struct {
+    const char *device; /* "cpu"; "cuda" or "cuda:N" where built with it */
+    int n_threads;      /* CPU: compute threads, 1..256; 0: one per available core */
+    const char *simd;   /* CPU: NULL picks the best; "generic", "avx2", "avx512" force one */
+} ops_settings;
+
+MUST_USE status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e);
+void ops_close(ops_ctx **ctx);
+const char *ops_device_text(const ops_ctx *ctx); /* "cpu avx512, 2 threads" */
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+typedef struct {
+    ops_ctx *ctx;
+    void *data;
+    size_t used_bytes, size_bytes;
+} ops_block;
+
+/* Device memory of one lifetime, zeroed, taken at once. Errors: NO_MEMORY. */
+MUST_USE status ops_block_open(ops_ctx *ctx, ops_block *block, size_t size_bytes, err *e);
+void ops_block_close(ops_block *block);
+
+/* Bytes a cut of this many takes, alignment included: for summing up before opening. */
+size_t ops_cut_bytes(ops_dtype dtype, int64_t n_elements);
+
+/* The next piece of a block. A block that is too small is our own mistake (CHECK). */
+ops_tensor ops_block_cut(ops_block *block, ops_dtype dtype, int n_dims, const int64_t *dims);
+
+MUST_USE status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host); /* tensor_bytes(out) */
+MUST_USE status ops_download(ops_ctx *ctx, void *host, const ops_tensor *x);
+MUST_USE status ops_sync(ops_ctx *ctx);
+
+/* ---- matrices ------------------------------------------------------------------------------ */
+
+/* A weight matrix in the form the backend multiplies fastest; opaque. */
+typedef struct ops_matrix ops_matrix;
+
+/* Packs w [n_out, n_in] (host, f32, f16 or bf16; unaligned data is fine) and bias [n_out] (host, same
+ * types, or NULL). Values are kept exactly. w may be unmapped afterwards. Errors: NO_MEMORY, BAD_SHAPE. */
+MUST_USE status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
+                                const ops_tensor *bias, err *e);
+void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix);
+size_t ops_matrix_bytes(const ops_matrix *matrix);
+
+typedef enum { OPS_ACT_NONE, OPS_ACT_GELU_TANH, OPS_ACT_GELU_ERF } ops_act;
+
+/* out[r,o] = act(bias[o] + sum over i of x[r,i] * w[o,i])    out [rows, n_out], x [rows, n_in], f32.
+ * The sum runs over i in order in one f32 accumulator per element (fused multiply-add where the
+ * machine has it), whatever rows is. Relative to sum |x*w| the error is at most (n_in + 2) * 2^-24,
+ * before the activation. out may not overlap x. */
+MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
+                           const ops_matrix *matrix, ops_act act);
+
+/* ---- rows ---------------------------------------------------------------------------------- */
+
+/* out[r,c] = (x[r,c] - mean_r) / sqrt(var_r + eps) * w[c] + b[c], biased variance. out may be x. */
+MUST_USE status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
+                               const ops_tensor *w, const ops_tensor *b, float eps);
+
+/* out = a + b, same shape; out may be a or b. */
+MUST_USE status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_tensor *b);
+
+/* out[r,c] = x[r,c] + table[r mod n_table,c]; x [rows, cols], table [n_table, cols]; out may be x. */
+MUST_USE status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
+                              const ops_tensor *table);
+
+/* out[r,:] = table[ids[r],:]; ids [rows] i32 on the device; table f32, f16 or bf16; out f32. An id
+ * outside the table gives BAD_ARGUMENT here or at the next ops_sync. */
+MUST_USE status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
+                                const ops_tensor *ids);
+
+/* out[to[r],:] = x[r,:]; to [rows] i32 on the device. */
+MUST_USE status ops_scatter_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
+                                 const ops_tensor *to);
+
+/* Between f32, f16 and bf16, rounding to nearest even; same shape. */
+MUST_USE status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x);
+
+/* Index of the largest value of each row, the lowest index on ties. out [rows] i32, x [rows, cols]. */
+MUST_USE status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x);
+
+/* ---- vision -------------------------------------------------------------------------------- */
+
+/* Cuts pictures into patches: out [n*rows*cols, 3*p*p], x [n, 3, height, width] f32 planes;
+ * rows = height / p, cols = width / p (a remainder is left unread); element order is channel, y, x,
+ * which is the order of a flattened convolution kernel. */
+MUST_USE status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int patch);
+
+typedef struct {
+    int n_heads;
+    int n_kv_heads; /* divides n_heads */
+    float scale;    /* multiplies q.k */
+} ops_attention_params;
+
+/* Full attention inside groups of equal length (all tokens of one image see each other, no others).
+ * out, q [n_groups*length, n_heads*hd], k, v [n_groups*length, n_kv_heads*hd]; out may be q. */
+MUST_USE status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
+                              const ops_tensor *k, const ops_tensor *v, int64_t length,
+                              const ops_attention_params *params);
+
+/* ---- language ------------------------------------------------------------------------------ */
+
+/* Rotates the first 2*half dims of every head of x [rows, n_heads*hd] in place, halves paired:
+ *   new[i] = x[i] cos - x[i+half] sin;  new[i+half] = x[i+half] cos + x[i] sin
+ * cos, sin [n_positions, half] f32; positions [rows] i32, each < n_positions. */
+MUST_USE status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
+                         const ops_tensor *positions, int n_heads);
+
+/* Paged keys and values of one layer: cache [n_blocks, block_tokens, n_kv_heads*hd].
+ * Writes row r of x [rows, n_kv_heads*hd] at slot slots[r] = block * block_tokens + offset. */
+MUST_USE status ops_kv_write(ops_ctx *ctx, ops_tensor *cache, const ops_tensor *x,
+                             const ops_tensor *slots);
+
+/* Copies block `from` to block `to` of one layer's cache. */
+MUST_USE status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from);
+
+/* Causal attention of rows over paged keys and values.
+ * out, q [rows, n_heads*hd]; k_cache, v_cache as above; tables [n_seqs, max_blocks] i32: the blocks of
+ * each sequence in order; row_seq [rows] i32: which sequence a row belongs to; row_pos [rows] i32: the
+ * row sees positions 0 .. row_pos[r] of its sequence, its own key already written. out may be q. */
+MUST_USE status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
+                                    const ops_tensor *k_cache, const ops_tensor *v_cache,
+                                    const ops_tensor *tables, const ops_tensor *row_seq,
+                                    const ops_tensor *row_pos, const ops_attention_params *params);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

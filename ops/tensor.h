@@ -1,0 +1,57 @@
+/* A view of numbers: where they are, what they are, how many. Never owns, cheap to copy.
+ *
+ *     ops_tensor x = tensor_make(data, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){rows, cols});
+ *     size_t n = tensor_bytes(&x);
+ *
+ * Slowest axis first, contiguous by rule. */
+#ifndef OPS_TENSOR_H
+#define OPS_TENSOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { OPS_PLACE_HOST, OPS_PLACE_DEVICE } ops_place;
+
+typedef enum { OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_I32, OPS_DTYPE_U8 } ops_dtype;
+
+#define OPS_DIMS_MAX 4
+
+typedef struct {
+    void *data;
+    ops_place place; /* the CPU backend's device memory is OPS_PLACE_DEVICE too */
+    ops_dtype dtype;
+    int n_dims;
+    int64_t dims[OPS_DIMS_MAX]; /* dims[0] is the slowest; unused ones are 1 */
+} ops_tensor;
+
+ops_tensor tensor_make(void *data, ops_place place, ops_dtype dtype, int n_dims,
+                       const int64_t *dims);
+int64_t tensor_elements(const ops_tensor *t);
+size_t tensor_bytes(const ops_tensor *t);
+size_t dtype_bytes(ops_dtype dtype);
+const char *dtype_name(ops_dtype dtype); /* "f32", "f16", "bf16", "i32", "u8" */
+
+/* rows [first, first + n) of the slowest axis, as a view. */
+ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n);
+
+/* The same elements seen with other dims; their product must be equal (CHECK). */
+ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims);
+
+bool tensor_overlaps(const ops_tensor *a, const ops_tensor *b);
+
+/* One number between f32 and the storage types, rounding to nearest even. */
+float f16_to_f32(uint16_t v);
+uint16_t f32_to_f16(float v);
+float bf16_to_f32(uint16_t v);
+uint16_t f32_to_bf16(float v);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,11 @@
+# A short table at the end of configuring: what was found and what that leaves out.
+find_program(MIPHA_REDIS_SERVER redis-server)
+message(STATUS "mipha ${PROJECT_VERSION}, ${CMAKE_BUILD_TYPE}, ${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION}")
+foreach(lib ZMQ PROTOBUF_C HIREDIS JPEG PNG WEBP JANSSON PCRE2 CRYPTO XXHASH)
+    message(STATUS "  ${lib}: ${${lib}_VERSION}")
+endforeach()
+if(MIPHA_REDIS_SERVER)
+    message(STATUS "  redis-server: ${MIPHA_REDIS_SERVER}")
+else()
+    message(STATUS "  redis-server: not found; the tests that need it are skipped visibly")
+endif()
