@@ -1,0 +1,57 @@
+/* A checkpoint, opened and verified: config, mapped weights, tokenizer, fingerprints.
+ *
+ *     model *m;
+ *     st = model_open(&m, dir, MODEL_PART_TOWER | MODEL_PART_DECODER, &e);
+ *     ops_tensor w = model_weight(m, "model.layers.%d.mlp.fc1.weight", layer);
+ *     model_close(&m);
+ *
+ * After model_open every tensor of the opened parts is present with the shape the config promises, so
+ * model_weight cannot fail (asking for an unknown name is our own mistake, CHECK).
+ * Read-only after open: any thread. */
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include <stdio.h>
+
+#include "base/hash.h"
+#include "model/model_config.h"
+#include "model/tokenizer.h"
+#include "ops/tensor.h"
+
+typedef struct model model;
+
+enum {
+    MODEL_PART_TOWER = 1,   /* vision tower and preprocessing */
+    MODEL_PART_DECODER = 2, /* projector, decoder, tokenizer */
+    MODEL_PART_ALL = 3
+};
+
+/* Errors: IO, BAD_FORMAT, BAD_MODEL; the text names file, tensor or key, found and expected. */
+MUST_USE status model_open(model **m, const char *dir, int parts, err *e);
+void model_close(model **m);
+
+const model_config *model_get_config(const model *m);
+const tokenizer *model_get_tokenizer(const model *m); /* NULL without MODEL_PART_DECODER */
+
+/* A weight as a host view into the mapped file: f32, f16 or bf16, possibly unaligned. */
+ops_tensor model_weight(const model *m, const char *name_format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* The dtype the tower's weights are stored in: features are cached in it. */
+ops_dtype model_tower_dtype(const model *m);
+
+/* SHA-256 over exactly the weights and config values that decide the features (tower: weights of the
+ * layers that run, tower config, preprocessing), and over everything (whole checkpoint: all used
+ * tensors, configs, tokenizer). Computed at open of the parts that exist; the whole one is computed
+ * from both parts and is only there with MODEL_PART_ALL or MODEL_PART_DECODER (decoder nodes do not
+ * run the tower but do hash it, so that both kinds of node name the same model). */
+const unsigned char *model_tower_fingerprint(const model *m);
+const unsigned char *model_fingerprint(const model *m);
+
+/* `mipha model inspect` and `mipha model verify`: everything about the folder, to a stream. verify
+ * checks every expected tensor, names every extra one, and returns BAD_MODEL when something is wrong,
+ * after printing all findings, not just the first. */
+MUST_USE status model_inspect(const char *dir, FILE *to, err *e);
+MUST_USE status model_verify(const char *dir, FILE *to, err *e);
+
+#endif

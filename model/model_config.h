@@ -1,0 +1,71 @@
+/* Sizes and switches of a checkpoint, read from config.json and preprocessor_config.json and
+ * range-checked: after model_config_load every number below is safe to allocate by.
+ *
+ *     model_config c;
+ *     st = model_config_load(&c, "models/mipha-demo", &e);
+ *
+ * Source of the keys: the published Mipha checkpoints; docs/MODEL.md lists them. Any thread. */
+#ifndef MODEL_MODEL_CONFIG_H
+#define MODEL_MODEL_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+typedef enum { MODEL_TOWER_SIGLIP } model_tower_kind;
+typedef enum { MODEL_PROJECTOR_LINEAR, MODEL_PROJECTOR_MLP, MODEL_PROJECTOR_IDENTITY } model_projector_kind;
+typedef enum { MODEL_DECODER_PHI } model_decoder_kind;
+
+typedef struct {
+    model_tower_kind kind;
+    int hidden;           /* width of a token */
+    int intermediate;     /* width inside the MLP */
+    int n_layers;         /* layers in the file */
+    int n_layers_run;     /* layers up to the selected hidden state */
+    int n_heads;          /* divides hidden */
+    int image_size;       /* pixels a side */
+    int patch_size;       /* pixels a side */
+    int n_tokens;         /* (image_size / patch_size) squared */
+    float layer_norm_eps;
+} model_tower_config;
+
+typedef struct {
+    bool pad_to_square;   /* image_aspect_ratio "pad" */
+    uint8_t pad_rgb[3];   /* int(mean * 255) */
+    int size;             /* exactly size x size, equal to the tower's image_size */
+    float rescale;        /* multiplies the byte, in double before rounding to f32: see rescale_factor */
+    double rescale_factor;
+    float mean[3], std[3];
+} model_preprocess_config;
+
+typedef struct {
+    model_projector_kind kind;
+    int n_linear;         /* 1 for linear, K for mlpKx_gelu, 0 for identity */
+} model_projector_config;
+
+typedef struct {
+    model_decoder_kind kind;
+    int hidden, intermediate, n_layers, n_heads, n_kv_heads;
+    int head_size;        /* hidden / n_heads */
+    int rotary_dims;      /* even, <= head_size */
+    float rope_theta;
+    float layer_norm_eps;
+    int n_vocab_in;       /* rows of embed_tokens, from the tensor */
+    int n_vocab_out;      /* rows of lm_head, from the tensor */
+    int max_positions;
+} model_decoder_config;
+
+typedef struct {
+    char name[128];       /* last part of the folder's path */
+    model_tower_config tower;
+    model_preprocess_config preprocess;
+    model_projector_config projector;
+    model_decoder_config decoder;
+} model_config;
+
+/* dir is a Hugging Face folder. n_vocab_in and n_vocab_out are left 0: model_open fills them from the
+ * tensors. Errors: IO, BAD_FORMAT (not JSON), BAD_MODEL (key, what was found, what was expected). */
+MUST_USE status model_config_load(model_config *c, const char *dir, err *e);
+
+#endif
