@@ -14,7 +14,8 @@
  *
  * Order of precedence: flag, then environment MIPHA_<NAME> (upper case, '-' becomes '_'), then default.
  * `--name VALUE`, `--name=VALUE`, `-p VALUE` and `-pVALUE` are understood, `--` ends options, flags may
- * stand between positional words. Out of range or unknown is an error that names the row and the limit.
+ * stand between positional words. `--no-name` or `--name=no` turns a flag off; of a scalar given twice
+ * the last counts; an empty environment variable counts as not set. Out of range or unknown is an error that names the row and the limit.
  * Every program has `--help` and `--version`: rows are added by the parser. */
 #ifndef BASE_OPTIONS_H
 #define BASE_OPTIONS_H
