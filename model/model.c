@@ -1,0 +1,198 @@
+/* Opening is one walk: config, files, which decoder, table from config, one tensor per row, tokenizer,
+ * fingerprints. After it every question a network asks has an answer, so model_weight has no error.
+ *
+ * The decoder is recognised by the names of layer 0, because config.json says "mipha_phi" for two of them;
+ * config.json is then only asked not to contradict. Vocabulary sizes come from the tensors, because
+ * resized checkpoints exist whose config still says 51200. */
+#include "model/model.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "model/fingerprint.h"
+#include "model/model_internal.h"
+
+#define VOCAB_ROWS_MAX (1 << 24)
+
+static bool has(const model *m, const char *name) {
+    return weight_files_find(m->files, name) != NULL;
+}
+
+static status check_decoder(const model *m, const char *dir, err *e) {
+    const char *found = NULL;
+    if (has(m, "model.layers.0.self_attn.query_key_value.weight"))
+        found = "Phi-1.5 (self_attn.query_key_value)";
+    else if (has(m, "model.layers.0.self_attn.qkv_proj.weight"))
+        found = "Phi-3 (self_attn.qkv_proj)";
+    else if (has(m, "model.layers.0.mlp.gate_proj.weight"))
+        found = "Gemma (mlp.gate_proj)";
+    if (!found) return STATUS_OK; /* a missing q_proj or dense is then named by the table */
+    return fail(e, STATUS_BAD_MODEL,
+                "%s: the tensors are those of %s, expected Phi-2 (self_attn.q_proj, self_attn.dense): other "
+                "decoders are not supported yet",
+                dir, found);
+}
+
+/* Rows of a table of the vocabulary; 1 when it is missing or not a matrix, which the table then says. */
+static int vocabulary_rows(const model *m, const char *name) {
+    const weight_entry *entry = weight_files_find(m->files, name);
+    if (!entry || entry->tensor->n_dims != 2) return 1;
+    int64_t rows = entry->tensor->dims[0];
+    return rows >= 1 && rows <= VOCAB_ROWS_MAX ? (int)rows : 1;
+}
+
+status model_open_files(model *m, const char *dir, err *e) {
+    status st = model_config_load(&m->config, dir, e);
+    if (st != STATUS_OK) return st;
+    st = weight_files_open(&m->files, dir, e);
+    if (st != STATUS_OK) return st;
+    st = check_decoder(m, dir, e);
+    if (st != STATUS_OK) return st;
+    m->config.decoder.n_vocab_in = vocabulary_rows(m, "model.embed_tokens.weight");
+    m->config.decoder.n_vocab_out = vocabulary_rows(m, "lm_head.weight");
+    st = weight_table_init(&m->table, &m->config, e);
+    if (st != STATUS_OK) return st;
+    m->tensors = calloc(m->table.n_rows, sizeof *m->tensors);
+    return m->tensors ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "%s: no memory for its table", dir);
+}
+
+static int part_of(const weight_row *row) {
+    switch (row->use) {
+    case WEIGHT_OF_TOWER: return MODEL_PART_TOWER;
+    case WEIGHT_OF_DECODER: return MODEL_PART_DECODER;
+    case WEIGHT_NOT_COMPUTED: return 0;
+    }
+    return 0;
+}
+
+static void make_fingerprints(model *m, int parts) {
+    fingerprint *f = fingerprint_begin("tower");
+    fingerprint_add_tower_config(f, &m->config);
+    for (size_t i = 0; i < m->table.n_rows; i++)
+        if (part_of(&m->table.rows[i]) == MODEL_PART_TOWER)
+            fingerprint_add_tensor(f, m->table.rows[i].name, m->tensors[i]);
+    fingerprint_end(f, m->tower_fingerprint);
+    if (!(parts & MODEL_PART_DECODER)) return;
+
+    char hex[HASH_HEX_BYTES];
+    f = fingerprint_begin("model");
+    hash_hex(hex, m->tower_fingerprint, sizeof m->tower_fingerprint);
+    fingerprint_add_text(f, "tower %s", hex);
+    fingerprint_add_decoder_config(f, &m->config);
+    for (size_t i = 0; i < m->table.n_rows; i++)
+        if (part_of(&m->table.rows[i]) == MODEL_PART_DECODER)
+            fingerprint_add_tensor(f, m->table.rows[i].name, m->tensors[i]);
+    fingerprint_end(f, m->fingerprint);
+}
+
+bool model_is_extra(const model *m, const weight_entry *entry) {
+    return !weight_table_find(&m->table, entry->name) && !weight_is_ignorable(entry->name);
+}
+
+status model_bind_weights(model *m, int parts, err *e) {
+    /* The tower is part of the whole fingerprint, so decoder nodes need its tensors too. */
+    int wanted = parts & MODEL_PART_DECODER ? MODEL_PART_ALL : parts;
+    for (size_t i = 0; i < m->table.n_rows; i++) {
+        const weight_row *row = &m->table.rows[i];
+        const weight_entry *entry;
+        if (!(part_of(row) & wanted)) continue;
+        status st = weight_row_find(row, m->files, &entry, e);
+        if (st != STATUS_OK) return st;
+        m->tensors[i] = entry->tensor;
+    }
+    make_fingerprints(m, parts);
+    m->parts = parts;
+    return STATUS_OK;
+}
+
+static void warn_of_extras(const model *m) {
+    for (size_t i = 0; i < weight_files_count(m->files); i++) {
+        const weight_entry *entry = weight_files_at(m->files, i);
+        if (model_is_extra(m, entry))
+            log_warn("extra_tensor", "model=%s tensor=%s file=%s", m->config.name, entry->name,
+                     entry->file);
+    }
+}
+
+status model_open(model **out, const char *dir, int parts, err *e) {
+    CHECK(parts > 0 && parts <= MODEL_PART_ALL, "a checkpoint is opened for some of its parts");
+    *out = NULL;
+    model *m = calloc(1, sizeof *m);
+    if (!m) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
+    status st = model_open_files(m, dir, e);
+    if (st == STATUS_OK) st = model_bind_weights(m, parts, e);
+    if (st != STATUS_OK) {
+        model_close(&m);
+        return st;
+    }
+    warn_of_extras(m);
+    *out = m;
+    return STATUS_OK;
+}
+
+void model_close(model **m) {
+    if (!*m) return;
+    free((*m)->tensors);
+    weight_table_deinit(&(*m)->table);
+    weight_files_close(&(*m)->files);
+    free(*m);
+    *m = NULL;
+}
+
+const model_config *model_get_config(const model *m) { return &m->config; }
+
+const tokenizer *model_get_tokenizer(const model *m) { return m->tokens; }
+
+static ops_dtype dtype_of(const safetensors_tensor *t) {
+    switch (t->dtype) {
+    case SAFETENSORS_F32: return OPS_DTYPE_F32;
+    case SAFETENSORS_F16: return OPS_DTYPE_F16;
+    case SAFETENSORS_BF16: return OPS_DTYPE_BF16;
+    case SAFETENSORS_OTHER: break;
+    }
+    CHECK(false, "rows of other dtypes are refused at open");
+    return OPS_DTYPE_F32;
+}
+
+ops_tensor model_weight(const model *m, const char *name_format, ...) {
+    char name[sizeof m->table.rows->name];
+    va_list args;
+    va_start(args, name_format);
+    int n = vsnprintf(name, sizeof name, name_format, args);
+    va_end(args);
+    CHECK(n > 0 && (size_t)n < sizeof name, "a tensor name fits the table's");
+    const weight_row *row = weight_table_find(&m->table, name);
+    CHECK(row, name);
+    CHECK(part_of(row) & m->parts, "a weight is asked for only of a part that was opened");
+    const safetensors_tensor *t = m->tensors[row - m->table.rows];
+    ops_tensor view = {.data = (void *)(uintptr_t)t->data,
+                       .place = OPS_PLACE_HOST,
+                       .dtype = dtype_of(t),
+                       .n_dims = t->n_dims,
+                       .dims = {1, 1, 1, 1}};
+    memcpy(view.dims, t->dims, sizeof view.dims[0] * (size_t)t->n_dims);
+    return view;
+}
+
+/* The one dtype all of them share, or f32, which holds every other exactly. */
+ops_dtype model_tower_dtype(const model *m) {
+    bool found = false;
+    ops_dtype dtype = OPS_DTYPE_F32;
+    for (size_t i = 0; i < m->table.n_rows; i++) {
+        if (part_of(&m->table.rows[i]) != MODEL_PART_TOWER || !m->tensors[i]) continue;
+        if (found && dtype_of(m->tensors[i]) != dtype) return OPS_DTYPE_F32;
+        dtype = dtype_of(m->tensors[i]);
+        found = true;
+    }
+    return dtype;
+}
+
+const unsigned char *model_tower_fingerprint(const model *m) { return m->tower_fingerprint; }
+
+const unsigned char *model_fingerprint(const model *m) {
+    return m->parts & MODEL_PART_DECODER ? m->fingerprint : NULL;
+}

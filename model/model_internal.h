@@ -1,0 +1,29 @@
+/* The parts of an opened checkpoint, for model.c and model_report.c. */
+#ifndef MODEL_MODEL_INTERNAL_H
+#define MODEL_MODEL_INTERNAL_H
+
+#include "model/model.h"
+#include "model/weight_table.h"
+
+struct model {
+    model_config config;
+    int parts;
+    weight_files *files;
+    weight_table table;
+    const safetensors_tensor **tensors; /* one per row of the table; NULL: absent or not opened */
+    tokenizer *tokens;
+    unsigned char tower_fingerprint[HASH_SHA256_BYTES];
+    unsigned char fingerprint[HASH_SHA256_BYTES];
+};
+
+/* Config, files and table, with the vocabulary's sizes taken from the tensors; no row is looked for yet.
+ * On failure m holds what was opened so far and model_close releases it. */
+MUST_USE status model_open_files(model *m, const char *dir, err *e);
+
+/* The rows of parts are looked for, and the fingerprints made. */
+MUST_USE status model_bind_weights(model *m, int parts, err *e);
+
+/* An entry of the folder that the architecture does not have. */
+bool model_is_extra(const model *m, const weight_entry *entry);
+
+#endif

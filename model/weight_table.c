@@ -1,0 +1,188 @@
+/* The table is written as the architecture is: one line per tensor with its shape, layers in loops. Source
+ * of names and shapes: the published Mipha checkpoints, as docs/MODEL.md lists them. */
+#include "model/weight_table.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+
+#define TOWER          "model.vision_tower.vision_model."
+#define TOWER_ROWS     64 /* rows outside the layers, with room */
+#define ROWS_PER_LAYER 16
+
+typedef struct {
+    weight_table *t;
+    size_t max_rows;
+    weight_use use;
+} table_writer;
+
+/* One row; a dim of 0 ends the shape. */
+static void add(table_writer *w, int64_t d0, int64_t d1, int64_t d2, int64_t d3, const char *format,
+                ...) __attribute__((format(printf, 6, 7)));
+static void add(table_writer *w, int64_t d0, int64_t d1, int64_t d2, int64_t d3, const char *format,
+                ...) {
+    CHECK(w->t->n_rows < w->max_rows, "the table was sized for all rows");
+    weight_row *row = &w->t->rows[w->t->n_rows++];
+    *row = (weight_row){.use = w->use, .dims = {d0, d1, d2, d3}};
+    while (row->n_dims < 4 && row->dims[row->n_dims] > 0) row->n_dims++;
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(row->name, sizeof row->name, format, args);
+    va_end(args);
+    CHECK(n > 0 && (size_t)n < sizeof row->name, "a tensor name fits its row");
+}
+
+/* weight [out, in] and bias [out] of a linear layer */
+static void add_linear(table_writer *w, const char *prefix, int layer, const char *name, int64_t out,
+                       int64_t in) {
+    add(w, out, in, 0, 0, "%s%d.%s.weight", prefix, layer, name);
+    add(w, out, 0, 0, 0, "%s%d.%s.bias", prefix, layer, name);
+}
+
+/* weight [width] and bias [width] of a layer norm */
+static void add_norm(table_writer *w, const char *prefix, int layer, const char *name,
+                     int64_t width) {
+    add(w, width, 0, 0, 0, "%s%d.%s.weight", prefix, layer, name);
+    add(w, width, 0, 0, 0, "%s%d.%s.bias", prefix, layer, name);
+}
+
+static void add_tower_layer(table_writer *w, const model_tower_config *t, int layer) {
+    static const char prefix[] = TOWER "encoder.layers.";
+    int64_t d = t->hidden, ff = t->intermediate;
+    add_norm(w, prefix, layer, "layer_norm1", d);
+    add_norm(w, prefix, layer, "layer_norm2", d);
+    add_linear(w, prefix, layer, "self_attn.q_proj", d, d);
+    add_linear(w, prefix, layer, "self_attn.k_proj", d, d);
+    add_linear(w, prefix, layer, "self_attn.v_proj", d, d);
+    add_linear(w, prefix, layer, "self_attn.out_proj", d, d);
+    add_linear(w, prefix, layer, "mlp.fc1", ff, d);
+    add_linear(w, prefix, layer, "mlp.fc2", d, ff);
+}
+
+static void add_tower(table_writer *w, const model_tower_config *t) {
+    int64_t d = t->hidden, ff = t->intermediate, p = t->patch_size;
+    w->use = WEIGHT_OF_TOWER;
+    add(w, d, 3, p, p, TOWER "embeddings.patch_embedding.weight");
+    add(w, d, 0, 0, 0, TOWER "embeddings.patch_embedding.bias");
+    add(w, t->n_tokens, d, 0, 0, TOWER "embeddings.position_embedding.weight");
+    for (int i = 0; i < t->n_layers; i++) {
+        w->use = i < t->n_layers_run ? WEIGHT_OF_TOWER : WEIGHT_NOT_COMPUTED;
+        add_tower_layer(w, t, i);
+    }
+    w->use = WEIGHT_NOT_COMPUTED;
+    add(w, d, 0, 0, 0, TOWER "post_layernorm.weight");
+    add(w, d, 0, 0, 0, TOWER "post_layernorm.bias");
+    add(w, 1, 1, d, 0, TOWER "head.probe");
+    add(w, 3 * d, d, 0, 0, TOWER "head.attention.in_proj_weight");
+    add(w, 3 * d, 0, 0, 0, TOWER "head.attention.in_proj_bias");
+    add(w, d, d, 0, 0, TOWER "head.attention.out_proj.weight");
+    add(w, d, 0, 0, 0, TOWER "head.attention.out_proj.bias");
+    add(w, d, 0, 0, 0, TOWER "head.layernorm.weight");
+    add(w, d, 0, 0, 0, TOWER "head.layernorm.bias");
+    add(w, ff, d, 0, 0, TOWER "head.mlp.fc1.weight");
+    add(w, ff, 0, 0, 0, TOWER "head.mlp.fc1.bias");
+    add(w, d, ff, 0, 0, TOWER "head.mlp.fc2.weight");
+    add(w, d, 0, 0, 0, TOWER "head.mlp.fc2.bias");
+}
+
+static void add_projector(table_writer *w, const model_config *c) {
+    int64_t in = c->tower.hidden, out = c->decoder.hidden;
+    w->use = WEIGHT_OF_DECODER;
+    if (c->projector.kind == MODEL_PROJECTOR_LINEAR) {
+        add(w, out, in, 0, 0, "model.mm_projector.weight");
+        add(w, out, 0, 0, 0, "model.mm_projector.bias");
+    } else if (c->projector.kind == MODEL_PROJECTOR_MLP) {
+        /* Odd numbers are the GELUs between, which have no tensors. */
+        for (int i = 0; i < c->projector.n_linear; i++) {
+            add(w, out, i == 0 ? in : out, 0, 0, "model.mm_projector.%d.weight", 2 * i);
+            add(w, out, 0, 0, 0, "model.mm_projector.%d.bias", 2 * i);
+        }
+    }
+}
+
+static void add_decoder(table_writer *w, const model_decoder_config *c) {
+    static const char prefix[] = "model.layers.";
+    int64_t d = c->hidden, ff = c->intermediate, kv = (int64_t)c->n_kv_heads * c->head_size;
+    w->use = WEIGHT_OF_DECODER;
+    add(w, c->n_vocab_in, d, 0, 0, "model.embed_tokens.weight");
+    for (int i = 0; i < c->n_layers; i++) {
+        add_norm(w, prefix, i, "input_layernorm", d);
+        add_linear(w, prefix, i, "self_attn.q_proj", d, d);
+        add_linear(w, prefix, i, "self_attn.k_proj", kv, d);
+        add_linear(w, prefix, i, "self_attn.v_proj", kv, d);
+        add_linear(w, prefix, i, "self_attn.dense", d, d);
+        add_linear(w, prefix, i, "mlp.fc1", ff, d);
+        add_linear(w, prefix, i, "mlp.fc2", d, ff);
+    }
+    add(w, d, 0, 0, 0, "model.final_layernorm.weight");
+    add(w, d, 0, 0, 0, "model.final_layernorm.bias");
+    add(w, c->n_vocab_out, d, 0, 0, "lm_head.weight");
+    add(w, c->n_vocab_out, 0, 0, 0, "lm_head.bias");
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const weight_row *)a)->name, ((const weight_row *)b)->name);
+}
+
+status weight_table_init(weight_table *t, const model_config *c, err *e) {
+    size_t n_layers = (size_t)c->tower.n_layers + (size_t)c->decoder.n_layers;
+    size_t max_rows = TOWER_ROWS + ROWS_PER_LAYER * n_layers;
+    *t = (weight_table){.rows = calloc(max_rows, sizeof *t->rows)};
+    if (!t->rows) return fail(e, STATUS_NO_MEMORY, "no memory for a table of %zu weights", max_rows);
+    table_writer w = {.t = t, .max_rows = max_rows};
+    add_tower(&w, &c->tower);
+    add_projector(&w, c);
+    add_decoder(&w, &c->decoder);
+    qsort(t->rows, t->n_rows, sizeof *t->rows, by_name);
+    return STATUS_OK;
+}
+
+void weight_table_deinit(weight_table *t) {
+    free(t->rows);
+    *t = (weight_table){0};
+}
+
+const weight_row *weight_table_find(const weight_table *t, const char *name) {
+    weight_row key;
+    if (strlen(name) >= sizeof key.name) return NULL;
+    (void)snprintf(key.name, sizeof key.name, "%s", name);
+    return bsearch(&key, t->rows, t->n_rows, sizeof key, by_name);
+}
+
+status weight_row_find(const weight_row *row, const weight_files *files, const weight_entry **entry,
+                       err *e) {
+    char expected[96], found[160];
+    safetensors_shape_text(expected, sizeof expected, row->n_dims, row->dims);
+    *entry = weight_files_find(files, row->name);
+    if (!*entry) {
+        if (row->use == WEIGHT_NOT_COMPUTED) return STATUS_OK;
+        return fail(e, STATUS_BAD_MODEL, "tensor %s is missing, expected shape %s", row->name, expected);
+    }
+    const safetensors_tensor *t = (*entry)->tensor;
+    if (t->n_dims != row->n_dims ||
+        memcmp(t->dims, row->dims, sizeof row->dims[0] * (size_t)row->n_dims) != 0) {
+        safetensors_shape_text(found, sizeof found, t->n_dims, t->dims);
+        return fail(e, STATUS_BAD_MODEL, "%s: tensor %s has shape %s, expected %s", (*entry)->file,
+                    row->name, found, expected);
+    }
+    if (row->use != WEIGHT_NOT_COMPUTED && t->dtype == SAFETENSORS_OTHER)
+        return fail(e, STATUS_BAD_MODEL, "%s: tensor %s is %s, expected F32, F16 or BF16",
+                    (*entry)->file, row->name, t->dtype_text);
+    return STATUS_OK;
+}
+
+bool weight_is_ignorable(const char *name) {
+    static const char *const ENDINGS[] = {
+        ".position_ids", ".rotary_emb.inv_freq", ".cos_cached",           ".sin_cached",
+        ".causal_mask",  ".attn.bias",           ".masked_bias",          ".embeddings.mask_token",
+        "logit_scale",   "logit_bias",           "visual_projection.weight", NULL};
+    size_t n = strlen(name);
+    for (const char *const *ending = ENDINGS; *ending; ending++) {
+        size_t m = strlen(*ending);
+        if (n >= m && strcmp(name + n - m, *ending) == 0) return true;
+    }
+    return strstr(name, "text_model.") != NULL || strstr(name, "text_projection.") != NULL;
+}
