@@ -1,0 +1,38 @@
+/* Embedded mode: broker, vision node and language node on threads of this process, over inproc.
+ * There is no second pipeline; a client connects to the endpoint as it would to a cluster.
+ *
+ *     embedded *em;
+ *     st = embedded_open(&em, &settings, &e);      // before any thread or ZeroMQ context exists
+ *     st = client_open(&c, embedded_context(em), embedded_endpoint(em), ...);
+ *     ...
+ *     client_close(&c);
+ *     embedded_close(&em);                         // drains nothing: close the client first */
+#ifndef CLI_EMBEDDED_H
+#define CLI_EMBEDDED_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+
+typedef struct embedded embedded;
+
+typedef struct {
+    const char *model_dir;
+    const char *cache_url;   /* NULL: bounded memory */
+    const char *device;      /* NULL: "cpu" */
+    int n_threads;           /* 0: one per core */
+    uint64_t kv_bytes;       /* memory for keys and values */
+    uint64_t cache_bytes;    /* of the memory cache */
+    uint64_t max_pixels;     /* largest decoded image */
+    int max_questions;       /* questions generated at once */
+} embedded_settings;
+
+/* Defaults of everything but model_dir. */
+embedded_settings embedded_defaults(void);
+
+MUST_USE status embedded_open(embedded **em, const embedded_settings *settings, err *e);
+void *embedded_context(const embedded *em);
+const char *embedded_endpoint(const embedded *em);
+void embedded_close(embedded **em);
+
+#endif
