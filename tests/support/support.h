@@ -21,7 +21,10 @@
 
 #include <cmocka.h>
 
-#undef fail /* cmocka's macro hides the function of base/err.h; write fail_msg in tests */
+/* cmocka's macro fail() hides the function of base/err.h, so fail_msg is written without it. */
+#undef fail
+#undef fail_msg
+#define fail_msg(...) (print_error(__VA_ARGS__), print_error("\n"), _fail(__FILE__, __LINE__))
 
 #include <stdbool.h>
 #include <sys/types.h>
