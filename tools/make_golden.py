@@ -1,0 +1,581 @@
+#!/usr/bin/env python3
+"""Golden vectors of the whole network: tiny checkpoints through Hugging Face transformers.
+
+    python3 tools/make_golden.py                      rewrites tests/data/golden
+    python3 tools/make_golden.py --checkpoints DIR    also leaves the checkpoint folders in DIR
+
+Every case is a complete checkpoint folder in the published Mipha format, written by the safetensors
+package.  Its weights are not random numbers of some library but a formula (`formula` below: SplitMix64
+over seed, tensor name and element), which base/rng.h has too.  So the repository keeps, for each case,
+config.json, the safetensors headers and the scale of every tensor; tests/lm_node/golden.c writes the
+same files again, byte for byte, and compares their SHA-256 with MANIFEST.json.
+
+The expected values come from transformers: SiglipVisionModel and PhiForCausalLM, eager attention,
+float32, on the weights as stored (half types upcast).  Mipha itself is put together from the pieces:
+hidden state of the selected layer, projector, features spliced in at each -200.
+
+Error bounds are stored beside the values.  u = 2^-24.  Rounding errors are taken as independent with
+mean zero (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019), so they add
+up by their squares, a sum of n terms t rounds n times at partial sums that grow like a random walk, hence
+by u sqrt(n / 2) |t|_2, and an error passes a matrix by its root mean square gain.  For a row of the
+network let e be the size of its error, as a 2-norm.  To first order in u, squares adding up:
+    linear      |W|_F / sqrt(n_in) e;   u sqrt(n_in / 2 + 2) | terms of each sum, as 2-norm |_2
+    layer norm  max|w| / sigma e;   u | w (4 |x - mean| + |x|_2 / sqrt(2 n)) / sigma + |bias| |_2
+    gelu        1.13 e;   8 u |y|_2
+    add         e1;   e2;   u |y|_2
+    rotary      e;   (6 + 3 angle) u |x|_2     (table: rounded power, rounded product, rounded cosine)
+    attention   per head, o = sum_s p_s v_s:   p_s e_v for each s;   p_s d_s |v_s - o|_2 for each s, where
+                d_s^2 = scale^2 (|q|^2 e_k^2 + |k|^2 e_q^2) / hd + (hd / 2 + 4) u^2 scale^2 |q k|_2^2
+                is the error of a score;   u sqrt(n / 2 + 64) | p v |_2, 8 u for each exponential
+The table's error is the same at every use, so it is added and not squared.  The stored bound is 8 e:
+sqrt(2) because both sides, ours and transformers', carry such an error, and more than five standard
+deviations.  The error of a row is checked as a 2-norm too.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+import safetensors
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import nn
+
+SEED = 20240607
+U = 2.0 ** -24
+IMAGE = -200
+EOS = "<|endoftext|>"
+GREEDY_TOKENS = 48
+
+# name, stored type, files, tower, projector, decoder.  rows_in / rows_out: vocabulary rows.
+CASES = [
+    dict(name="odd_heads", dtype="F32", shards=1,
+         tower=dict(hidden=216, heads=3, ff=100, layers=4, image=44, patch=14, select=-2),
+         projector="mlp2x_gelu",
+         decoder=dict(hidden=400, heads=5, kv=5, ff=320, layers=3, factor=0.4, theta=10000.0,
+                      rows_in=277, rows_out=277, positions=512)),
+    dict(name="grouped", dtype="BF16", shards=1,
+         tower=dict(hidden=64, heads=4, ff=129, layers=3, image=32, patch=8, select=-1),
+         projector="linear",
+         decoder=dict(hidden=96, heads=6, kv=2, ff=200, layers=2, factor=0.5, theta=500.0,
+                      rows_in=290, rows_out=303, positions=400)),
+    dict(name="one_head", dtype="F16", shards=1,
+         tower=dict(hidden=72, heads=1, ff=33, layers=2, image=28, patch=14, select=1),
+         projector="identity",
+         decoder=dict(hidden=72, heads=9, kv=3, ff=40, layers=4, factor=0.5, theta=10000.0,
+                      rows_in=275, rows_out=275, positions=2048)),
+    dict(name="sharded", dtype="F32", shards=3,
+         tower=dict(hidden=40, heads=5, ff=48, layers=5, image=47, patch=9, select=-3),
+         projector="mlp3x_gelu",
+         decoder=dict(hidden=160, heads=2, kv=1, ff=96, layers=2, factor=0.4, theta=10000.0,
+                      rows_in=331, rows_out=300, positions=512)),
+]
+N_IMAGES = 3
+TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+# --- Weights --------------------------------------------------------------------------------------
+
+def mix(z):
+    with np.errstate(over="ignore"):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
+        return z ^ (z >> np.uint64(31))
+
+
+def fnv1a(text):
+    h = 0xcbf29ce484222325
+    for byte in text.encode():
+        h = (h ^ byte) * 0x100000001b3 % 2 ** 64
+    return h
+
+
+def formula(name, shape, scale, shift):
+    """float32 shift + scale * u, u the 24 top bits of rng_at(SEED, fnv1a(name), i), in [-1, 1)."""
+    n = math.prod(shape)
+    with np.errstate(over="ignore"):
+        stream = np.uint64(fnv1a(name)) * np.uint64(0xd1342543de82ef95) + np.uint64(1)
+        start = mix(np.uint64(SEED)) ^ mix(stream)
+        i = np.arange(1, n + 1, dtype=np.uint64)
+        bits = mix(start + i * np.uint64(0x9e3779b97f4a7c15)) >> np.uint64(40)
+    u = bits.astype(np.float32) * np.float32(2.0 ** -23) - np.float32(1)
+    return torch.from_numpy((np.float32(scale) * u + np.float32(shift)).reshape(shape))
+
+
+def scale_of(name, shape):
+    """Sizes that keep every layer busy: outputs near 1, attention neither flat nor one-hot."""
+    if name.endswith("position_embedding.weight"):
+        return 0.5, 0.0
+    if "norm" in name:
+        return (0.25, 1.0) if name.endswith("weight") else (0.25, 0.0)
+    if name.endswith("bias") or len(shape) == 1:
+        return 0.25, 0.0
+    if name.endswith("embed_tokens.weight"):
+        return 1.0, 0.0
+    n_in = math.prod(shape[1:])
+    gain = 2.5 if name == "lm_head.weight" or "q_proj" in name or "k_proj" in name else 1.75
+    return float(np.float32(gain / math.sqrt(n_in))), 0.0
+
+
+# --- The model ------------------------------------------------------------------------------------
+
+class Mipha:
+    """The published model from transformers' pieces."""
+
+    def __init__(self, case):
+        t, d = case["tower"], case["decoder"]
+        self.case = case
+        vision = transformers.SiglipVisionConfig(
+            hidden_size=t["hidden"], intermediate_size=t["ff"], num_hidden_layers=t["layers"],
+            num_attention_heads=t["heads"], image_size=t["image"], patch_size=t["patch"],
+            hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+        phi = transformers.PhiConfig(
+            hidden_size=d["hidden"], intermediate_size=d["ff"], num_hidden_layers=d["layers"],
+            num_attention_heads=d["heads"], num_key_value_heads=d["kv"], vocab_size=d["rows_in"],
+            max_position_embeddings=d["positions"], hidden_act="gelu_new", layer_norm_eps=1e-5,
+            partial_rotary_factor=d["factor"], rope_theta=d["theta"], tie_word_embeddings=False,
+            pad_token_id=None, embd_pdrop=0.0, resid_pdrop=0.0)
+        self.tower = transformers.SiglipVisionModel._from_config(vision, attn_implementation="eager")
+        self.phi = transformers.PhiForCausalLM._from_config(phi, attn_implementation="eager")
+        if d["rows_out"] != d["rows_in"]:
+            self.phi.lm_head = nn.Linear(d["hidden"], d["rows_out"])
+        self.projector = make_projector(case["projector"], t["hidden"], d["hidden"])
+        for m in (self.tower, self.phi, self.projector):
+            m.eval().float()
+        self.n_run = t["select"] if t["select"] >= 0 else t["layers"] + 1 + t["select"]
+
+    def state(self):
+        """Tensors under the names of the published checkpoints, as views of the live modules."""
+        out = {}
+        for k, v in self.phi.state_dict().items():
+            out[k] = v
+        for k, v in self.tower.state_dict().items():
+            k = k.removeprefix("vision_model.")
+            out["model.vision_tower.vision_model." + k] = v
+        for k, v in self.projector.state_dict().items():
+            out["model.mm_projector." + k] = v
+        return out
+
+    def fill(self):
+        stored, recipe = {}, []
+        for name, view in sorted(self.state().items()):
+            scale, shift = scale_of(name, tuple(view.shape))
+            value = formula(name, tuple(view.shape), scale, shift).to(TORCH[self.case["dtype"]])
+            stored[name] = value.contiguous()
+            recipe.append(f"{name} {float(scale).hex()} {float(shift).hex()}\n")
+            view.copy_(value)
+        return stored, recipe
+
+    def encode(self, planes):
+        """Hidden states 0 .. n_run of the tower, then the projected features."""
+        states = []
+        layers = self.tower.encoder.layers if hasattr(self.tower, "encoder") \
+            else self.tower.vision_model.encoder.layers
+        hooks = [layers[0].register_forward_pre_hook(
+            lambda m, a, k: states.append((a[0] if a else k["hidden_states"]).clone()),
+            with_kwargs=True)]
+        for layer in layers:
+            hooks.append(layer.register_forward_hook(
+                lambda m, a, out: states.append((out[0] if isinstance(out, tuple) else out).clone())))
+        self.tower(pixel_values=planes)
+        for h in hooks:
+            h.remove()
+        states = states[:self.n_run + 1]
+        return states, self.projector(states[-1])
+
+    def splice(self, ids, features):
+        parts, image = [], 0
+        for i in ids:
+            if i == IMAGE:
+                parts.append(features[image])
+                image += 1
+            else:
+                parts.append(self.phi.model.embed_tokens.weight[i][None])
+        return torch.cat(parts)[None]
+
+    def decode(self, embeds):
+        """Hidden states 0 .. n_layers (0 = embeddings; no final norm), and logits of all positions."""
+        states = [embeds[0].clone()]
+        hooks = [layer.register_forward_hook(
+            lambda m, a, out: states.append((out[0] if isinstance(out, tuple) else out)[0].clone()))
+            for layer in self.phi.model.layers]
+        logits = self.phi(inputs_embeds=embeds, use_cache=False).logits[0]
+        for h in hooks:
+            h.remove()
+        states = [s if s.dim() == 2 else s[None] for s in states]
+        return states, logits
+
+    def greedy(self, embeds, n):
+        """Tokens, and the smallest lead of a chosen logit over the next."""
+        past, ids, lead = None, [], math.inf
+        for _ in range(n):
+            out = self.phi(inputs_embeds=embeds, past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            # Only ids that can be read back are offered (the output may have more rows than the input).
+            logits = out.logits[0, -1, :self.phi.model.embed_tokens.weight.shape[0]]
+            top = logits.topk(2)
+            lead = min(lead, float(top.values[0] - top.values[1]))
+            best = int(logits.argmax())
+            ids.append(best)
+            embeds = self.phi.model.embed_tokens.weight[best][None, None]
+        return ids, lead
+
+
+def make_projector(kind, n_in, n_out):
+    if kind == "identity":
+        assert n_in == n_out
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(n_in, n_out)
+    k = int(kind.removeprefix("mlp").removesuffix("x_gelu"))
+    layers = [nn.Linear(n_in, n_out)]
+    for _ in range(k - 1):
+        layers += [nn.GELU(), nn.Linear(n_out, n_out)]
+    return nn.Sequential(*layers)
+
+
+# --- Bounds (the derivation is at the top) ----------------------------------------------------------
+
+def norm2(x):
+    return np.linalg.norm(x, axis=-1)
+
+
+def arr(t):
+    return t.detach().double().numpy()
+
+
+def e_linear(m, x, e):
+    w, bias = arr(m.weight).reshape(m.weight.shape[0], -1), arr(m.bias)
+    local = U * np.sqrt((w.shape[1] / 2 + 2) * (x ** 2 @ (w ** 2).T + bias ** 2).sum(-1))
+    gain = np.linalg.norm(w) / math.sqrt(w.shape[1])
+    return x @ w.T + bias, np.hypot(gain * e, local)
+
+
+def e_norm(m, x, e):
+    w, bias = arr(m.weight), arr(m.bias)
+    mean = x.mean(-1, keepdims=True)
+    sigma = np.sqrt(x.var(-1, keepdims=True) + m.eps)
+    walk = norm2(x)[..., None] / math.sqrt(2 * x.shape[-1])
+    local = U * norm2(np.abs(w) * (4 * np.abs(x - mean) + walk) / sigma + np.abs(bias))
+    return (x - mean) / sigma * w + bias, np.hypot(np.abs(w).max() / sigma[..., 0] * e, local)
+
+
+def e_gelu(x, e, tanh):
+    y = arr(nn.functional.gelu(torch.from_numpy(x), approximate="tanh" if tanh else "none"))
+    return y, np.hypot(1.13 * e, 8 * U * norm2(y))
+
+
+def e_add(x, ex, y, ey):
+    return x + y, np.sqrt(ex ** 2 + ey ** 2 + (U * norm2(x + y)) ** 2)
+
+
+def e_rotary(x, e, heads, half, theta):
+    n = x.shape[0]
+    angle = np.arange(n)[:, None] * theta ** (-np.arange(half) / half)[None]
+    y = x.reshape(n, heads, -1).copy()
+    first, second = y[..., :half].copy(), y[..., half:2 * half].copy()
+    c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    y[..., :half], y[..., half:2 * half] = first * c - second * s, second * c + first * s
+    return y.reshape(x.shape), e + (6 + 3 * angle.max(-1)) * U * norm2(x)
+
+
+def e_attention(q, eq, k, ek, v, ev, heads, kv, causal):
+    n, hd = q.shape[0], q.shape[1] // heads
+    keep = np.tril(np.ones((n, n), bool)) if causal else np.ones((n, n), bool)
+    out, e2, scale = np.zeros_like(q), np.zeros(n), hd ** -0.5
+    for h in range(heads):
+        g = h // (heads // kv)
+        qh, kh, vh = (z[:, i * hd:(i + 1) * hd] for z, i in ((q, h), (k, g), (v, g)))
+        s = np.where(keep, qh @ kh.T * scale, -np.inf)
+        p = np.exp(s - s.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        o = p @ vh
+        nq, nk = norm2(qh)[:, None], norm2(kh)[None]
+        d2 = scale ** 2 * ((nq * ek[None]) ** 2 + (nk * eq[:, None]) ** 2) / hd \
+            + (hd / 2 + 4) * (U * scale) ** 2 * (qh ** 2 @ (kh ** 2).T)
+        away2 = ((vh[None] - o[:, None]) ** 2).sum(-1)
+        e2 += p ** 2 @ (ev ** 2 / kv) + (p ** 2 * d2 * away2).sum(-1) \
+            + U ** 2 * (n / 2 + 64) * (p ** 2 @ vh ** 2).sum(-1)
+        out[:, h * hd:(h + 1) * hd] = o
+    return out, np.sqrt(e2)
+
+
+def bounds_tower(mipha, planes):
+    t = mipha.tower if hasattr(mipha.tower, "encoder") else mipha.tower.vision_model
+    size = mipha.case["tower"]
+    p, grid, heads = size["patch"], size["image"] // size["patch"], size["heads"]
+    per_state, per_projected = [], []
+    for image in planes.double().numpy():
+        x = image[:, :grid * p, :grid * p].reshape(3, grid, p, grid, p).transpose(1, 3, 0, 2, 4)
+        x, e = e_linear(t.embeddings.patch_embedding, x.reshape(grid * grid, -1), np.zeros(grid * grid))
+        x, e = e_add(x, e, arr(t.embeddings.position_embedding.weight), 0)
+        rows = [e]
+        for layer in t.encoder.layers[:mipha.n_run]:
+            a = layer.self_attn
+            y = e_norm(layer.layer_norm1, x, e)
+            qkv = [z for m in (a.q_proj, a.k_proj, a.v_proj) for z in e_linear(m, *y)]
+            x, e = e_add(x, e, *e_linear(a.out_proj, *e_attention(*qkv, heads, heads, False)))
+            y = e_gelu(*e_linear(layer.mlp.fc1, *e_norm(layer.layer_norm2, x, e)), True)
+            x, e = e_add(x, e, *e_linear(layer.mlp.fc2, *y))
+            rows.append(e)
+        modules = mipha.projector if isinstance(mipha.projector, nn.Sequential) else [mipha.projector]
+        for m in modules:
+            if isinstance(m, nn.Linear):
+                x, e = e_linear(m, x, e)
+            elif isinstance(m, nn.GELU):
+                x, e = e_gelu(x, e, False)
+        per_state.append(rows)
+        per_projected.append(e)
+    return [np.stack([r[i] for r in per_state]) for i in range(mipha.n_run + 1)], \
+        np.stack(per_projected)
+
+
+def bounds_decoder(mipha, embeds, e):
+    d = mipha.case["decoder"]
+    half = int(d["factor"] * (d["hidden"] // d["heads"])) // 2
+    x, rows = embeds.double().numpy(), [e]
+    for layer in mipha.phi.model.layers:
+        a = layer.self_attn
+        n = e_norm(layer.input_layernorm, x, e)
+        q = e_rotary(*e_linear(a.q_proj, *n), d["heads"], half, d["theta"])
+        k = e_rotary(*e_linear(a.k_proj, *n), d["kv"], half, d["theta"])
+        v = e_linear(a.v_proj, *n)
+        y = e_linear(a.dense, *e_attention(*q, *k, *v, d["heads"], d["kv"], True))
+        m = e_linear(layer.mlp.fc2, *e_gelu(*e_linear(layer.mlp.fc1, *n), True))
+        x, e = e_add(*e_add(*y, *m), x, e)
+        rows.append(e)
+    return rows, e_linear(mipha.phi.lm_head, *e_norm(mipha.phi.model.final_layernorm, x, e))[1]
+
+
+# --- Prompts --------------------------------------------------------------------------------------
+
+def prompts_of(case):
+    """ids with IMAGE markers: 1..300 rows; no, one and several images."""
+    rows = case["decoder"]["rows_in"]
+
+    def words(tag, n):
+        u = formula(f"prompt.{case['name']}.{tag}", (n,), 1.0, 1.0).numpy()
+        return [min(int(v / 2 * rows), rows - 1) for v in u]
+
+    return [
+        words("a", 1),
+        words("b", 2),
+        words("c", 17),
+        words("d", 16) + [IMAGE] + words("e", 7),
+        words("f", 3) + [IMAGE] + words("g", 5) + [IMAGE, IMAGE] + words("h", 4),
+        [IMAGE] + words("i", 1),
+        words("j", 300),
+    ]
+
+
+def chosen(n, n_max):
+    if n <= n_max:
+        return list(range(n))
+    return sorted({round(i * (n - 1) / (n_max - 1)) for i in range(n_max)} | {n - 1})
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+def config_of(case):
+    t, d = case["tower"], case["decoder"]
+    return {
+        "architectures": ["MiphaPhiForCausalLM"], "model_type": "mipha_phi",
+        "hidden_size": d["hidden"], "intermediate_size": d["ff"], "num_hidden_layers": d["layers"],
+        "num_attention_heads": d["heads"], "num_key_value_heads": d["kv"], "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-05, "partial_rotary_factor": d["factor"], "rope_theta": d["theta"],
+        "rope_scaling": None, "qk_layernorm": False, "vocab_size": d["rows_in"],
+        "max_position_embeddings": d["positions"], "tie_word_embeddings": False,
+        "image_aspect_ratio": "pad", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
+        "vision_config": {
+            "vision_tower": {
+                "model_type": "mipha_vision_model", "vision_model_name_or_path": "siglip-tiny",
+                "hidden_size": t["hidden"], "intermediate_size": t["ff"],
+                "num_hidden_layers": t["layers"], "num_attention_heads": t["heads"],
+                "num_channels": 3, "image_size": t["image"], "patch_size": t["patch"],
+                "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-06,
+                "mm_vision_select_layer": t["select"], "mm_vision_select_feature": "patch"},
+            "mm_projector": {
+                "model_type": "mipha_projector", "mm_projector_type": case["projector"],
+                "mm_hidden_size": t["hidden"], "hidden_size": d["hidden"]}}}
+
+
+def preprocessor_of(case):
+    size = case["tower"]["image"]
+    return {"do_normalize": True, "do_rescale": True, "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5], "image_processor_type": "SiglipImageProcessor",
+            "image_std": [0.5, 0.5, 0.5], "resample": 3, "rescale_factor": 0.00392156862745098,
+            "size": {"height": size, "width": size}}
+
+
+def write_tokenizer(folder):
+    """Byte-level BPE with all 256 bytes, a few merges and the end token: 267 ids."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "a"), ("Ġ", "the"), ("i", "n"), ("Ġ", "i"), ("e", "r"),
+              ("o", "n"), ("r", "e"), ("Ġ", "w")]
+    vocab = {c: i for i, c in enumerate(letters)}
+    for a, b in merges:
+        vocab[a + b] = len(vocab)
+    t = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    t.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    t.decoder = tokenizers.decoders.ByteLevel()
+    t.add_special_tokens([EOS])
+    t.save(os.path.join(folder, "tokenizer.json"), pretty=False)
+    write_json(os.path.join(folder, "tokenizer_config.json"), {
+        "add_prefix_space": False, "bos_token": EOS, "clean_up_tokenization_spaces": True,
+        "eos_token": EOS, "model_max_length": 2048, "tokenizer_class": "CodeGenTokenizer",
+        "unk_token": EOS})
+
+
+def write_json(path, value):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=1)
+        f.write("\n")
+
+
+def save_checkpoint(case, stored, folder):
+    """Single file or shards with an index, as save_pretrained lays them out."""
+    os.makedirs(folder, exist_ok=True)
+    write_json(os.path.join(folder, "config.json"), config_of(case))
+    write_json(os.path.join(folder, "preprocessor_config.json"), preprocessor_of(case))
+    if case["shards"] == 1:
+        save_file(stored, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+        return ["model.safetensors"]
+    names, n = sorted(stored), case["shards"]
+    files, index = [], {}
+    for i in range(n):
+        part = names[i * len(names) // n:(i + 1) * len(names) // n]
+        file = f"model-{i + 1:05d}-of-{n:05d}.safetensors"
+        save_file({k: stored[k] for k in part}, os.path.join(folder, file), metadata={"format": "pt"})
+        files.append(file)
+        index.update({k: file for k in part})
+    total = sum(v.numel() * v.element_size() for v in stored.values())
+    write_json(os.path.join(folder, "model.safetensors.index.json"),
+               {"metadata": {"total_size": total}, "weight_map": index})
+    files.append("model.safetensors.index.json")
+    return files
+
+
+def sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def f32(x):
+    return torch.as_tensor(x).detach().to(torch.float32).contiguous()
+
+
+def i32(x):
+    return torch.tensor(x, dtype=torch.int32)
+
+
+def run_case(case, folder, out):
+    mipha = Mipha(case)
+    stored, recipe = mipha.fill()
+    files = save_checkpoint(case, stored, folder)
+    kept = {}
+    os.makedirs(out, exist_ok=True)
+    for file in ["config.json", "preprocessor_config.json"] + files:
+        source = os.path.join(folder, file)
+        if file.endswith(".safetensors"):
+            kept[file] = sha256(source)
+            with open(source, "rb") as f:
+                n = int.from_bytes(f.read(8), "little")
+                header = f.read(n)
+            with open(os.path.join(out, file + ".header"), "wb") as f:
+                f.write(header)
+        else:
+            shutil.copy(source, os.path.join(out, file))
+    with open(os.path.join(out, "weights.txt"), "w", encoding="utf-8") as f:
+        f.writelines(recipe)
+
+    size = case["tower"]["image"]
+    planes = torch.stack([formula(f"planes.{i}", (3, size, size), 1.0, 0.0) for i in range(N_IMAGES)])
+    golden, worst, leads = {}, 0.0, []
+    with torch.no_grad():
+        states, projected = mipha.encode(planes)
+        tower_bounds, projected_bound = bounds_tower(mipha, planes)
+        for i, (s, b) in enumerate(zip(states, tower_bounds)):
+            golden[f"tower.{i}"], golden[f"tower.{i}.bound"] = f32(s), f32(8 * b)
+        golden["projected"], golden["projected.bound"] = f32(projected), f32(8 * projected_bound)
+        for p, ids in enumerate(prompts_of(case)):
+            embeds = mipha.splice(ids, projected)
+            start = np.concatenate([projected_bound[ids[:i].count(IMAGE)] if t == IMAGE
+                                    else np.zeros(1) for i, t in enumerate(ids)])
+            states, logits = mipha.decode(embeds)
+            bounds, logits_bound = bounds_decoder(mipha, embeds[0], start)
+            rows, few = chosen(len(logits), 24), chosen(len(logits), 5)
+            tokens, lead = mipha.greedy(embeds, GREEDY_TOKENS)
+            leads.append(lead)
+            mipha.phi.double()
+            _, exact = mipha.decode(embeds.double())
+            mipha.phi.float()
+            worst = max(worst, float((exact - logits).abs().max()))
+            k = f"prompt.{p}."
+            golden |= {k + "ids": i32(ids), k + "greedy": i32(tokens), k + "rows": i32(rows),
+                       k + "hidden_rows": i32(few), k + "logits": f32(logits[rows]),
+                       k + "logits.bound": f32(8 * logits_bound[rows])}
+            for i, (s, b) in enumerate(zip(states, bounds)):
+                golden[f"{k}hidden.{i}"] = f32(s[few])
+                golden[f"{k}hidden.{i}.bound"] = f32(8 * b[few])
+    save_file(golden, os.path.join(out, "golden.safetensors"))
+    os.chmod(os.path.join(out, "golden.safetensors"), 0o644)
+    if min(leads) < 20 * worst:
+        raise SystemExit(f"{case['name']}: a greedy choice leads by {min(leads):.3g} only: "
+                         "choose another seed")
+    bound = max(float(golden[k].max()) for k in golden if k.endswith("logits.bound"))
+    print(f"{case['name']}: f32 against f64 {worst:.3g}, logits bound up to {bound:.3g}, "
+          f"smallest greedy lead {min(leads):.3g}, "
+          f"{len(set(t for p in range(7) for t in golden[f'prompt.{p}.greedy'].tolist()))} "
+          "different tokens")
+    return {"files": kept, "float32_error": worst, "smallest_greedy_lead": min(leads)}
+
+
+def main():
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-o", "--out", default=os.path.join(here, "tests", "data", "golden"))
+    parser.add_argument("--checkpoints", help="folder for the complete checkpoints")
+    args = parser.parse_args()
+    torch.manual_seed(SEED)
+    torch.set_num_threads(1)
+    base = args.checkpoints or tempfile.mkdtemp(prefix="golden")
+    os.makedirs(args.out, exist_ok=True)
+    write_tokenizer(args.out)
+    cases = {}
+    for case in CASES:
+        folder = os.path.join(base, case["name"])
+        cases[case["name"]] = run_case(case, folder, os.path.join(args.out, case["name"]))
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(os.path.join(args.out, file), folder)
+    listing = {}
+    for root, _, files in sorted(os.walk(args.out)):
+        for file in sorted(files):
+            if file != "MANIFEST.json":
+                path = os.path.join(root, file)
+                listing[os.path.relpath(path, args.out)] = sha256(path)
+    write_json(os.path.join(args.out, "MANIFEST.json"), {
+        "command": "python3 tools/make_golden.py", "seed": SEED,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__,
+                     "safetensors": safetensors.__version__, "tokenizers": tokenizers.__version__,
+                     "numpy": np.__version__},
+        "cases": cases, "sha256": listing})
+    total = sum(os.path.getsize(os.path.join(r, f)) for r, _, fs in os.walk(args.out) for f in fs)
+    print(f"{args.out}: {total} bytes")
+    if not args.checkpoints:
+        shutil.rmtree(base)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
