@@ -1,0 +1,234 @@
+/* Resize and normalisation give Pillow's and the reference's bits. */
+#include "tests/vision_node/image_cases.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "vision_node/image_preprocess.h"
+#include "vision_node/image_resize.h"
+#include "vision_node/image_resize_kernel.h"
+
+/* Grey rows of docs/MODEL.md, "Pillow bicubic resampling", as RGB. */
+static void assert_row_resizes_to(int n_out, const unsigned char *want) {
+    static const unsigned char row[8] = {0, 255, 0, 255, 128, 64, 32, 200};
+    unsigned char source[3 * 8], out[3 * 16];
+    for (int i = 0; i < 24; i++) source[i] = row[i / 3];
+    image_rgb image = {.width = 8, .height = 1, .pixels = source};
+    err e;
+    assert_int_equal(image_resize(out, n_out, 1, &image, NULL, &e), STATUS_OK);
+    for (int i = 0; i < 3 * n_out; i++) assert_int_equal(out[i], want[i / 3]);
+    image = (image_rgb){.width = 1, .height = 8, .pixels = source};
+    assert_int_equal(image_resize(out, 1, n_out, &image, NULL, &e), STATUS_OK);
+    for (int i = 0; i < 3 * n_out; i++) assert_int_equal(out[i], want[i / 3]);
+}
+
+static void one_row_resizes_to_the_documented_values_on_either_axis(void **state) {
+    (void)state;
+    assert_row_resizes_to(3, (const unsigned char[]){113, 139, 96});
+    assert_row_resizes_to(5, (const unsigned char[]){104, 116, 187, 53, 132});
+    assert_row_resizes_to(8, (const unsigned char[]){0, 255, 0, 255, 128, 64, 32, 200});
+    assert_row_resizes_to(
+        12, (const unsigned char[]){0, 135, 236, 19, 120, 255, 150, 90, 55, 25, 119, 211});
+}
+
+static void a_small_picture_resizes_to_the_documented_values(void **state) {
+    (void)state;
+    unsigned char source[3 * 7 * 5], out[3 * 10 * 8];
+    for (int i = 0; i < 3 * 7 * 5; i++) {
+        int x = i / 3 % 7, y = i / 3 / 7;
+        source[i] = (unsigned char)(37 * x + 91 * y + 13 * x * y);
+    }
+    image_rgb image = {.width = 7, .height = 5, .pixels = source};
+    static const unsigned char two[] = {108, 140, 144, 124, 144, 137};
+    static const unsigned char four[] = {28,  107, 133, 186, 162, 163, 132, 112,
+                                         113, 150, 151, 167, 119, 109, 145, 110};
+    static const unsigned char first[] = {0, 10, 38, 64, 88, 120, 158, 184, 212, 230};
+    static const unsigned char last[] = {110, 174, 171, 24, 67, 158, 215, 68, 64, 129};
+    err e;
+    assert_int_equal(image_resize(out, 3, 2, &image, NULL, &e), STATUS_OK);
+    for (int i = 0; i < 6; i++) assert_int_equal(out[3 * i], two[i]);
+    assert_int_equal(image_resize(out, 4, 4, &image, NULL, &e), STATUS_OK);
+    for (int i = 0; i < 16; i++) assert_int_equal(out[3 * i], four[i]);
+    assert_int_equal(image_resize(out, 10, 8, &image, NULL, &e), STATUS_OK);
+    for (int i = 0; i < 10; i++) {
+        assert_int_equal(out[3 * i], first[i]);
+        assert_int_equal(out[3 * (70 + i)], last[i]);
+    }
+}
+
+static void resize_row_matches(char *f[], int n, void *arg) {
+    (void)arg;
+    assert_int_equal(n, 7);
+    int width = atoi(f[1]), height = atoi(f[2]), new_width = atoi(f[3]), new_height = atoi(f[4]);
+    image_rgb image = image_case_pixels((uint32_t)atoi(f[0]), width, height);
+    int side = width > height ? width : height;
+    image_canvas canvas = {side, side, (side - width) / 2, (side - height) / 2, {127, 127, 127}};
+    unsigned char *out = malloc((size_t)new_width * (size_t)new_height * 3);
+    assert_non_null(out);
+    err e = {0};
+    bool padded = f[5][0] == '1';
+    if (image_resize(out, new_width, new_height, &image, padded ? &canvas : NULL, &e) != STATUS_OK)
+        fail_msg("case %s: %s", f[0], e.text);
+    char digest[IMAGE_DIGEST_BYTES];
+    image_case_digest(digest, out, (size_t)new_width * (size_t)new_height * 3);
+    if (strcmp(digest, f[6]) != 0)
+        fail_msg("case %s: %d x %d to %d x %d, padded %d, differs from Pillow", f[0], width, height,
+                 new_width, new_height, padded);
+    free(out);
+    image_rgb_deinit(&image);
+}
+
+static void five_hundred_sizes_resize_as_in_pillow(void **state) {
+    (void)state;
+    assert_int_equal(image_case_each("resize.tsv", resize_row_matches, NULL), 500);
+}
+
+#ifdef IMAGE_RESIZE_HAS_AVX2
+/* Random taps of full range, every alignment and length: stronger than any real filter. */
+static void both_variants_of_the_inner_loops_give_the_same_bytes(void **state) {
+    (void)state;
+    if (!image_resize_avx2_works()) skip();
+    for (uint32_t seed = 0; seed < 300; seed++) {
+        enum { STRIDE = 24, OUTS = 7 };
+        int width = 1 + (int)(image_case_mix(1, seed) % 60);
+        int first[OUTS], n[OUTS];
+        int32_t taps[OUTS * STRIDE] = {0}, background_sum[OUTS];
+        for (int i = 0; i < OUTS; i++) {
+            first[i] = (int)(image_case_mix(2 + (uint32_t)i, seed) % (uint32_t)width);
+            int left = width - first[i] < STRIDE ? width - first[i] : STRIDE;
+            n[i] = (int)(image_case_mix(20 + (uint32_t)i, seed) % (uint32_t)(left + 1));
+            for (int k = 0; k < n[i]; k++)
+                taps[i * STRIDE + k] =
+                    (int32_t)(image_case_mix((uint32_t)(100 * i + k), seed) % 900000) - 300000;
+            background_sum[i] = (int32_t)(image_case_mix(50 + (uint32_t)i, seed) % 1000000);
+        }
+        image_axis axis = {OUTS, STRIDE, first, n, taps, background_sum};
+        image_rgb row = image_case_pixels(seed, width, 1);
+        unsigned char plain[3 * OUTS], vector[3 * OUTS];
+        int32_t scratch[3 * 64], start[3] = {1 << 21, 3 << 20, -(1 << 20)};
+        const uint8_t background[3] = {1, 127, 255};
+        size_t n_bytes = (size_t)width * 3;
+        image_resize_generic.across(plain, row.pixels, n_bytes, &axis, background);
+        image_resize_avx2.across(vector, row.pixels, n_bytes, &axis, background);
+        assert_memory_equal(plain, vector, sizeof plain);
+        image_rgb rows = image_case_pixels(seed + 1000, width, 9);
+        unsigned char plain_row[3 * 60], vector_row[3 * 60];
+        image_resize_generic.down(plain_row, rows.pixels, n_bytes, taps, 9, start, scratch);
+        image_resize_avx2.down(vector_row, rows.pixels, n_bytes, taps, 9, start, scratch);
+        assert_memory_equal(plain_row, vector_row, n_bytes);
+        image_rgb_deinit(&row);
+        image_rgb_deinit(&rows);
+    }
+}
+#endif
+
+static uint32_t bits_of(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
+static float normalised(unsigned char pixel, float mean, float std) {
+    unsigned char source[3] = {pixel, pixel, pixel};
+    image_rgb image = {.width = 1, .height = 1, .pixels = source};
+    model_preprocess_config config = image_case_config(1, false);
+    config.mean[0] = mean;
+    config.std[0] = std;
+    float planes[3];
+    err e;
+    assert_int_equal(image_preprocess(planes, &image, &config, &e), STATUS_OK);
+    return planes[0];
+}
+
+static void normalised_pixels_have_the_documented_bits(void **state) {
+    (void)state;
+    static const struct {
+        unsigned char pixel;
+        float mean, std;
+        uint32_t bits;
+    } cases[] = {
+        {0, 0.5F, 0.5F, 0xbf800000},
+        {1, 0.5F, 0.5F, 0xbf7dfdfe},
+        {127, 0.5F, 0.5F, 0xbb808080},
+        {128, 0.5F, 0.5F, 0x3b808100},
+        {254, 0.5F, 0.5F, 0x3f7dfdfe},
+        {255, 0.5F, 0.5F, 0x3f800000},
+        {0, 0.48145466F, 0.26862954F, 0xbfe568dc},
+        {122, 0.48145466F, 0.26862954F, 0xbc3864e1},
+        {127, 0.48145466F, 0.26862954F, 0x3d7ce092},
+        {255, 0.48145466F, 0.26862954F, 0x3ff71541},
+        {0, 0.485F, 0.229F, 0xc0078bbd},
+        {128, 0.485F, 0.229F, 0x3d97af32},
+        {255, 0.485F, 0.229F, 0x400fee1d},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        assert_int_equal(bits_of(normalised(cases[i].pixel, cases[i].mean, cases[i].std)),
+                         cases[i].bits);
+}
+
+static void planes_are_red_green_blue_and_row_major(void **state) {
+    (void)state;
+    unsigned char source[12] = {0, 51, 102, 153, 204, 255, 10, 20, 30, 40, 50, 60};
+    image_rgb image = {.width = 2, .height = 2, .pixels = source};
+    model_preprocess_config config = image_case_config(2, true);
+    float planes[13];
+    planes[12] = 77.0F;
+    err e;
+    assert_int_equal(image_preprocess(planes, &image, &config, &e), STATUS_OK);
+    for (size_t c = 0; c < 3; c++)
+        for (size_t i = 0; i < 4; i++)
+            assert_int_equal(bits_of(planes[4 * c + i]),
+                             bits_of(normalised(source[3 * i + c], 0.5F, 0.5F)));
+    assert_true(planes[12] == 77.0F);
+}
+
+static void a_line_of_65535_pixels_is_padded_without_building_the_square(void **state) {
+    (void)state;
+    image_rgb image = image_case_pixels(3, 65535, 1);
+    model_preprocess_config config = image_case_config(64, true);
+    float *planes = malloc(sizeof(float) * 3 * 64 * 64);
+    assert_non_null(planes);
+    err e;
+    for (int turn = 0; turn < 2; turn++) {
+        assert_int_equal(image_preprocess(planes, &image, &config, &e), STATUS_OK);
+        assert_int_equal(bits_of(planes[0]), 0xbb808080); /* 127: the corner is background */
+        image.width = 1;
+        image.height = 65535;
+    }
+    free(planes);
+    image_rgb_deinit(&image);
+}
+
+static void impossible_sizes_are_refused(void **state) {
+    (void)state;
+    unsigned char pixel[3] = {0};
+    image_rgb image = {.width = 1, .height = 1, .pixels = pixel}, none = {0};
+    unsigned char out[3];
+    float planes[3];
+    err e;
+    assert_int_equal(image_resize(out, 0, 1, &image, NULL, &e), STATUS_BAD_ARGUMENT);
+    assert_int_equal(image_resize(out, 1, IMAGE_RESIZE_SIDE_MAX + 1, &image, NULL, &e),
+                     STATUS_BAD_ARGUMENT);
+    assert_int_equal(image_resize(out, 1, 1, &none, NULL, &e), STATUS_BAD_ARGUMENT);
+    image_canvas small = {.width = 1, .height = 1, .x = 1};
+    assert_int_equal(image_resize(out, 1, 1, &image, &small, &e), STATUS_BAD_ARGUMENT);
+    model_preprocess_config config = image_case_config(0, false);
+    assert_int_equal(image_preprocess(planes, &image, &config, &e), STATUS_BAD_ARGUMENT);
+    assert_int_equal(image_rgb_orient(&image, 9, &e), STATUS_BAD_ARGUMENT);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_row_resizes_to_the_documented_values_on_either_axis),
+        cmocka_unit_test(a_small_picture_resizes_to_the_documented_values),
+        cmocka_unit_test(five_hundred_sizes_resize_as_in_pillow),
+#ifdef IMAGE_RESIZE_HAS_AVX2
+        cmocka_unit_test(both_variants_of_the_inner_loops_give_the_same_bytes),
+#endif
+        cmocka_unit_test(normalised_pixels_have_the_documented_bits),
+        cmocka_unit_test(planes_are_red_green_blue_and_row_major),
+        cmocka_unit_test(a_line_of_65535_pixels_is_padded_without_building_the_square),
+        cmocka_unit_test(impossible_sizes_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

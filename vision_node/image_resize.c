@@ -1,0 +1,177 @@
+/* Pillow's bicubic resampling, exactly.
+ *
+ * For an axis of n_in samples made n_out: scale = n_in / n_out, the filter is stretched by
+ * max(scale, 1) (antialiasing), output i is centred at (i + 0.5) * scale, and its weights are
+ * normalised in double before they become integers with 22 fractional bits. The order of every
+ * double operation below is Pillow's; so is the order of the passes and the rounding to 8 bits
+ * between them.
+ *
+ * A canvas around the image is never built: the taps that fall outside the image are summed once per
+ * output sample and multiplied by the canvas colour. Rows that lie wholly on the canvas need no
+ * first pass: normalised taps sum to 2^22 within n/2 units, so a constant row stays constant
+ * (error 255 * n / 2 < 2^21 for every n below 16448; n is at most 4 * scale + 2).
+ *
+ * An axis whose size does not change gets one tap of exactly 2^22, which copies. */
+#include "vision_node/image_resize.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "vision_node/image_resize_kernel.h"
+
+#define SUPPORT 2.0 /* of the cubic, in samples */
+#define CUBIC_A (-0.5)
+
+static double cubic(double x) {
+    x = fabs(x);
+    if (x < 1.0) return ((CUBIC_A + 2.0) * x - (CUBIC_A + 3.0)) * x * x + 1;
+    if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * CUBIC_A;
+    return 0.0;
+}
+
+static int32_t to_fixed(double weight) {
+    double scaled = weight * (double)(1 << IMAGE_RESIZE_BITS);
+    return (int32_t)(weight < 0 ? scaled - 0.5 : scaled + 0.5);
+}
+
+static void axis_deinit(image_axis *axis) {
+    free(axis->first);
+    free(axis->n);
+    free(axis->taps);
+    free(axis->background_sum);
+    *axis = (image_axis){0};
+}
+
+/* Weights of output i over the whole axis, in samples x0 .. x0 + n - 1. */
+static int weigh(double *weights, int *x0, int i, int n_in, int n_out) {
+    double scale = (double)n_in / n_out;
+    double stretch = scale < 1.0 ? 1.0 : scale;
+    double support = SUPPORT * stretch, inverse = 1.0 / stretch;
+    double centre = (i + 0.5) * scale;
+    int from = (int)(centre - support + 0.5), to = (int)(centre + support + 0.5);
+    if (from < 0) from = 0;
+    if (to > n_in) to = n_in;
+    double sum = 0.0;
+    for (int k = 0; k < to - from; k++) {
+        weights[k] = cubic((k + from - centre + 0.5) * inverse);
+        sum += weights[k];
+    }
+    for (int k = 0; k < to - from; k++)
+        if (sum != 0.0) weights[k] /= sum;
+    *x0 = from;
+    return to - from;
+}
+
+/* n_in samples of which [offset, offset + n_image) are the image, made n_out. */
+static status axis_init(image_axis *axis, int n_out, int n_in, int offset, int n_image, err *e) {
+    double stretch = n_in > n_out ? (double)n_in / n_out : 1.0;
+    int taps_max = (int)ceil(SUPPORT * stretch) * 2 + 1;
+    size_t stride = ((size_t)taps_max + 3) & ~(size_t)3, n = (size_t)n_out;
+    *axis = (image_axis){.n_out = n_out, .stride = (int)stride};
+    axis->first = calloc(n, sizeof *axis->first);
+    axis->n = calloc(n, sizeof *axis->n);
+    axis->taps = calloc(n * stride, sizeof *axis->taps);
+    axis->background_sum = calloc(n, sizeof *axis->background_sum);
+    double *weights = calloc(stride, sizeof *weights);
+    if (!axis->first || !axis->n || !axis->taps || !axis->background_sum || !weights) {
+        free(weights);
+        axis_deinit(axis);
+        return fail(e, STATUS_NO_MEMORY, "coefficients to resize %d samples to %d", n_in, n_out);
+    }
+    for (int i = 0; i < n_out; i++) {
+        int x0 = i, n_weights = 1;
+        if (n_in == n_out) weights[0] = 1.0;
+        else n_weights = weigh(weights, &x0, i, n_in, n_out);
+        int32_t *taps = axis->taps + (size_t)i * stride;
+        for (int k = 0; k < n_weights; k++) {
+            int x = x0 + k - offset;
+            if (x < 0 || x >= n_image) {
+                axis->background_sum[i] += to_fixed(weights[k]);
+                continue;
+            }
+            if (axis->n[i] == 0) axis->first[i] = x;
+            taps[axis->n[i]++] = to_fixed(weights[k]);
+        }
+    }
+    free(weights);
+    return STATUS_OK;
+}
+
+static const image_resize_kernel *choose_kernel(void) {
+#ifdef IMAGE_RESIZE_HAS_AVX2
+    if (image_resize_avx2_works()) return &image_resize_avx2;
+#endif
+    return &image_resize_generic;
+}
+
+/* rows [first, last) of the image are what the vertical pass reads. */
+static status run_passes(unsigned char *out, const image_rgb *image, const image_axis *across,
+                         const image_axis *down, const uint8_t background[3], err *e) {
+    const image_resize_kernel *kernel = choose_kernel();
+    int first = image->height, last = 0;
+    for (int i = 0; i < down->n_out; i++) {
+        if (down->n[i] == 0) continue;
+        if (down->first[i] < first) first = down->first[i];
+        if (down->first[i] + down->n[i] > last) last = down->first[i] + down->n[i];
+    }
+    if (last < first) last = first;
+    size_t row_bytes = (size_t)across->n_out * 3, n_rows = (size_t)(last - first);
+    unsigned char *rows = malloc(n_rows * row_bytes + 1);
+    int32_t *scratch = malloc(row_bytes * sizeof *scratch);
+    status st = STATUS_OK;
+    if (!rows || !scratch) {
+        st = fail(e, STATUS_NO_MEMORY, "%zu bytes to resize an image", n_rows * row_bytes);
+        goto done;
+    }
+    size_t image_row_bytes = (size_t)image->width * 3;
+    for (int y = first; y < last; y++)
+        kernel->across(rows + (size_t)(y - first) * row_bytes,
+                       image->pixels + (size_t)y * image_row_bytes,
+                       (size_t)(image->height - y) * image_row_bytes, across, background);
+    for (int i = 0; i < down->n_out; i++) {
+        int32_t start[3];
+        for (int c = 0; c < 3; c++)
+            start[c] = IMAGE_RESIZE_HALF + background[c] * down->background_sum[i];
+        size_t skip = down->n[i] ? (size_t)(down->first[i] - first) : 0;
+        kernel->down(out + (size_t)i * row_bytes, rows + skip * row_bytes, row_bytes,
+                     down->taps + (size_t)i * (size_t)down->stride, down->n[i], start, scratch);
+    }
+done:
+    free(scratch);
+    free(rows);
+    return st;
+}
+
+static bool is_inside(const image_rgb *image, const image_canvas *canvas) {
+    return canvas->x >= 0 && canvas->y >= 0 && canvas->width <= IMAGE_SIDE_MAX &&
+           canvas->height <= IMAGE_SIDE_MAX && canvas->x <= canvas->width - image->width &&
+           canvas->y <= canvas->height - image->height;
+}
+
+status image_resize(unsigned char *out, int out_width, int out_height, const image_rgb *image,
+                    const image_canvas *canvas, err *e) {
+    if (!image->pixels || image->width < 1 || image->height < 1 || image->width > IMAGE_SIDE_MAX ||
+        image->height > IMAGE_SIDE_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "resize of an image of %d x %d", image->width,
+                    image->height);
+    if (out_width < 1 || out_height < 1 || out_width > IMAGE_RESIZE_SIDE_MAX ||
+        out_height > IMAGE_RESIZE_SIDE_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "resize to %d x %d, each side must be 1..%d", out_width,
+                    out_height, IMAGE_RESIZE_SIDE_MAX);
+    image_canvas whole = {.width = image->width, .height = image->height};
+    if (!canvas) canvas = &whole;
+    if (!is_inside(image, canvas))
+        return fail(e, STATUS_BAD_ARGUMENT, "image of %d x %d at %d, %d not on a canvas of %d x %d",
+                    image->width, image->height, canvas->x, canvas->y, canvas->width,
+                    canvas->height);
+    image_axis across = {0}, down = {0};
+    status st = axis_init(&across, out_width, canvas->width, canvas->x, image->width, e);
+    if (st != STATUS_OK) goto done;
+    st = axis_init(&down, out_height, canvas->height, canvas->y, image->height, e);
+    if (st != STATUS_OK) goto done;
+    st = run_passes(out, image, &across, &down, canvas->rgb, e);
+done:
+    axis_deinit(&down);
+    axis_deinit(&across);
+    return st;
+}

@@ -1,0 +1,40 @@
+/* The vision tower: planes of pictures to features, many pictures at once, forward only.
+ *
+ *     vision_encoder *v;
+ *     st = vision_encoder_open(&v, ctx, m, 8, &e);
+ *     st = vision_encoder_run(v, planes, n, features, &e);
+ *     vision_encoder_close(&v);
+ *
+ * Runs the layers up to the selected hidden state; no final norm is applied. A picture's features are
+ * the same bytes whatever other pictures run with it. All memory is taken at open. One thread, that of
+ * the context; the context and the model outlive it. */
+#ifndef VISION_NODE_VISION_ENCODER_H
+#define VISION_NODE_VISION_ENCODER_H
+
+#include "model/model.h"
+#include "ops/ops.h"
+
+#define VISION_ENCODER_IMAGES_MAX 256
+
+typedef struct vision_encoder vision_encoder;
+
+/* max_images: the most one run may hold, 1 .. VISION_ENCODER_IMAGES_MAX. m was opened with
+ * MODEL_PART_TOWER. Errors: BAD_ARGUMENT, NO_MEMORY, DEVICE. */
+MUST_USE status vision_encoder_open(vision_encoder **v, ops_ctx *ctx, const model *m,
+                                    int max_images, err *e);
+void vision_encoder_close(vision_encoder **v);
+
+/* planes: host, f32 [n_images, 3, size, size], normalised. features: host, [n_images, n_tokens, hidden]
+ * in model_tower_dtype, n_images * vision_encoder_feature_bytes bytes. Errors: BAD_ARGUMENT, DEVICE. */
+MUST_USE status vision_encoder_run(vision_encoder *v, const float *planes, int n_images,
+                                   void *features, err *e);
+
+size_t vision_encoder_feature_bytes(const vision_encoder *v); /* of one picture */
+size_t vision_encoder_device_bytes(const vision_encoder *v);  /* weights and activations together */
+
+/* For tests: called with hidden state 0 (after the position table), then after every layer.
+ * hidden [n_rows, width], valid during the call. Costs a download a layer; NULL turns it off. */
+typedef void vision_tap(void *user, int layer, const float *hidden, int64_t n_rows, int64_t width);
+void vision_encoder_set_tap(vision_encoder *v, vision_tap *tap, void *user);
+
+#endif

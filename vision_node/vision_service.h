@@ -1,0 +1,43 @@
+/* The vision node's work: ENCODE in, features in the cache, ENCODED out.
+ *
+ *     vision_service *s;
+ *     st = vision_service_open(&s, &parts, &settings, &e);
+ *     worker_handler h = vision_service_handler(s);
+ *     st = worker_open(&w, ..., &h, &e);
+ *     vision_service_attach(s, w);
+ *
+ * One thread, the worker's computing thread; open and close from any one thread before and after. */
+#ifndef VISION_NODE_VISION_SERVICE_H
+#define VISION_NODE_VISION_SERVICE_H
+
+#include "cache/cache.h"
+#include "model/model.h"
+#include "ops/ops.h"
+#include "vision_node/image_decoder.h"
+#include "worker/worker.h"
+
+typedef struct vision_service vision_service;
+
+/* Borrowed; all of them outlive the service. */
+typedef struct {
+    const model *model; /* with MODEL_PART_TOWER */
+    cache *cache;
+    image_decoder *decoder;
+} vision_service_parts;
+
+typedef struct {
+    ops_settings ops;
+    int max_images; /* encoded in one run, 1 .. VISION_ENCODER_IMAGES_MAX */
+} vision_service_settings;
+
+MUST_USE status vision_service_open(vision_service **s, const vision_service_parts *parts,
+                                    const vision_service_settings *settings, err *e);
+void vision_service_close(vision_service **s);
+
+worker_handler vision_service_handler(vision_service *s);
+void vision_service_attach(vision_service *s, worker *w);
+
+/* What a preprocessing change must raise, so that old features are not found any more. */
+#define VISION_PREPROCESS_VERSION 1
+
+#endif
