@@ -60,6 +60,17 @@ status model_open_files(model *m, const char *dir, err *e) {
     return m->tensors ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "%s: no memory for its table", dir);
 }
 
+status model_open_tokenizer(model *m, const char *dir, err *e) {
+    status st = tokenizer_open(&m->tokens, dir, e);
+    if (st != STATUS_OK) return st;
+    int32_t n_ids = tokenizer_n_ids(m->tokens);
+    int n_rows = m->config.decoder.n_vocab_in;
+    if (n_ids <= n_rows || !has(m, "model.embed_tokens.weight")) return STATUS_OK;
+    return fail(e, STATUS_BAD_MODEL,
+                "%s: the tokenizer has ids up to %d, but model.embed_tokens.weight has %d rows", dir,
+                (int)n_ids - 1, n_rows);
+}
+
 static int part_of(const weight_row *row) {
     switch (row->use) {
     case WEIGHT_OF_TOWER: return MODEL_PART_TOWER;
@@ -82,6 +93,8 @@ static void make_fingerprints(model *m, int parts) {
     f = fingerprint_begin("model");
     hash_hex(hex, m->tower_fingerprint, sizeof m->tower_fingerprint);
     fingerprint_add_text(f, "tower %s", hex);
+    hash_hex(hex, tokenizer_digest(m->tokens), HASH_SHA256_BYTES);
+    fingerprint_add_text(f, "tokenizer %s", hex);
     fingerprint_add_decoder_config(f, &m->config);
     for (size_t i = 0; i < m->table.n_rows; i++)
         if (part_of(&m->table.rows[i]) == MODEL_PART_DECODER)
@@ -124,6 +137,7 @@ status model_open(model **out, const char *dir, int parts, err *e) {
     model *m = calloc(1, sizeof *m);
     if (!m) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
     status st = model_open_files(m, dir, e);
+    if (st == STATUS_OK && parts & MODEL_PART_DECODER) st = model_open_tokenizer(m, dir, e);
     if (st == STATUS_OK) st = model_bind_weights(m, parts, e);
     if (st != STATUS_OK) {
         model_close(&m);
@@ -136,6 +150,7 @@ status model_open(model **out, const char *dir, int parts, err *e) {
 
 void model_close(model **m) {
     if (!*m) return;
+    tokenizer_close(&(*m)->tokens);
     free((*m)->tensors);
     weight_table_deinit(&(*m)->table);
     weight_files_close(&(*m)->files);

@@ -20,6 +20,9 @@ struct model {
  * On failure m holds what was opened so far and model_close releases it. */
 MUST_USE status model_open_files(model *m, const char *dir, err *e);
 
+/* After the files, before the weights: its digest is part of the fingerprint. */
+MUST_USE status model_open_tokenizer(model *m, const char *dir, err *e);
+
 /* The rows of parts are looked for, and the fingerprints made. */
 MUST_USE status model_bind_weights(model *m, int parts, err *e);
 

@@ -137,6 +137,11 @@ status model_verify(const char *dir, FILE *to, err *e) {
         goto done;
     }
     n_findings = report_rows(m, to) + report_extras(m, to);
+    err finding;
+    if (model_open_tokenizer(m, dir, &finding) != STATUS_OK) {
+        fprintf(to, "%s\n", finding.text);
+        n_findings++;
+    }
     if (n_findings > 0)
         st = fail(e, STATUS_BAD_MODEL, "%s: %d finding%s", dir, n_findings, n_findings == 1 ? "" : "s");
     else

@@ -31,6 +31,9 @@ int32_t tokenizer_n_ids(const tokenizer *t);   /* largest id + 1 */
 int32_t tokenizer_eos_id(const tokenizer *t);
 const char *tokenizer_eos_text(const tokenizer *t); /* "<|endoftext|>" */
 
+/* SHA-256 (32 bytes) over everything that decides ids and texts, whatever files it came from. */
+const unsigned char *tokenizer_digest(const tokenizer *t);
+
 /* ids needs room for max_ids; TOO_LARGE when the text needs more, BAD_FORMAT for invalid UTF-8.
  * Cost: n log n in the longest word. */
 MUST_USE status tokenizer_encode(const tokenizer *t, const char *text, size_t text_bytes,
@@ -44,7 +47,7 @@ MUST_USE status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t 
                                  bool skip_special, buf *text);
 
 /* Streaming: the concatenation of all pieces and of the final flush equals tokenizer_decode of all
- * ids. A piece may be empty: bytes that could still change are held back. */
+ * ids with skip_special. A piece may be empty: bytes that could still change are held back. */
 typedef struct tokenizer_stream tokenizer_stream;
 MUST_USE status tokenizer_stream_open(tokenizer_stream **s, const tokenizer *t);
 MUST_USE status tokenizer_stream_push(tokenizer_stream *s, int32_t id, buf *piece);

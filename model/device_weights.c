@@ -1,0 +1,72 @@
+/* Matrices go to the backend as they lie in the file. Vectors are few and small: they are widened to f32
+ * here, on the host, once. */
+#include "model/device_weights.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+
+#define NAME_BYTES 160
+
+static void format_name(char name[NAME_BYTES], const char *format, va_list args) {
+    int n = vsnprintf(name, NAME_BYTES, format, args);
+    CHECK(n > 0 && n < NAME_BYTES, "names of weights are short");
+}
+
+status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err *e,
+                          const char *name_format, ...) {
+    char name[NAME_BYTES];
+    va_list args;
+    va_start(args, name_format);
+    format_name(name, name_format, args);
+    va_end(args);
+    ops_tensor w = model_weight(m, "%s.weight", name);
+    ops_tensor bias = model_weight(m, "%s.bias", name);
+    int64_t n_rows = w.dims[0];
+    w = tensor_reshape(&w, 2, (int64_t[]){n_rows, tensor_elements(&w) / n_rows});
+    return ops_matrix_open(ctx, matrix, &w, &bias, e);
+}
+
+/* The file's values may lie at any address. */
+static float read_value(const ops_tensor *w, int64_t i) {
+    const unsigned char *at = (const unsigned char *)w->data + (size_t)i * dtype_bytes(w->dtype);
+    if (w->dtype == OPS_DTYPE_F32) {
+        float v;
+        memcpy(&v, at, sizeof v);
+        return v;
+    }
+    uint16_t half;
+    memcpy(&half, at, sizeof half);
+    return w->dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
+status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
+                         const char *name_format, ...) {
+    char name[NAME_BYTES];
+    va_list args;
+    va_start(args, name_format);
+    format_name(name, name_format, args);
+    va_end(args);
+    ops_tensor w = model_weight(m, "%s", name);
+    *out = ops_block_cut(block, OPS_DTYPE_F32, w.n_dims, w.dims);
+    int64_t n = tensor_elements(&w);
+    float *wide = malloc((size_t)n * sizeof *wide);
+    if (!wide) return fail(e, STATUS_NO_MEMORY, "weight %s: no memory to widen it", name);
+    for (int64_t i = 0; i < n; i++) wide[i] = read_value(&w, i);
+    status st = ops_upload(block->ctx, out, wide);
+    if (st == STATUS_OK) st = ops_sync(block->ctx); /* wide is read until then */
+    free(wide);
+    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text(st));
+}
+
+status device_table_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
+                        const char *name) {
+    ops_tensor w = model_weight(m, "%s", name);
+    *out = ops_block_cut(block, w.dtype, w.n_dims, w.dims);
+    status st = ops_upload(block->ctx, out, w.data);
+    if (st == STATUS_OK) st = ops_sync(block->ctx);
+    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text(st));
+}

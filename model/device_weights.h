@@ -1,0 +1,28 @@
+/* Weights of a checkpoint on a device: what every network does with model_weight before it can run.
+ *
+ *     st = device_matrix_open(ctx, &layer->fc1, m, &e, "model.layers.%d.mlp.fc1", i);
+ *     st = device_vector_cut(&block, &layer->norm_w, m, &e, "model.layers.%d.input_layernorm.weight", i);
+ *
+ * One context, one thread. */
+#ifndef MODEL_DEVICE_WEIGHTS_H
+#define MODEL_DEVICE_WEIGHTS_H
+
+#include "model/model.h"
+#include "ops/ops.h"
+
+/* Packs `name`.weight, seen as [rows, everything else], with `name`.bias. Close with ops_matrix_close.
+ * Errors: NO_MEMORY. */
+MUST_USE status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err *e,
+                                   const char *name_format, ...)
+    __attribute__((format(printf, 5, 6)));
+
+/* Cuts a tensor of the weight's dims from block, as f32, and fills it: ops_cut_bytes(OPS_DTYPE_F32, n). */
+MUST_USE status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
+                                  const char *name_format, ...)
+    __attribute__((format(printf, 5, 6)));
+
+/* Cuts and fills in the dtype of the checkpoint: for tables rows are gathered from. */
+MUST_USE status device_table_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
+                                 const char *name);
+
+#endif
