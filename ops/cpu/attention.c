@@ -1,0 +1,280 @@
+/* For row r with query q and its keys k[0 .. pos], values v[0 .. pos], of one head:
+ *
+ *     s[j] = scale * sum over d of q[d] k[j][d]
+ *     out[d] = sum over j of exp(s[j] - max s) v[j][d]  /  sum over j of exp(s[j] - max s)
+ *
+ * Keys are taken in chunks of 64 counted from absolute position 0, with a running maximum and sum
+ * (Milakov and Gimelshein 2018). Everything about a row depends on its own query and its own keys in
+ * that order: s[j] sums over d in order, in blocks of 256 that reload their partial sum; the values of a chunk are
+ * added one key after the other; keys past pos are never multiplied. So neither the other rows, nor
+ * the block size of a cache, nor the cut into calls changes a bit.
+ *
+ * A task is one head and up to 192 rows. For each chunk, the rows whose keys lie in the same memory
+ * are served together: all rows of one sequence, and rows of several sequences that share the block,
+ * as the questions on one image do. For them the keys are transposed to [d][64] and the values copied
+ * to [64][hd], once; then tiles of rows go through the same micro-kernels as ops_linear.
+ *
+ * Full attention is the paged one with a block per group and every row at the last position. */
+#include <math.h>
+#include <string.h>
+
+#include "ops/cpu/cpu_internal.h"
+
+#define ROWS_A_TASK 192
+
+typedef struct {
+    const simd_kernels *simd;
+    float *out;
+    const float *q, *k, *v;
+    const int32_t *tables, *row_seq, *row_pos;
+    int64_t n_rows, max_blocks, block_tokens;
+    int64_t q_width, kv_width, head_dim, padded_dim; /* padded_dim: up to a multiple of 32 */
+    int heads_a_kv, n_heads;
+    float scale;
+    int64_t rows_a_task;
+    unsigned char *scratch;
+    size_t thread_bytes;
+} attention_job;
+
+/* What one thread works with; cut from its part of the scratch. */
+typedef struct {
+    float *acc;     /* [rows, padded_dim]: sum of p v so far */
+    float *max;     /* [rows] */
+    float *sum;     /* [rows] */
+    float *keys_t;  /* [head_dim, KEY_CHUNK] */
+    float *values;  /* [KEY_CHUNK, padded_dim] */
+    float *q_tile;  /* [TILE_ROWS_MAX, TILE_STRIDE] */
+    float *p_tile;  /* [TILE_ROWS_MAX, TILE_STRIDE]: scores, then weights */
+    float *acc_tile; /* [TILE_ROWS_MAX, padded_dim] */
+    int32_t *members; /* [rows]: the rows served together */
+    bool *served;   /* [rows] */
+} workspace;
+
+/* Cuts the parts from base, or with NULL only adds them up. */
+static size_t workspace_cut(const attention_job *j, unsigned char *base, workspace *w) {
+    size_t used = 0, rows = (size_t)j->rows_a_task, dim = (size_t)j->padded_dim;
+#define CUT(field, n)                                                                              \
+    do {                                                                                           \
+        if (base) w->field = (void *)(base + used);                                                \
+        used += align_up((n) * sizeof *w->field);                                                  \
+    } while (0)
+    CUT(acc, rows * dim);
+    CUT(max, rows);
+    CUT(sum, rows);
+    CUT(keys_t, dim * KEY_CHUNK);
+    CUT(values, KEY_CHUNK * dim);
+    CUT(q_tile, TILE_ROWS_MAX * TILE_STRIDE);
+    CUT(p_tile, TILE_ROWS_MAX * TILE_STRIDE);
+    CUT(acc_tile, TILE_ROWS_MAX * dim);
+    CUT(members, rows);
+    CUT(served, rows);
+#undef CUT
+    return used;
+}
+
+/* Keys of row r in the chunk that begins at position start. */
+static int keys_in_chunk(const attention_job *j, int64_t r, int64_t start) {
+    int64_t n = (int64_t)j->row_pos[r] + 1 - start;
+    return n < 0 ? 0 : n > KEY_CHUNK ? KEY_CHUNK : (int)n;
+}
+
+static const int32_t *blocks_of(const attention_job *j, int64_t r) {
+    return j->tables + j->row_seq[r] * j->max_blocks;
+}
+
+/* Whether the first n > 0 keys of the chunk are the same memory for both rows. */
+static bool same_keys(const attention_job *j, int64_t a, int64_t b, int64_t start, int n) {
+    if (j->row_seq[a] == j->row_seq[b]) return true;
+    const int32_t *block_a = blocks_of(j, a), *block_b = blocks_of(j, b);
+    for (int64_t i = start / j->block_tokens; i <= (start + n - 1) / j->block_tokens; i++)
+        if (block_a[i] != block_b[i]) return false;
+    return true;
+}
+
+/* Transposes the keys and copies the values of the n keys of row r from position start. */
+static void load_chunk(const attention_job *j, workspace *w, int64_t r, int64_t start, int n,
+                       int64_t kv_offset) {
+    const float *keys[KEY_CHUNK];
+    const int32_t *blocks = blocks_of(j, r);
+    size_t head_bytes = (size_t)j->head_dim * sizeof(float);
+    size_t pad_bytes = (size_t)(j->padded_dim - j->head_dim) * sizeof(float);
+    for (int i = 0; i < n; i++) {
+        int64_t pos = start + i, block = blocks[pos / j->block_tokens];
+        int64_t at = (block * j->block_tokens + pos % j->block_tokens) * j->kv_width + kv_offset;
+        float *value = w->values + i * j->padded_dim;
+        keys[i] = j->k + at;
+        memcpy(value, j->v + at, head_bytes);
+        memset(value + j->head_dim, 0, pad_bytes);
+    }
+    j->simd->transpose(w->keys_t, keys, n, j->head_dim);
+}
+
+/* One chunk for a tile of rows: scores, softmax step, values. rows[] are relative to first. */
+static void attend_tile(const attention_job *j, workspace *w, int64_t first, const int32_t *rows,
+                        int n_rows, int64_t start, int64_t q_offset) {
+    const simd_kernels *simd = j->simd;
+    int n_keys[TILE_ROWS_MAX], most = 0, fewest = KEY_CHUNK;
+    for (int i = 0; i < n_rows; i++) {
+        n_keys[i] = keys_in_chunk(j, first + rows[i], start);
+        most = n_keys[i] > most ? n_keys[i] : most;
+        fewest = n_keys[i] < fewest ? n_keys[i] : fewest;
+    }
+    for (int64_t d = 0; d < j->head_dim; d += TILE_STRIDE) {
+        int64_t n_dims = min_i64(TILE_STRIDE, j->head_dim - d);
+        for (int i = 0; i < n_rows; i++)
+            memcpy(w->q_tile + i * TILE_STRIDE, j->q + (first + rows[i]) * j->q_width + q_offset + d,
+                   (size_t)n_dims * sizeof(float));
+        for (int c = 0; c < most; c += PANEL_COLS)
+            simd->tile(w->p_tile + c, TILE_STRIDE, w->q_tile, n_rows, w->keys_t + d * KEY_CHUNK + c,
+                       KEY_CHUNK, OPS_DTYPE_F32, n_dims, PANEL_COLS, d > 0);
+    }
+    for (int i = 0; i < n_rows; i++) {
+        int r = rows[i];
+        float shrink = simd->softmax_step(w->p_tile + i * TILE_STRIDE, n_keys[i], j->scale,
+                                          &w->max[r], &w->sum[r]);
+        simd->scale(w->acc_tile + i * j->padded_dim, w->acc + r * j->padded_dim, shrink,
+                    j->padded_dim);
+    }
+    for (int64_t d = 0; d < j->head_dim; d += PANEL_COLS) {
+        int n_cols = (int)min_i64(PANEL_COLS, (j->head_dim - d + 15) / 16 * 16);
+        simd->tile(w->acc_tile + d, j->padded_dim, w->p_tile, n_rows, w->values + d, j->padded_dim,
+                   OPS_DTYPE_F32, fewest, n_cols, true);
+        for (int i = 0; i < n_rows; i++)
+            if (n_keys[i] > fewest) /* the same sum goes on, for this row alone */
+                simd->tile(w->acc_tile + i * j->padded_dim + d, j->padded_dim,
+                           w->p_tile + i * TILE_STRIDE + fewest, 1,
+                           w->values + fewest * j->padded_dim + d, j->padded_dim, OPS_DTYPE_F32,
+                           n_keys[i] - fewest, n_cols, true);
+    }
+    for (int i = 0; i < n_rows; i++)
+        memcpy(w->acc + rows[i] * j->padded_dim, w->acc_tile + i * j->padded_dim,
+               (size_t)j->padded_dim * sizeof(float));
+}
+
+/* One chunk for all rows of the task. */
+static void attend_chunk(const attention_job *j, workspace *w, int64_t first, int64_t n_rows,
+                         int64_t start, int head) {
+    int64_t q_offset = head * j->head_dim, kv_offset = head / j->heads_a_kv * j->head_dim;
+    for (int64_t r = 0; r < n_rows; r++) w->served[r] = keys_in_chunk(j, first + r, start) == 0;
+    for (int64_t leader = 0; leader < n_rows; leader++) {
+        if (w->served[leader]) continue;
+        int64_t longest = leader; /* of the leader's sequence: its keys include all others' */
+        for (int64_t r = leader + 1; r < n_rows; r++)
+            if (!w->served[r] && j->row_seq[first + r] == j->row_seq[first + leader] &&
+                j->row_pos[first + r] > j->row_pos[first + longest])
+                longest = r;
+        int n_keys = keys_in_chunk(j, first + longest, start);
+        load_chunk(j, w, first + longest, start, n_keys, kv_offset);
+        int64_t n_members = 0;
+        for (int64_t r = leader; r < n_rows; r++) {
+            int n = keys_in_chunk(j, first + r, start);
+            if (w->served[r] || n > n_keys || !same_keys(j, first + longest, first + r, start, n))
+                continue;
+            w->served[r] = true;
+            w->members[n_members++] = (int32_t)r;
+        }
+        for (int64_t m = 0; m < n_members; m += j->simd->tile_rows)
+            attend_tile(j, w, first, w->members + m,
+                        (int)min_i64(j->simd->tile_rows, n_members - m), start, q_offset);
+    }
+}
+
+static void attend_task(void *arg, int64_t task, int thread) {
+    const attention_job *j = arg;
+    workspace w;
+    (void)workspace_cut(j, j->scratch + (size_t)thread * j->thread_bytes, &w);
+    int head = (int)(task % j->n_heads);
+    int64_t first = task / j->n_heads * j->rows_a_task;
+    int64_t n_rows = min_i64(j->rows_a_task, j->n_rows - first);
+    int64_t last_pos = 0;
+    for (int64_t r = 0; r < n_rows; r++) {
+        w.max[r] = -INFINITY;
+        w.sum[r] = 0.0f;
+        if (j->row_pos[first + r] > last_pos) last_pos = j->row_pos[first + r];
+    }
+    memset(w.acc, 0, (size_t)(n_rows * j->padded_dim) * sizeof *w.acc);
+    for (int64_t start = 0; start <= last_pos; start += KEY_CHUNK)
+        attend_chunk(j, &w, first, n_rows, start, head);
+    for (int64_t r = 0; r < n_rows; r++) {
+        const float *acc = w.acc + r * j->padded_dim;
+        float *out = j->out + (first + r) * j->q_width + head * j->head_dim;
+        for (int64_t d = 0; d < j->head_dim; d++) out[d] = acc[d] / w.sum[r];
+    }
+}
+
+/* Bytes in front of the threads' workspaces, for the tables of full attention. */
+static status prepare(cpu_state *s, attention_job *j, const ops_attention_params *params,
+                            size_t table_bytes) {
+    j->simd = s->simd;
+    j->n_heads = params->n_heads;
+    j->heads_a_kv = params->n_heads / params->n_kv_heads;
+    j->scale = params->scale;
+    j->head_dim = j->q_width / params->n_heads;
+    j->padded_dim = ceil_div(j->head_dim, PANEL_COLS) * PANEL_COLS;
+    int64_t n_pieces = ceil_div(j->n_rows, ROWS_A_TASK);
+    j->rows_a_task = ceil_div(j->n_rows, n_pieces);
+    j->thread_bytes = workspace_cut(j, NULL, NULL);
+    unsigned char *scratch =
+        cpu_scratch(s, table_bytes + j->thread_bytes * (size_t)pool_threads(s->pool));
+    if (!scratch) return STATUS_NO_MEMORY;
+    j->scratch = scratch + table_bytes;
+    return STATUS_OK;
+}
+
+status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
+                     const ops_tensor *v, int64_t length, const ops_attention_params *params) {
+    cpu_state *s = state;
+    int64_t n_rows = q->dims[0], n_groups = n_rows / length;
+    attention_job j = {.out = out->data, .q = q->data, .k = k->data, .v = v->data,
+                       .n_rows = n_rows, .max_blocks = 1, .block_tokens = length,
+                       .q_width = q->dims[1], .kv_width = k->dims[1]};
+    size_t table_bytes = align_up((size_t)(n_groups + 2 * n_rows) * sizeof(int32_t));
+    status st = prepare(s, &j, params, table_bytes);
+    if (st != STATUS_OK) return st;
+    int32_t *tables = s->scratch, *row_seq = tables + n_groups, *row_pos = row_seq + n_rows;
+    for (int64_t g = 0; g < n_groups; g++) tables[g] = (int32_t)g;
+    for (int64_t r = 0; r < n_rows; r++) {
+        row_seq[r] = (int32_t)(r / length);
+        row_pos[r] = (int32_t)(length - 1);
+    }
+    j.tables = tables;
+    j.row_seq = row_seq;
+    j.row_pos = row_pos;
+    pool_run(s->pool, ceil_div(n_rows, j.rows_a_task) * j.n_heads, attend_task, &j);
+    return STATUS_OK;
+}
+
+/* Every block that a row will read must exist. Rows of one sequence mostly stand together, so the
+ * blocks already looked at for the row before are not looked at again. */
+static bool tables_fit(const attention_job *j, int64_t n_seqs, int64_t n_blocks) {
+    int64_t seq = -1, n_checked = 0;
+    for (int64_t r = 0; r < j->n_rows; r++) {
+        if (j->row_seq[r] < 0 || j->row_seq[r] >= n_seqs || j->row_pos[r] < 0) return false;
+        int64_t n = j->row_pos[r] / j->block_tokens + 1;
+        if (n > j->max_blocks) return false;
+        if (j->row_seq[r] != seq) n_checked = 0;
+        seq = j->row_seq[r];
+        if (n > n_checked && !cpu_indices_fit(blocks_of(j, r) + n_checked, n - n_checked, n_blocks))
+            return false;
+        n_checked = n > n_checked ? n : n_checked;
+    }
+    return true;
+}
+
+status cpu_attention_paged(void *state, ops_tensor *out, const ops_tensor *q,
+                           const ops_tensor *k_cache, const ops_tensor *v_cache,
+                           const ops_tensor *tables, const ops_tensor *row_seq,
+                           const ops_tensor *row_pos, const ops_attention_params *params) {
+    cpu_state *s = state;
+    attention_job j = {.out = out->data, .q = q->data, .k = k_cache->data, .v = v_cache->data,
+                       .tables = tables->data, .row_seq = row_seq->data, .row_pos = row_pos->data,
+                       .n_rows = q->dims[0], .max_blocks = tables->dims[1],
+                       .block_tokens = k_cache->dims[1], .q_width = q->dims[1],
+                       .kv_width = k_cache->dims[2]};
+    if (j.block_tokens < 1 || !tables_fit(&j, tables->dims[0], k_cache->dims[0]))
+        return STATUS_BAD_ARGUMENT;
+    status st = prepare(s, &j, params, 0);
+    if (st != STATUS_OK) return st;
+    pool_run(s->pool, ceil_div(j.n_rows, j.rows_a_task) * j.n_heads, attend_task, &j);
+    return STATUS_OK;
+}

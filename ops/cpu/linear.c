@@ -1,0 +1,237 @@
+/* out[r,o] = act(bias[o] + sum over i of x[r,i] w[o,i])
+ *
+ * The matrix lies in panels of 32 outputs, [panel][k][32], in its own dtype. Every output element has
+ * one f32 accumulator that runs over k in order; where k is cut into blocks the partial sum is stored
+ * to out and loaded again, which rounds nothing. So one row, many rows, any number of threads and any
+ * blocking give equal bits.
+ *
+ * One row: x is used in place; a task is a group of panels, each streamed once.
+ * Many rows: x is first copied into tiles [row block][k block][tile][rows of tile][256]. A task is a
+ * block of rows times a group of panels. Inside: for each k block, for each panel (made f32 once when
+ * there are several tiles to use it), for each tile. A k block of a panel in f32 is 32 KiB and stays
+ * in L1/L2 while the tiles of x, 240 rows x 256 = 240 KiB, go by from L2. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/cpu/cpu_internal.h"
+
+#define K_BLOCK        TILE_STRIDE
+#define ROW_BLOCK_MAX  384 /* rows of x in one task: 384 KiB of a k block */
+#define GROUP_PANELS   8   /* panels of one task; their out block is rewritten once per k block */
+#define ROWS_TO_UPCAST 3   /* tiles of rows from which a panel is made f32 beforehand */
+#define GEMV_GROUP     8   /* panels of one task with a single row */
+
+/* ---- packing the matrix -------------------------------------------------------------------- */
+
+typedef struct {
+    unsigned char *panels;
+    const unsigned char *w;
+    size_t panel_bytes;
+    int64_t n_out, n_in;
+    size_t element_bytes;
+} pack_job;
+
+#define PACK_K 32 /* k of one small block, so that both sides stay in cache */
+
+static void pack_panel(void *arg, int64_t panel, int thread) {
+    const pack_job *j = arg;
+    (void)thread;
+    size_t size = j->element_bytes;
+    int64_t n_cols = min_i64(PANEL_COLS, j->n_out - panel * PANEL_COLS);
+    unsigned char *out = j->panels + (size_t)panel * j->panel_bytes;
+    const unsigned char *w = j->w + (size_t)(panel * PANEL_COLS * j->n_in) * size;
+    for (int64_t k0 = 0; k0 < j->n_in; k0 += PACK_K) {
+        int64_t k1 = min_i64(k0 + PACK_K, j->n_in);
+        for (int64_t c = 0; c < n_cols; c++) {
+            const unsigned char *from = w + (size_t)(c * j->n_in + k0) * size;
+            unsigned char *to = out + (size_t)(k0 * PANEL_COLS + c) * size;
+            if (size == 2)
+                for (int64_t k = k0; k < k1; k++, from += 2, to += 2 * PANEL_COLS)
+                    memcpy(to, from, 2);
+            else
+                for (int64_t k = k0; k < k1; k++, from += 4, to += 4 * PANEL_COLS)
+                    memcpy(to, from, 4);
+        }
+    }
+}
+
+static float bias_at(const ops_tensor *bias, int64_t i) {
+    const unsigned char *p =
+        (const unsigned char *)bias->data + (size_t)i * dtype_bytes(bias->dtype);
+    float f;
+    uint16_t half;
+    if (bias->dtype == OPS_DTYPE_F32) {
+        memcpy(&f, p, sizeof f);
+        return f;
+    }
+    memcpy(&half, p, sizeof half);
+    return bias->dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
+status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
+                       const ops_tensor *bias, err *e) {
+    cpu_state *s = state;
+    cpu_matrix *m = calloc(1, sizeof *m);
+    if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
+    m->head = (ops_matrix){.n_out = w->dims[0], .n_in = w->dims[1], .dtype = w->dtype};
+    m->n_panels = ceil_div(m->head.n_out, PANEL_COLS);
+    m->panel_bytes = (size_t)m->head.n_in * PANEL_COLS * dtype_bytes(w->dtype);
+    size_t bias_bytes = (size_t)m->n_panels * PANEL_COLS * sizeof(float);
+    m->head.bytes = (size_t)m->n_panels * m->panel_bytes + bias_bytes;
+    void *data = NULL;
+    status st = cpu_memory_open(&data, m->head.bytes, e);
+    if (st != STATUS_OK) {
+        free(m);
+        return st;
+    }
+    m->bias = data;
+    m->panels = (unsigned char *)data + bias_bytes;
+    if (bias)
+        for (int64_t i = 0; i < m->head.n_out; i++) m->bias[i] = bias_at(bias, i);
+    pack_job j = {.panels = m->panels, .w = w->data, .panel_bytes = m->panel_bytes,
+                  .n_out = m->head.n_out, .n_in = m->head.n_in,
+                  .element_bytes = dtype_bytes(w->dtype)};
+    pool_run(s->pool, m->n_panels, pack_panel, &j);
+    *matrix = &m->head;
+    return STATUS_OK;
+}
+
+void cpu_matrix_close(void *state, ops_matrix *matrix) {
+    (void)state;
+    cpu_matrix *m = (cpu_matrix *)matrix;
+    cpu_memory_close(m->bias, m->head.bytes); /* bias is where the memory begins */
+    free(m);
+}
+
+/* ---- one row ------------------------------------------------------------------------------- */
+
+typedef struct {
+    const simd_kernels *simd;
+    const cpu_matrix *m;
+    float *out;
+    const float *x;
+    ops_act act;
+    int64_t n_rows;
+    /* many rows only */
+    float *tiles;       /* packed x */
+    float *panel_f32;   /* one k block of a panel for each thread */
+    int64_t row_block, n_row_blocks, n_groups, tiles_a_block;
+} linear_job;
+
+static void gemv_group(void *arg, int64_t group, int thread) {
+    const linear_job *j = arg;
+    const cpu_matrix *m = j->m;
+    (void)thread;
+    int64_t panel = group * GEMV_GROUP, end = min_i64(panel + GEMV_GROUP, m->n_panels);
+    float sums[GEMV_GROUP * PANEL_COLS];
+    while (panel < end) {
+        const unsigned char *w = m->panels + (size_t)panel * m->panel_bytes;
+        int64_t n = j->simd->gemv_panels;
+        if (panel + n <= end) {
+            j->simd->gemv(sums, j->x, w, (int64_t)m->panel_bytes, m->head.dtype, m->head.n_in);
+        } else {
+            n = 1;
+            j->simd->tile(sums, PANEL_COLS, j->x, 1, w, PANEL_COLS, m->head.dtype, m->head.n_in,
+                          PANEL_COLS, false);
+        }
+        int64_t col = panel * PANEL_COLS;
+        int n_cols = (int)min_i64(n * PANEL_COLS, m->head.n_out - col);
+        j->simd->finish(sums, n * PANEL_COLS, 1, n_cols, m->bias + col, j->act);
+        memcpy(j->out + col, sums, (size_t)n_cols * sizeof *sums);
+        panel += n;
+    }
+}
+
+/* ---- many rows ----------------------------------------------------------------------------- */
+
+/* Where the tile of x with these rows and this k block lies. */
+static float *tile_at(const linear_job *j, int64_t block, int64_t k_block, int64_t tile) {
+    int64_t n_k_blocks = ceil_div(j->m->head.n_in, K_BLOCK);
+    int64_t index = (block * n_k_blocks + k_block) * j->tiles_a_block + tile;
+    return j->tiles + index * j->simd->tile_rows * TILE_STRIDE;
+}
+
+static void pack_rows(void *arg, int64_t first, int64_t n, int thread) {
+    const linear_job *j = arg;
+    (void)thread;
+    int64_t n_in = j->m->head.n_in;
+    for (int64_t r = first; r < first + n; r++) {
+        int64_t in_block = r % j->row_block;
+        for (int64_t k = 0; k < n_in; k += K_BLOCK) {
+            float *tile = tile_at(j, r / j->row_block, k / K_BLOCK, in_block / j->simd->tile_rows);
+            memcpy(tile + in_block % j->simd->tile_rows * TILE_STRIDE, j->x + r * n_in + k,
+                   (size_t)min_i64(K_BLOCK, n_in - k) * sizeof(float));
+        }
+    }
+}
+
+/* All rows of a block times one k block of one panel. */
+static void multiply_panel(const linear_job *j, int64_t block, int64_t panel, int64_t k0,
+                           float *panel_f32) {
+    const cpu_matrix *m = j->m;
+    int64_t first_row = block * j->row_block;
+    int64_t n_rows = min_i64(j->row_block, j->n_rows - first_row);
+    int64_t k = min_i64(K_BLOCK, m->head.n_in - k0), col = panel * PANEL_COLS;
+    int n_cols = (int)min_i64(PANEL_COLS, m->head.n_out - col);
+    int tile_rows = j->simd->tile_rows;
+    ops_dtype dtype = m->head.dtype;
+    const void *w = m->panels + (size_t)panel * m->panel_bytes +
+                    (size_t)(k0 * PANEL_COLS) * dtype_bytes(dtype);
+    if (dtype != OPS_DTYPE_F32 && n_rows >= ROWS_TO_UPCAST * tile_rows) {
+        j->simd->upcast(panel_f32, w, dtype, k * PANEL_COLS);
+        w = panel_f32;
+        dtype = OPS_DTYPE_F32;
+    }
+    for (int64_t r = 0; r < n_rows; r += tile_rows) {
+        int rows = (int)min_i64(tile_rows, n_rows - r);
+        float *out = j->out + (first_row + r) * m->head.n_out + col;
+        j->simd->tile(out, m->head.n_out, tile_at(j, block, k0 / K_BLOCK, r / tile_rows), rows, w,
+                      PANEL_COLS, dtype, k, n_cols, k0 > 0);
+        if (k0 + k == m->head.n_in)
+            j->simd->finish(out, m->head.n_out, rows, n_cols, m->bias + col, j->act);
+    }
+}
+
+static void multiply_group(void *arg, int64_t task, int thread) {
+    const linear_job *j = arg;
+    int64_t block = task % j->n_row_blocks, group = task / j->n_row_blocks;
+    int64_t first = j->m->n_panels * group / j->n_groups;
+    int64_t end = j->m->n_panels * (group + 1) / j->n_groups;
+    float *panel_f32 = j->panel_f32 + thread * K_BLOCK * PANEL_COLS;
+    for (int64_t k0 = 0; k0 < j->m->head.n_in; k0 += K_BLOCK)
+        for (int64_t panel = first; panel < end; panel++)
+            multiply_panel(j, block, panel, k0, panel_f32);
+}
+
+status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
+                  ops_act act) {
+    cpu_state *s = state;
+    const cpu_matrix *m = (const cpu_matrix *)matrix;
+    linear_job j = {.simd = s->simd, .m = m, .out = out->data, .x = x->data, .act = act,
+                    .n_rows = x->dims[0]};
+    if (j.n_rows == 1) {
+        pool_run(s->pool, ceil_div(m->n_panels, GEMV_GROUP), gemv_group, &j);
+        return STATUS_OK;
+    }
+    int n_threads = pool_threads(s->pool);
+    j.n_row_blocks = ceil_div(j.n_rows, ROW_BLOCK_MAX);
+    j.tiles_a_block = ceil_div(ceil_div(j.n_rows, j.n_row_blocks), s->simd->tile_rows);
+    j.row_block = j.tiles_a_block * s->simd->tile_rows;
+    j.n_row_blocks = ceil_div(j.n_rows, j.row_block);
+    /* enough groups that the threads finish together */
+    j.n_groups = ceil_div(m->n_panels, GROUP_PANELS);
+    if (j.tiles_a_block == 1) j.n_groups = m->n_panels; /* weights are streamed: front to back */
+    while (n_threads > 1 && j.n_groups < m->n_panels && j.n_groups * j.n_row_blocks < 8 * n_threads)
+        j.n_groups = min_i64(2 * j.n_groups, m->n_panels);
+
+    size_t tile_bytes = (size_t)s->simd->tile_rows * TILE_STRIDE * sizeof(float);
+    size_t n_tiles = (size_t)(j.n_row_blocks * ceil_div(m->head.n_in, K_BLOCK) * j.tiles_a_block);
+    size_t f32_bytes = (size_t)n_threads * K_BLOCK * PANEL_COLS * sizeof(float);
+    unsigned char *scratch = cpu_scratch(s, f32_bytes + n_tiles * tile_bytes);
+    if (!scratch) return STATUS_NO_MEMORY;
+    j.panel_f32 = (float *)(void *)scratch;
+    j.tiles = (float *)(void *)(scratch + f32_bytes);
+    cpu_split_rows(s, j.n_rows, m->head.n_in / 4, pack_rows, &j);
+    pool_run(s->pool, j.n_groups * j.n_row_blocks, multiply_group, &j);
+    return STATUS_OK;
+}

@@ -1,0 +1,81 @@
+/* Moving and searching whole rows: gather, scatter, copies of cache blocks, argmax. */
+#include <math.h>
+#include <string.h>
+
+#include "ops/cpu/cpu_internal.h"
+
+status cpu_gather_rows(void *state, ops_tensor *out, const ops_tensor *table,
+                       const ops_tensor *ids) {
+    const cpu_state *s = state;
+    const int32_t *id = ids->data;
+    int64_t n_rows = ids->dims[0], cols = table->dims[1];
+    if (!cpu_indices_fit(id, n_rows, table->dims[0])) return STATUS_BAD_ARGUMENT;
+    size_t row_bytes = (size_t)cols * dtype_bytes(table->dtype);
+    int64_t whole = table->dtype == OPS_DTYPE_F32 ? cols : cols - cols % PANEL_COLS;
+    for (int64_t r = 0; r < n_rows; r++) {
+        float *to = (float *)out->data + r * cols;
+        const void *from = (const unsigned char *)table->data + (size_t)id[r] * row_bytes;
+        if (table->dtype == OPS_DTYPE_F32) {
+            memcpy(to, from, row_bytes);
+            continue;
+        }
+        s->simd->upcast(to, from, table->dtype, whole);
+        const uint16_t *tail = from;
+        for (int64_t c = whole; c < cols; c++)
+            to[c] = table->dtype == OPS_DTYPE_F16 ? f16_to_f32(tail[c]) : bf16_to_f32(tail[c]);
+    }
+    return STATUS_OK;
+}
+
+status cpu_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *to) {
+    (void)state;
+    const int32_t *at = to->data;
+    int64_t n_rows = x->dims[0], cols = x->dims[1];
+    if (!cpu_indices_fit(at, n_rows, out->dims[0])) return STATUS_BAD_ARGUMENT;
+    for (int64_t r = 0; r < n_rows; r++)
+        memcpy((float *)out->data + at[r] * cols, (const float *)x->data + r * cols,
+               (size_t)cols * sizeof(float));
+    return STATUS_OK;
+}
+
+status cpu_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t from) {
+    (void)state;
+    int64_t block = cache->dims[1] * cache->dims[2];
+    float *data = cache->data;
+    memcpy(data + to * block, data + from * block, (size_t)block * sizeof(float));
+    return STATUS_OK;
+}
+
+/* ---- argmax -------------------------------------------------------------------------------- */
+
+typedef struct {
+    int32_t *out;
+    const float *x;
+    int64_t cols;
+} argmax_job;
+
+/* NaN is never larger than anything; a row of nothing else gives 0. */
+static void argmax_some(void *arg, int64_t first, int64_t n, int thread) {
+    const argmax_job *j = arg;
+    (void)thread;
+    for (int64_t r = first; r < first + n; r++) {
+        const float *row = j->x + r * j->cols;
+        float best = -INFINITY;
+        int64_t at = 0;
+        for (int64_t c = 0; c < j->cols; c++)
+            if (row[c] > best) {
+                best = row[c];
+                at = c;
+            }
+        /* -infinity is larger than NaN, but was not larger than the start */
+        if (best == -INFINITY)
+            for (at = 0; at < j->cols - 1 && isnan(row[at]); at++) {}
+        j->out[r] = best == -INFINITY && isnan(row[at]) ? 0 : (int32_t)at;
+    }
+}
+
+status cpu_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x) {
+    argmax_job j = {.out = out->data, .x = x->data, .cols = x->dims[1]};
+    cpu_split_rows(state, x->dims[0], j.cols, argmax_some, &j);
+    return STATUS_OK;
+}

@@ -1,0 +1,35 @@
+/* Eight lanes: AVX2, FMA and F16C. A tile of 6 x 16 leaves four of sixteen registers for w and x. */
+#ifdef __x86_64__
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "ops/tensor.h"
+
+#define VARIANT   avx2
+#define LANES     8
+#define TILE_ROWS 6
+#define TILE_VECS 2
+
+typedef float vf __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+typedef uint32_t vu __attribute__((vector_size(32)));
+
+static inline vf vload(const float *p) { return (vf)_mm256_loadu_ps(p); }
+static inline void vstore(float *p, vf v) { _mm256_storeu_ps(p, (__m256)v); }
+static inline vf vfma(vf a, vf b, vf c) {
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+static inline vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+static inline vf vload_f16(const uint16_t *p) {
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
+}
+static inline vf vload_bf16(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
+    return (vf)_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+#include "ops/cpu/simd/transpose_avx.h"
+
+#include "ops/cpu/simd/kernels.h"
+#endif

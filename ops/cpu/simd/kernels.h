@@ -1,0 +1,316 @@
+/* The kernels of simd.h over one vector type. A variant file defines, before including this:
+ *
+ *     VARIANT        suffix of the table's name: simd_<VARIANT>
+ *     LANES          floats of a vector: 4, 8 or 16
+ *     TILE_ROWS      rows of a tile;  TILE_VECS  vectors side by side in it
+ *     vf, vi, vu     vectors of LANES float, int32_t, uint32_t (GCC vector extension)
+ *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
+ *     vload_f16, vload_bf16   LANES values, upcast
+ *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
+ *
+ * A tile keeps TILE_ROWS x TILE_VECS accumulators in registers; for each k it loads TILE_VECS vectors
+ * of w and one broadcast of x per row. All trip counts inside are constants, unrolled by pragma. */
+#include <math.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "ops/cpu/simd/simd.h"
+#include "ops/cpu/simd/vmath.h"
+
+#define INLINE    static inline __attribute__((always_inline))
+#define TILE_COLS (TILE_VECS * LANES)
+
+INLINE vf load_weights(const void *w, int64_t at, const ops_dtype dtype) {
+    if (dtype == OPS_DTYPE_F32) return vload((const float *)w + at);
+    if (dtype == OPS_DTYPE_F16) return vload_f16((const uint16_t *)w + at);
+    return vload_bf16((const uint16_t *)w + at);
+}
+
+/* ---- tile ---------------------------------------------------------------------------------- */
+
+/* n_rows, n_vecs and dtype are constants wherever this is inlined. */
+INLINE void tile_body(float *out, int64_t out_stride, const float *a, const int n_rows,
+                      const int n_vecs, const void *w, int64_t w_stride, const ops_dtype dtype,
+                      int64_t k, bool load) {
+    vf acc[TILE_ROWS][TILE_VECS];
+#pragma GCC unroll 12
+    for (int r = 0; r < n_rows; r++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < n_vecs; v++)
+            acc[r][v] = load ? vload(out + r * out_stride + v * LANES) : vsplat(0.0f);
+    }
+    for (int64_t i = 0; i < k; i++) {
+        vf b[TILE_VECS];
+#pragma GCC unroll 2
+        for (int v = 0; v < n_vecs; v++) b[v] = load_weights(w, i * w_stride + v * LANES, dtype);
+#pragma GCC unroll 12
+        for (int r = 0; r < n_rows; r++) {
+            vf x = vsplat(a[r * TILE_STRIDE + i]);
+#pragma GCC unroll 2
+            for (int v = 0; v < n_vecs; v++) acc[r][v] = vfma(x, b[v], acc[r][v]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < n_rows; r++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < n_vecs; v++) vstore(out + r * out_stride + v * LANES, acc[r][v]);
+    }
+}
+
+typedef void tile_fn(float *out, int64_t out_stride, const float *a, const void *w,
+                     int64_t w_stride, int64_t k, bool load);
+
+#define TILE_FN(rows, vecs, type)                                                                  \
+    static void tile_##rows##_##vecs##_##type(float *out, int64_t out_stride, const float *a,      \
+                                              const void *w, int64_t w_stride, int64_t k,          \
+                                              bool load) {                                         \
+        tile_body(out, out_stride, a, rows, vecs, w, w_stride, OPS_DTYPE_##type, k, load);         \
+    }
+#define TILE_FNS(rows)                                                                             \
+    TILE_FN(rows, 1, F32)                                                                          \
+    TILE_FN(rows, 2, F32)                                                                          \
+    TILE_FN(rows, 1, F16)                                                                          \
+    TILE_FN(rows, 2, F16)                                                                          \
+    TILE_FN(rows, 1, BF16)                                                                         \
+    TILE_FN(rows, 2, BF16)
+#define TILE_ROW(rows)                                                                             \
+    {{tile_##rows##_1_F32, tile_##rows##_2_F32},                                                   \
+     {tile_##rows##_1_F16, tile_##rows##_2_F16},                                                   \
+     {tile_##rows##_1_BF16, tile_##rows##_2_BF16}}
+
+BUILD_CHECK(TILE_VECS == 2, "tiles exist for one and for two vectors");
+BUILD_CHECK(OPS_DTYPE_F32 == 0 && OPS_DTYPE_F16 == 1 && OPS_DTYPE_BF16 == 2, "index of tile_fns");
+
+TILE_FNS(1)
+TILE_FNS(2)
+TILE_FNS(3)
+TILE_FNS(4)
+#if TILE_ROWS > 4
+TILE_FNS(5)
+TILE_FNS(6)
+#endif
+#if TILE_ROWS > 6
+TILE_FNS(7)
+TILE_FNS(8)
+TILE_FNS(9)
+TILE_FNS(10)
+TILE_FNS(11)
+TILE_FNS(12)
+#endif
+
+static tile_fn *const tile_fns[TILE_ROWS][3][2] = {
+    TILE_ROW(1),  TILE_ROW(2), TILE_ROW(3), TILE_ROW(4),
+#if TILE_ROWS > 4
+    TILE_ROW(5),  TILE_ROW(6),
+#endif
+#if TILE_ROWS > 6
+    TILE_ROW(7),  TILE_ROW(8), TILE_ROW(9), TILE_ROW(10),
+    TILE_ROW(11), TILE_ROW(12),
+#endif
+};
+
+static void copy_tile(float *out, int64_t out_stride, const float *in, int64_t in_stride,
+                      int n_rows, int n_cols) {
+    for (int r = 0; r < n_rows; r++)
+        memcpy(out + r * out_stride, in + r * in_stride, (size_t)n_cols * sizeof *out);
+}
+
+static void tile(float *out, int64_t out_stride, const float *a, int n_rows, const void *w,
+                 int64_t w_stride, ops_dtype dtype, int64_t k, int n_cols, bool load) {
+    size_t step_bytes = TILE_COLS * dtype_bytes(dtype);
+    for (int c = 0; c < n_cols; c += TILE_COLS) {
+        int cols = n_cols - c < TILE_COLS ? n_cols - c : TILE_COLS;
+        int vecs = cols > LANES ? 2 : 1;
+        tile_fn *fn = tile_fns[n_rows - 1][dtype][vecs - 1];
+        if (cols == vecs * LANES) {
+            fn(out + c, out_stride, a, w, w_stride, k, load);
+        } else { /* the last columns, on a tile of our own so that nothing past them is touched */
+            float edge[TILE_ROWS * TILE_COLS] = {0};
+            if (load) copy_tile(edge, TILE_COLS, out + c, out_stride, n_rows, cols);
+            fn(edge, TILE_COLS, a, w, w_stride, k, load);
+            copy_tile(out + c, out_stride, edge, TILE_COLS, n_rows, cols);
+        }
+        w = (const unsigned char *)w + step_bytes;
+    }
+}
+
+/* ---- one row ------------------------------------------------------------------------------- */
+
+/* Eight accumulators in flight hide the latency of the fused multiply-add. */
+#define GEMV_PANELS (8 * LANES / PANEL_COLS)
+#define PANEL_VECS  (PANEL_COLS / LANES)
+
+INLINE void gemv_body(float *out, const float *x, const void *panels, int64_t panel_bytes,
+                      const ops_dtype dtype, int64_t k) {
+    vf acc[GEMV_PANELS][PANEL_VECS];
+    const unsigned char *w[GEMV_PANELS];
+#pragma GCC unroll 4
+    for (int p = 0; p < GEMV_PANELS; p++) {
+        w[p] = (const unsigned char *)panels + p * panel_bytes;
+#pragma GCC unroll 8
+        for (int v = 0; v < PANEL_VECS; v++) acc[p][v] = vsplat(0.0f);
+    }
+    for (int64_t i = 0; i < k; i++) {
+        vf xi = vsplat(x[i]);
+#pragma GCC unroll 4
+        for (int p = 0; p < GEMV_PANELS; p++) {
+#pragma GCC unroll 8
+            for (int v = 0; v < PANEL_VECS; v++)
+                acc[p][v] = vfma(xi, load_weights(w[p], i * PANEL_COLS + v * LANES, dtype),
+                                 acc[p][v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < GEMV_PANELS; p++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < PANEL_VECS; v++) vstore(out + p * PANEL_COLS + v * LANES, acc[p][v]);
+    }
+}
+
+static void gemv(float *out, const float *x, const void *panels, int64_t panel_bytes,
+                 ops_dtype dtype, int64_t k) {
+    if (dtype == OPS_DTYPE_F32)
+        gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_F32, k);
+    else if (dtype == OPS_DTYPE_F16)
+        gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_F16, k);
+    else
+        gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_BF16, k);
+}
+
+/* ---- bias and activation ------------------------------------------------------------------- */
+
+INLINE vf activate(vf x, ops_act act) {
+    if (act == OPS_ACT_GELU_TANH) return vgelu_tanh(x);
+    if (act == OPS_ACT_GELU_ERF) return vgelu_erf(x);
+    return x;
+}
+
+static void finish(float *out, int64_t out_stride, int n_rows, int n_cols, const float *bias,
+                   ops_act act) {
+    for (int r = 0; r < n_rows; r++) {
+        float *row = out + r * out_stride;
+        int c = 0;
+        for (; c + LANES <= n_cols; c += LANES)
+            vstore(row + c, activate(vload(row + c) + vload(bias + c), act));
+        if (c < n_cols) {
+            float edge[LANES] = {0};
+            memcpy(edge, row + c, (size_t)(n_cols - c) * sizeof *edge);
+            vstore(edge, activate(vload(edge) + vload(bias + c), act));
+            memcpy(row + c, edge, (size_t)(n_cols - c) * sizeof *edge);
+        }
+    }
+}
+
+static void upcast(float *out, const void *w, ops_dtype dtype, int64_t n) {
+    if (dtype == OPS_DTYPE_F16)
+        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_f16((const uint16_t *)w + i));
+    else
+        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_bf16((const uint16_t *)w + i));
+}
+
+/* ---- layer norm ---------------------------------------------------------------------------- */
+
+/* Sixteen sums, element i in sum i mod 16, folded 8-4-2-1. In double, so that a large mean with a
+ * small spread loses nothing. */
+#define SUMS 16
+
+static double fold_sums(double *sums) {
+    for (int half = SUMS / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) sums[l] += sums[l + half];
+    return sums[0];
+}
+
+static void layer_norm(float *out, const float *x, const float *w, const float *b, int64_t n,
+                       float eps) {
+    double sums[SUMS] = {0}, squares[SUMS] = {0};
+    int64_t whole = n - n % SUMS;
+    for (int64_t i = 0; i < whole; i += SUMS)
+        for (int l = 0; l < SUMS; l++) sums[l] += (double)x[i + l];
+    for (int64_t i = whole; i < n; i++) sums[i - whole] += (double)x[i];
+    double mean = fold_sums(sums) / (double)n;
+    for (int64_t i = 0; i < whole; i += SUMS)
+        for (int l = 0; l < SUMS; l++) {
+            double d = (double)x[i + l] - mean;
+            squares[l] += d * d;
+        }
+    for (int64_t i = whole; i < n; i++) {
+        double d = (double)x[i] - mean;
+        squares[i - whole] += d * d;
+    }
+    double scale = 1.0 / sqrt(fold_sums(squares) / (double)n + (double)eps);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(((double)x[i] - mean) * scale * (double)w[i] + (double)b[i]);
+}
+
+/* ---- attention ----------------------------------------------------------------------------- */
+
+static void transpose(float *out, const float *const *rows, int n, int64_t width) {
+    const float *square[TRANSPOSE_EDGE];
+    int64_t whole = width - width % TRANSPOSE_EDGE;
+    for (int j = 0; j < n; j += TRANSPOSE_EDGE) {
+        /* past the last key, repeat it: its columns are computed and never looked at */
+        for (int e = 0; e < TRANSPOSE_EDGE; e++) square[e] = rows[j + e < n ? j + e : n - 1];
+        for (int64_t i = 0; i < whole; i += TRANSPOSE_EDGE)
+            transpose_square(out + i * KEY_CHUNK + j, KEY_CHUNK, square, i);
+        for (int64_t i = whole; i < width; i++)
+            for (int e = 0; e < TRANSPOSE_EDGE; e++) out[i * KEY_CHUNK + j + e] = square[e][i];
+    }
+}
+
+#define FOLD_LANES 16
+#define FOLD_VECS  (FOLD_LANES / LANES)
+
+static float softmax_step(float *s, int n, float scale, float *max, float *sum) {
+    vf vscale = vsplat(scale);
+    for (int j = 0; j < KEY_CHUNK; j += LANES) vstore(s + j, vload(s + j) * vscale);
+    for (int j = n; j < KEY_CHUNK; j++) s[j] = -INFINITY;
+    vf vtop = vload(s);
+    for (int j = LANES; j < KEY_CHUNK; j += LANES) vtop = vmax(vtop, vload(s + j));
+    float tops[LANES];
+    vstore(tops, vtop);
+    float top = *max;
+    for (int l = 0; l < LANES; l++) top = tops[l] > top ? tops[l] : top;
+    vf lanes[FOLD_VECS] = {0};
+    for (int j = 0; j < KEY_CHUNK; j += FOLD_LANES)
+        for (int v = 0; v < FOLD_VECS; v++) {
+            vf p = vexp(vload(s + j + v * LANES) - vsplat(top));
+            vstore(s + j + v * LANES, p);
+            lanes[v] = lanes[v] + p;
+        }
+    float fold[FOLD_LANES];
+    for (int v = 0; v < FOLD_VECS; v++) vstore(fold + v * LANES, lanes[v]);
+    for (int half = FOLD_LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) fold[l] += fold[l + half];
+    float shrink = 1.0f;
+    if (top != *max) {
+        float edge[LANES];
+        vstore(edge, vexp(vsplat(*max - top)));
+        shrink = edge[0];
+    }
+    *max = top;
+    *sum = *sum * shrink + fold[0];
+    return shrink;
+}
+
+static void scale(float *out, const float *x, float factor, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
+}
+
+#define TABLE_NAME_OF(variant) simd_##variant
+#define TABLE_NAME(variant)    TABLE_NAME_OF(variant)
+#define TEXT_OF(text)          #text
+#define TEXT(text)             TEXT_OF(text)
+
+const simd_kernels TABLE_NAME(VARIANT) = {
+    .name = TEXT(VARIANT),
+    .tile_rows = TILE_ROWS,
+    .gemv_panels = GEMV_PANELS,
+    .tile = tile,
+    .gemv = gemv,
+    .finish = finish,
+    .upcast = upcast,
+    .layer_norm = layer_norm,
+    .transpose = transpose,
+    .softmax_step = softmax_step,
+    .scale = scale,
+};

@@ -1,0 +1,431 @@
+/* The checked front: each function states its operator's rules once, then makes one indirect call.
+ * kv_write is scatter_rows over the cache seen as rows; add is add_table with equal rows. */
+#include "ops/ops.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "ops/ops_backend.h"
+
+#define THREADS_MAX       256
+#define CUT_ALIGN_BYTES   64
+#define DEVICE_TEXT_BYTES 96
+
+struct ops_ctx {
+    const ops_backend *backend;
+    void *state;
+    char device_text[DEVICE_TEXT_BYTES];
+};
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        status try_status = (call);                                                                \
+        if (try_status != STATUS_OK) return try_status;                                            \
+    } while (0)
+
+/* ---- opening ------------------------------------------------------------------------------- */
+
+static const ops_backend *const backends[] = {&cpu_backend};
+
+/* "cuda:1" names backend "cuda" and index 1; false when text is not of that form. */
+static bool device_matches(const char *text, const char *name, int *index) {
+    size_t n = strlen(name);
+    if (strncmp(text, name, n) != 0) return false;
+    *index = 0;
+    if (text[n] == '\0') return true;
+    if (text[n] != ':' || text[n + 1] < '0' || text[n + 1] > '9') return false;
+    char *end;
+    long v = strtol(text + n + 1, &end, 10);
+    if (*end != '\0' || v > 1023) return false;
+    *index = (int)v;
+    return true;
+}
+
+status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e) {
+    *ctx = NULL;
+    const char *device = settings->device ? settings->device : "cpu";
+    if (settings->n_threads < 0 || settings->n_threads > THREADS_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "ops: %d threads, need 0 (one per core) to %d",
+                    settings->n_threads, THREADS_MAX);
+    const ops_backend *backend = NULL;
+    int index = 0;
+    for (size_t i = 0; i < sizeof backends / sizeof backends[0] && !backend; i++)
+        if (device_matches(device, backends[i]->name, &index)) backend = backends[i];
+    if (!backend && device_matches(device, "cuda", &index))
+        return fail(e, STATUS_UNSUPPORTED,
+                    "ops: device \"%s\": this program was built without CUDA, need \"cpu\"", device);
+    if (!backend)
+        return fail(e, STATUS_BAD_ARGUMENT, "ops: device \"%s\", need \"cpu\", \"cuda\" or \"cuda:N\"",
+                    device);
+    ops_ctx *c = calloc(1, sizeof *c);
+    if (!c) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a context");
+    c->backend = backend;
+    status st = backend->open(&c->state, settings, index, c->device_text, sizeof c->device_text, e);
+    if (st != STATUS_OK) {
+        free(c);
+        return st;
+    }
+    *ctx = c;
+    return STATUS_OK;
+}
+
+void ops_close(ops_ctx **ctx) {
+    if (!*ctx) return;
+    (*ctx)->backend->close((*ctx)->state);
+    free(*ctx);
+    *ctx = NULL;
+}
+
+const char *ops_device_text(const ops_ctx *ctx) { return ctx->device_text; }
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+status ops_block_open(ops_ctx *ctx, ops_block *block, size_t size_bytes, err *e) {
+    *block = (ops_block){.ctx = ctx};
+    if (size_bytes == 0) return STATUS_OK;
+    TRY(ctx->backend->memory_open(ctx->state, &block->data, size_bytes, e));
+    block->size_bytes = size_bytes;
+    return STATUS_OK;
+}
+
+void ops_block_close(ops_block *block) {
+    if (block->data)
+        block->ctx->backend->memory_close(block->ctx->state, block->data, block->size_bytes);
+    *block = (ops_block){0};
+}
+
+static size_t round_up_cut(size_t bytes) {
+    CHECK(bytes <= SIZE_MAX - CUT_ALIGN_BYTES, "the bytes of a cut fit");
+    return (bytes + CUT_ALIGN_BYTES - 1) / CUT_ALIGN_BYTES * CUT_ALIGN_BYTES;
+}
+
+size_t ops_cut_bytes(ops_dtype dtype, int64_t n_elements) {
+    size_t bytes;
+    CHECK(n_elements >= 0 &&
+              !__builtin_mul_overflow((size_t)n_elements, dtype_bytes(dtype), &bytes),
+          "the bytes of a cut fit");
+    return round_up_cut(bytes);
+}
+
+ops_tensor ops_block_cut(ops_block *block, ops_dtype dtype, int n_dims, const int64_t *dims) {
+    ops_tensor t = tensor_make(NULL, OPS_PLACE_DEVICE, dtype, n_dims, dims);
+    size_t bytes = ops_cut_bytes(dtype, tensor_elements(&t));
+    CHECK(bytes <= round_up_cut(block->size_bytes) - block->used_bytes,
+          "a block is as large as the sum of its cuts");
+    if (block->data) t.data = (unsigned char *)block->data + block->used_bytes;
+    block->used_bytes += bytes;
+    return t;
+}
+
+/* ---- the rules ----------------------------------------------------------------------------- */
+
+/* A tensor an operator may touch: on the device, with sane dims. */
+static status rule_device(const ops_tensor *t, ops_dtype dtype, int n_dims) {
+    if (t->place != OPS_PLACE_DEVICE) return STATUS_UNSUPPORTED;
+    if (t->dtype != dtype) return STATUS_UNSUPPORTED;
+    if (t->n_dims != n_dims) return STATUS_BAD_SHAPE;
+    int64_t n = (int64_t)dtype_bytes(dtype);
+    bool empty = false;
+    for (int i = 0; i < n_dims; i++) {
+        if (t->dims[i] < 0) return STATUS_BAD_SHAPE;
+        if (t->dims[i] == 0)
+            empty = true;
+        else if (__builtin_mul_overflow(n, t->dims[i], &n))
+            return STATUS_BAD_SHAPE;
+    }
+    if (!empty && !t->data) return STATUS_BAD_ARGUMENT;
+    return STATUS_OK;
+}
+
+static bool is_storage_dtype(ops_dtype d) {
+    return d == OPS_DTYPE_F32 || d == OPS_DTYPE_F16 || d == OPS_DTYPE_BF16;
+}
+
+static status rule_storage(const ops_tensor *t, int n_dims) {
+    if (!is_storage_dtype(t->dtype)) return STATUS_UNSUPPORTED;
+    return rule_device(t, t->dtype, n_dims);
+}
+
+static bool same_dims(const ops_tensor *a, const ops_tensor *b) {
+    if (a->n_dims != b->n_dims) return false;
+    for (int i = 0; i < a->n_dims; i++)
+        if (a->dims[i] != b->dims[i]) return false;
+    return true;
+}
+
+/* Out of place: no byte shared. */
+static status rule_apart(const ops_tensor *out, const ops_tensor *x) {
+    return tensor_overlaps(out, x) ? STATUS_BAD_ARGUMENT : STATUS_OK;
+}
+
+/* In place is fine, shifted is not. */
+static status rule_apart_or_same(const ops_tensor *out, const ops_tensor *x) {
+    return out->data == x->data && same_dims(out, x) ? STATUS_OK : rule_apart(out, x);
+}
+
+static bool is_empty(const ops_tensor *t) {
+    for (int i = 0; i < t->n_dims; i++)
+        if (t->dims[i] == 0) return true;
+    return false;
+}
+
+static status rule_crossing(const ops_tensor *t, const void *host) {
+    if (t->place != OPS_PLACE_DEVICE) return STATUS_UNSUPPORTED;
+    if (!t->data || !host) return STATUS_BAD_ARGUMENT;
+    return STATUS_OK;
+}
+
+status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host) {
+    if (is_empty(out)) return STATUS_OK;
+    TRY(rule_crossing(out, host));
+    return ctx->backend->upload(ctx->state, out->data, host, tensor_bytes(out));
+}
+
+status ops_download(ops_ctx *ctx, void *host, const ops_tensor *x) {
+    if (is_empty(x)) return STATUS_OK;
+    TRY(rule_crossing(x, host));
+    return ctx->backend->download(ctx->state, host, x->data, tensor_bytes(x));
+}
+
+status ops_sync(ops_ctx *ctx) { return ctx->backend->sync(ctx->state); }
+
+/* ---- matrices ------------------------------------------------------------------------------ */
+
+status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
+                       const ops_tensor *bias, err *e) {
+    *matrix = NULL;
+    if (w->place != OPS_PLACE_HOST || (bias && bias->place != OPS_PLACE_HOST))
+        return fail(e, STATUS_UNSUPPORTED, "ops: a matrix is packed from host memory");
+    if (!is_storage_dtype(w->dtype) || (bias && !is_storage_dtype(bias->dtype)))
+        return fail(e, STATUS_UNSUPPORTED, "ops: a matrix of %s with bias of %s, need f32, f16 or bf16",
+                    dtype_name(w->dtype), bias ? dtype_name(bias->dtype) : "none");
+    int64_t bytes;
+    if (w->n_dims != 2 || w->dims[0] < 1 || w->dims[1] < 1 ||
+        __builtin_mul_overflow(w->dims[0], w->dims[1], &bytes) ||
+        __builtin_mul_overflow(bytes, INT64_C(256), &bytes))
+        return fail(e, STATUS_BAD_SHAPE, "ops: a matrix with %d dims of %lld x %lld", w->n_dims,
+                    (long long)w->dims[0], (long long)w->dims[1]);
+    if (bias && (bias->n_dims != 1 || bias->dims[0] != w->dims[0]))
+        return fail(e, STATUS_BAD_SHAPE, "ops: a bias with %d dims of %lld, need 1 of %lld",
+                    bias->n_dims, (long long)bias->dims[0], (long long)w->dims[0]);
+    if (!w->data || (bias && !bias->data))
+        return fail(e, STATUS_BAD_ARGUMENT, "ops: a matrix without data");
+    return ctx->backend->matrix_open(ctx->state, matrix, w, bias, e);
+}
+
+void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix) {
+    if (*matrix) ctx->backend->matrix_close(ctx->state, *matrix);
+    *matrix = NULL;
+}
+
+size_t ops_matrix_bytes(const ops_matrix *matrix) { return matrix->bytes; }
+
+status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
+                  ops_act act) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    if (out->dims[0] != x->dims[0] || x->dims[1] != matrix->n_in || out->dims[1] != matrix->n_out)
+        return STATUS_BAD_SHAPE;
+    if (act != OPS_ACT_NONE && act != OPS_ACT_GELU_TANH && act != OPS_ACT_GELU_ERF)
+        return STATUS_BAD_ARGUMENT;
+    TRY(rule_apart(out, x));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->linear(ctx->state, out, x, matrix, act);
+}
+
+/* ---- rows ---------------------------------------------------------------------------------- */
+
+status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
+                      const ops_tensor *b, float eps) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_device(w, OPS_DTYPE_F32, 1));
+    TRY(rule_device(b, OPS_DTYPE_F32, 1));
+    if (!same_dims(out, x) || w->dims[0] != x->dims[1] || b->dims[0] != x->dims[1])
+        return STATUS_BAD_SHAPE;
+    if (!(eps > 0.0f) || isinf(eps)) return STATUS_BAD_ARGUMENT; /* also rejects NaN */
+    TRY(rule_apart_or_same(out, x));
+    TRY(rule_apart(out, w));
+    TRY(rule_apart(out, b));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->layer_norm(ctx->state, out, x, w, b, eps);
+}
+
+status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_tensor *b) {
+    TRY(rule_device(out, OPS_DTYPE_F32, out->n_dims));
+    TRY(rule_device(a, OPS_DTYPE_F32, out->n_dims));
+    TRY(rule_device(b, OPS_DTYPE_F32, out->n_dims));
+    if (!same_dims(out, a) || !same_dims(out, b)) return STATUS_BAD_SHAPE;
+    TRY(rule_apart_or_same(out, a));
+    TRY(rule_apart_or_same(out, b));
+    if (is_empty(out)) return STATUS_OK;
+    int64_t flat[2] = {1, tensor_elements(out)};
+    ops_tensor flat_out = tensor_reshape(out, 2, flat);
+    ops_tensor flat_a = tensor_reshape(a, 2, flat), flat_b = tensor_reshape(b, 2, flat);
+    return ctx->backend->add_table(ctx->state, &flat_out, &flat_a, &flat_b);
+}
+
+status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *table) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_device(table, OPS_DTYPE_F32, 2));
+    if (!same_dims(out, x) || table->dims[1] != x->dims[1]) return STATUS_BAD_SHAPE;
+    TRY(rule_apart_or_same(out, x));
+    TRY(rule_apart(out, table));
+    if (is_empty(out)) return STATUS_OK;
+    if (table->dims[0] < 1) return STATUS_BAD_SHAPE;
+    return ctx->backend->add_table(ctx->state, out, x, table);
+}
+
+status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
+                       const ops_tensor *ids) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_storage(table, 2));
+    TRY(rule_device(ids, OPS_DTYPE_I32, 1));
+    if (out->dims[0] != ids->dims[0] || out->dims[1] != table->dims[1]) return STATUS_BAD_SHAPE;
+    TRY(rule_apart(out, table));
+    TRY(rule_apart(out, ids));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->gather_rows(ctx->state, out, table, ids);
+}
+
+status ops_scatter_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *to) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_device(to, OPS_DTYPE_I32, 1));
+    if (x->dims[0] != to->dims[0] || x->dims[1] != out->dims[1]) return STATUS_BAD_SHAPE;
+    TRY(rule_apart(out, x));
+    TRY(rule_apart(out, to));
+    if (is_empty(x)) return STATUS_OK;
+    return ctx->backend->scatter_rows(ctx->state, out, x, to);
+}
+
+status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
+    TRY(rule_storage(out, out->n_dims));
+    TRY(rule_storage(x, out->n_dims));
+    if (!same_dims(out, x)) return STATUS_BAD_SHAPE;
+    if (out->dtype == x->dtype)
+        TRY(rule_apart_or_same(out, x));
+    else
+        TRY(rule_apart(out, x));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->cast(ctx->state, out, x);
+}
+
+status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
+    TRY(rule_device(out, OPS_DTYPE_I32, 1));
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    if (out->dims[0] != x->dims[0] || x->dims[1] < 1 || x->dims[1] > INT32_MAX)
+        return STATUS_BAD_SHAPE;
+    TRY(rule_apart(out, x));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->argmax_rows(ctx->state, out, x);
+}
+
+/* ---- vision -------------------------------------------------------------------------------- */
+
+status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int patch) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(x, OPS_DTYPE_F32, 4));
+    if (patch < 1 || patch > 4096) return STATUS_BAD_ARGUMENT;
+    if (x->dims[1] != 3) return STATUS_BAD_SHAPE;
+    int64_t per_picture, rows;
+    if (__builtin_mul_overflow(x->dims[2] / patch, x->dims[3] / patch, &per_picture) ||
+        __builtin_mul_overflow(per_picture, x->dims[0], &rows))
+        return STATUS_BAD_SHAPE;
+    if (out->dims[0] != rows || out->dims[1] != (int64_t)3 * patch * patch) return STATUS_BAD_SHAPE;
+    TRY(rule_apart(out, x));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->patch_rows(ctx->state, out, x, patch);
+}
+
+/* Heads divide the widths evenly: q [.., n_heads*hd], keys [.., n_kv_heads*hd]. */
+static status rule_heads(const ops_attention_params *p, int64_t q_width, int64_t kv_width) {
+    if (p->n_heads < 1 || p->n_kv_heads < 1 || p->n_heads % p->n_kv_heads != 0)
+        return STATUS_BAD_ARGUMENT;
+    if (!isfinite(p->scale)) return STATUS_BAD_ARGUMENT;
+    if (q_width < 1 || q_width % p->n_heads != 0) return STATUS_BAD_SHAPE;
+    int64_t head_dim = q_width / p->n_heads;
+    return kv_width == head_dim * p->n_kv_heads ? STATUS_OK : STATUS_BAD_SHAPE;
+}
+
+status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
+                     const ops_tensor *v, int64_t length, const ops_attention_params *params) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(q, OPS_DTYPE_F32, 2));
+    TRY(rule_device(k, OPS_DTYPE_F32, 2));
+    TRY(rule_device(v, OPS_DTYPE_F32, 2));
+    if (!same_dims(out, q) || !same_dims(k, v) || q->dims[0] != k->dims[0])
+        return STATUS_BAD_SHAPE;
+    if (length < 1 || length > INT32_MAX) return STATUS_BAD_ARGUMENT;
+    if (q->dims[0] % length != 0 || q->dims[0] > INT32_MAX) return STATUS_BAD_SHAPE;
+    TRY(rule_heads(params, q->dims[1], k->dims[1]));
+    TRY(rule_apart_or_same(out, q));
+    TRY(rule_apart(out, k));
+    TRY(rule_apart(out, v));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->attention(ctx->state, out, q, k, v, length, params);
+}
+
+/* ---- language ------------------------------------------------------------------------------ */
+
+status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
+                const ops_tensor *positions, int n_heads) {
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_device(cos, OPS_DTYPE_F32, 2));
+    TRY(rule_device(sin, OPS_DTYPE_F32, 2));
+    TRY(rule_device(positions, OPS_DTYPE_I32, 1));
+    if (n_heads < 1) return STATUS_BAD_ARGUMENT;
+    if (!same_dims(cos, sin) || positions->dims[0] != x->dims[0]) return STATUS_BAD_SHAPE;
+    if (x->dims[1] % n_heads != 0 || cos->dims[1] > x->dims[1] / n_heads / 2)
+        return STATUS_BAD_SHAPE;
+    TRY(rule_apart(x, cos));
+    TRY(rule_apart(x, sin));
+    TRY(rule_apart(x, positions));
+    if (is_empty(x) || cos->dims[1] == 0) return STATUS_OK;
+    return ctx->backend->rope(ctx->state, x, cos, sin, positions, n_heads);
+}
+
+status ops_kv_write(ops_ctx *ctx, ops_tensor *cache, const ops_tensor *x,
+                    const ops_tensor *slots) {
+    TRY(rule_device(cache, OPS_DTYPE_F32, 3));
+    ops_tensor rows =
+        tensor_reshape(cache, 2, (int64_t[]){cache->dims[0] * cache->dims[1], cache->dims[2]});
+    return ops_scatter_rows(ctx, &rows, x, slots);
+}
+
+status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from) {
+    TRY(rule_device(cache, OPS_DTYPE_F32, 3));
+    if (to < 0 || from < 0 || to >= cache->dims[0] || from >= cache->dims[0])
+        return STATUS_BAD_ARGUMENT;
+    if (is_empty(cache) || to == from) return STATUS_OK;
+    return ctx->backend->kv_copy_block(ctx->state, cache, to, from);
+}
+
+status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
+                           const ops_tensor *k_cache, const ops_tensor *v_cache,
+                           const ops_tensor *tables, const ops_tensor *row_seq,
+                           const ops_tensor *row_pos, const ops_attention_params *params) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(q, OPS_DTYPE_F32, 2));
+    TRY(rule_device(k_cache, OPS_DTYPE_F32, 3));
+    TRY(rule_device(v_cache, OPS_DTYPE_F32, 3));
+    TRY(rule_device(tables, OPS_DTYPE_I32, 2));
+    TRY(rule_device(row_seq, OPS_DTYPE_I32, 1));
+    TRY(rule_device(row_pos, OPS_DTYPE_I32, 1));
+    if (!same_dims(out, q) || !same_dims(k_cache, v_cache)) return STATUS_BAD_SHAPE;
+    if (row_seq->dims[0] != q->dims[0] || row_pos->dims[0] != q->dims[0]) return STATUS_BAD_SHAPE;
+    if (q->dims[0] > INT32_MAX || tables->dims[0] > INT32_MAX) return STATUS_BAD_SHAPE;
+    TRY(rule_heads(params, q->dims[1], k_cache->dims[2]));
+    TRY(rule_apart_or_same(out, q));
+    TRY(rule_apart(out, k_cache));
+    TRY(rule_apart(out, v_cache));
+    TRY(rule_apart(out, tables));
+    TRY(rule_apart(out, row_seq));
+    TRY(rule_apart(out, row_pos));
+    if (is_empty(out)) return STATUS_OK;
+    return ctx->backend->attention_paged(ctx->state, out, q, k_cache, v_cache, tables, row_seq,
+                                         row_pos, params);
+}

@@ -1,0 +1,71 @@
+/* Private: the table a backend fills. ops.c has checked every argument before it calls a slot:
+ * shapes fit, dtypes are allowed, places are the device, overlap is as ops.h allows it, and no
+ * tensor is empty (an operator with nothing to write returns before the call).
+ *
+ * A slot may still fail for what only the data or the machine knows: an index outside its table
+ * (BAD_ARGUMENT, before anything is written, or at the next sync), NO_MEMORY for scratch, DEVICE.
+ * The contracts of the operators stand in ops.h and are not repeated here. */
+#ifndef OPS_OPS_BACKEND_H
+#define OPS_OPS_BACKEND_H
+
+#include "ops/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What every backend's matrix begins with. */
+struct ops_matrix {
+    int64_t n_out, n_in;
+    ops_dtype dtype;
+    size_t bytes; /* device memory held */
+};
+
+typedef struct {
+    const char *name; /* what ops_settings.device begins with */
+
+    /* device_index is N of "name:N", 0 when absent. text receives what ops_device_text answers. */
+    status (*open)(void **state, const ops_settings *settings, int device_index, char *text,
+                   size_t text_bytes, err *e);
+    void (*close)(void *state);
+
+    status (*memory_open)(void *state, void **data, size_t bytes, err *e); /* zeroed, 64-aligned */
+    void (*memory_close)(void *state, void *data, size_t bytes);
+    status (*upload)(void *state, void *device, const void *host, size_t bytes);
+    status (*download)(void *state, void *host, const void *device, size_t bytes);
+    status (*sync)(void *state);
+
+    status (*matrix_open)(void *state, ops_matrix **matrix, const ops_tensor *w,
+                          const ops_tensor *bias, err *e);
+    void (*matrix_close)(void *state, ops_matrix *matrix);
+
+    status (*linear)(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
+                     ops_act act);
+    status (*layer_norm)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
+                         const ops_tensor *b, float eps);
+    /* table has at least one row and the columns of x; ops_add is the case of equal rows */
+    status (*add_table)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *table);
+    status (*gather_rows)(void *state, ops_tensor *out, const ops_tensor *table,
+                          const ops_tensor *ids);
+    status (*scatter_rows)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *to);
+    status (*cast)(void *state, ops_tensor *out, const ops_tensor *x);
+    status (*argmax_rows)(void *state, ops_tensor *out, const ops_tensor *x);
+    status (*patch_rows)(void *state, ops_tensor *out, const ops_tensor *x, int patch);
+    status (*attention)(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
+                        const ops_tensor *v, int64_t length, const ops_attention_params *params);
+    status (*rope)(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
+                   const ops_tensor *positions, int n_heads);
+    status (*kv_copy_block)(void *state, ops_tensor *cache, int64_t to, int64_t from);
+    status (*attention_paged)(void *state, ops_tensor *out, const ops_tensor *q,
+                              const ops_tensor *k_cache, const ops_tensor *v_cache,
+                              const ops_tensor *tables, const ops_tensor *row_seq,
+                              const ops_tensor *row_pos, const ops_attention_params *params);
+} ops_backend;
+
+extern const ops_backend cpu_backend;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
