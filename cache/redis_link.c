@@ -1,0 +1,250 @@
+/* hiredis parses and connects; sending, waiting and the length of an answer are ours, for three reasons.
+ *
+ * Deadline. hiredis' own time-out is per read: a server that sends a byte now and then holds a caller for
+ * ever. Here the socket does not block and one deadline covers sending the command and the whole answer.
+ *
+ * Bound. The answer is parsed as it comes, and as soon as more bytes have come than the caller's buffer may
+ * take, the connection ends. Arrays, which none of our commands is answered with and whose announced length
+ * hiredis allocates at once, are refused by a createArray that always fails.
+ *
+ * Copies. A value of 1.7 MB is sent from where it lies and copied once from the parser into the caller's
+ * buffer; redisCommandArgv would copy it twice more each way.
+ *
+ * A half-read answer would be taken for the answer to the next command, so every failure closes the link. */
+#include "cache/redis_link.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <hiredis/hiredis.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+
+#define CHUNK_BYTES   ((size_t)256 << 10) /* about what a loopback socket holds */
+#define REPLY_SLACK   1024                /* "$1679680\r\n", "-ERR ..." and the ends of lines */
+#define HEAD_BYTES    1024
+
+/* ---- answers, as hiredis finds them ---- */
+
+static void keep_line(redis_reply *r, const char *text, size_t len) {
+    if (len >= sizeof r->text) len = sizeof r->text - 1;
+    memcpy(r->text, text, len);
+    r->text[len] = '\0';
+}
+
+/* Each returns something that is not NULL for "understood"; the link itself will do. */
+static void *take_string(const redisReadTask *task, char *text, size_t len) {
+    redis_link *l = task->privdata;
+    if (task->type == REDIS_REPLY_STRING) {
+        l->reply->kind = REDIS_TEXT;
+        l->is_too_large = !l->storage || buf_append(l->storage, text, len) != STATUS_OK;
+        return l->is_too_large ? NULL : l;
+    }
+    l->reply->kind = task->type == REDIS_REPLY_ERROR ? REDIS_ERROR : REDIS_LINE;
+    keep_line(l->reply, text, len);
+    return l;
+}
+
+static void *take_array(const redisReadTask *task, int n) {
+    (void)task, (void)n;
+    return NULL;
+}
+
+static void *take_number(const redisReadTask *task, long long number) {
+    redis_link *l = task->privdata;
+    l->reply->kind = REDIS_NUMBER;
+    l->reply->number = number;
+    return l;
+}
+
+static void *take_nil(const redisReadTask *task) {
+    redis_link *l = task->privdata;
+    l->reply->kind = REDIS_NIL;
+    return l;
+}
+
+static void free_nothing(void *object) { (void)object; }
+
+static const redisReplyObjectFunctions reply_functions = {take_string, take_array, take_number,
+                                                          take_nil, free_nothing};
+
+/* ---- bytes ---- */
+
+static status wait_for(int fd, short events, int64_t deadline_us) {
+    for (;;) {
+        int64_t left_us = deadline_us - clock_now_us();
+        if (left_us <= 0) return STATUS_TIMEOUT;
+        struct pollfd p = {.fd = fd, .events = events};
+        int n = poll(&p, 1, (int)((left_us + 999) / 1000));
+        if (n > 0) return STATUS_OK;
+        if (n < 0 && errno != EINTR) return STATUS_UNAVAILABLE;
+    }
+}
+
+static status send_all(int fd, bytes b, bool is_last, int64_t deadline_us) {
+    int flags = MSG_NOSIGNAL | (is_last ? 0 : MSG_MORE);
+    while (b.len_bytes > 0) {
+        ssize_t n = send(fd, b.data, b.len_bytes, flags);
+        if (n > 0) {
+            b.data += n;
+            b.len_bytes -= (size_t)n;
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            status st = wait_for(fd, POLLOUT, deadline_us);
+            if (st != STATUS_OK) return st;
+        } else if (errno != EINTR) {
+            return STATUS_UNAVAILABLE;
+        }
+    }
+    return STATUS_OK;
+}
+
+/* "*3\r\n$3\r\nSET\r\n..." with each word sent from where it lies; short ones are gathered first. */
+static status send_words(int fd, const bytes words[], size_t n_words, int64_t deadline_us) {
+    char head[HEAD_BYTES];
+    size_t used = (size_t)snprintf(head, sizeof head, "*%zu\r\n", n_words);
+    status st = STATUS_OK;
+    for (size_t i = 0; i < n_words && st == STATUS_OK; i++) {
+        if (sizeof head - used < words[i].len_bytes + 40) {
+            st = send_all(fd, (bytes){(unsigned char *)head, used}, false, deadline_us);
+            used = 0;
+        }
+        used += (size_t)snprintf(head + used, sizeof head - used, "$%zu\r\n", words[i].len_bytes);
+        if (words[i].len_bytes + 40 < sizeof head - used) {
+            memcpy(head + used, words[i].data, words[i].len_bytes);
+            used += words[i].len_bytes;
+        } else if (st == STATUS_OK) {
+            st = send_all(fd, (bytes){(unsigned char *)head, used}, false, deadline_us);
+            if (st == STATUS_OK) st = send_all(fd, words[i], false, deadline_us);
+            used = 0;
+        }
+        memcpy(head + used, "\r\n", 2);
+        used += 2;
+    }
+    if (st == STATUS_OK) st = send_all(fd, (bytes){(unsigned char *)head, used}, true, deadline_us);
+    return st;
+}
+
+/* Reads until hiredis has one whole answer. */
+static status read_reply(redis_link *l, int64_t deadline_us, err *e) {
+    redisReader *reader = l->context->reader;
+    size_t room = l->storage ? l->storage->max_bytes - l->storage->len_bytes : 0;
+    size_t n_read = 0;
+    void *object = NULL;
+    for (;;) {
+        ssize_t n = recv(l->context->fd, l->chunk, CHUNK_BYTES, 0);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            status st = wait_for(l->context->fd, POLLIN, deadline_us);
+            if (st != STATUS_OK) return fail(e, st, "no whole answer in time");
+            continue;
+        }
+        if (n < 0) return fail_errno(e, STATUS_UNAVAILABLE, "receiving");
+        if (n == 0) return fail(e, STATUS_UNAVAILABLE, "the server closed the connection");
+        n_read += (size_t)n;
+        if (redisReaderFeed(reader, (char *)l->chunk, (size_t)n) != REDIS_OK ||
+            redisReaderGetReply(reader, &object) != REDIS_OK)
+            return l->is_too_large
+                       ? fail(e, STATUS_TOO_LARGE, "a value longer than the %zu bytes accepted", room)
+                       : fail(e, STATUS_BAD_FORMAT, "not an answer to our command: %s", reader->errstr);
+        if (object) break;
+        if (n_read > room + REPLY_SLACK)
+            return fail(e, STATUS_TOO_LARGE, "a value longer than the %zu bytes accepted", room);
+        /* A server that sends without pause must not outrun the deadline either. */
+        if (clock_now_us() >= deadline_us) return fail(e, STATUS_TIMEOUT, "no whole answer in time");
+    }
+    if (reader->pos != reader->len)
+        return fail(e, STATUS_BAD_FORMAT, "the server sent more than was asked for");
+    return STATUS_OK;
+}
+
+status redis_link_call(redis_link *l, redis_reply *reply, buf *storage, const bytes words[],
+                       size_t n_words, int64_t deadline_us, err *e) {
+    CHECK(l->context, "a command goes over an open link");
+    *reply = (redis_reply){0};
+    l->reply = reply;
+    l->storage = storage;
+    l->is_too_large = false;
+    status st = send_words(l->context->fd, words, n_words, deadline_us);
+    if (st == STATUS_TIMEOUT) (void)fail(e, st, "the command could not be sent in time");
+    if (st == STATUS_UNAVAILABLE) (void)fail_errno(e, st, "sending");
+    if (st == STATUS_OK) st = read_reply(l, deadline_us, e);
+    l->reply = NULL;
+    l->storage = NULL;
+    if (st != STATUS_OK) redis_link_close(l);
+    return st;
+}
+
+/* ---- opening ---- */
+
+static bytes word(const char *text) { return (bytes){(const unsigned char *)text, strlen(text)}; }
+
+/* A command that must be answered with a line that is no error. LOADING is let through: the first real
+ * command will say it again. */
+static status demand(redis_link *l, const redis_url *url, const char *what, const bytes words[],
+                     size_t n_words, int64_t deadline_us, err *e) {
+    redis_reply reply;
+    err why;
+    status st = redis_link_call(l, &reply, NULL, words, n_words, deadline_us, &why);
+    if (st != STATUS_OK)
+        return fail(e, STATUS_UNAVAILABLE, "cache server %s: %s: %s", url->name, what, why.text);
+    if (reply.kind == REDIS_LINE) return STATUS_OK;
+    if (reply.kind == REDIS_ERROR && strncmp(reply.text, "LOADING", 7) == 0) return STATUS_OK;
+    return fail(e, STATUS_BAD_ARGUMENT, "cache server %s refused the %s: %s", url->name, what,
+                reply.kind == REDIS_ERROR ? reply.text : "not an answer to it");
+}
+
+static status log_in(redis_link *l, const redis_url *url, int64_t deadline_us, err *e) {
+    status st = STATUS_OK;
+    if (url->password[0]) {
+        bytes words[3] = {word("AUTH")};
+        size_t n = 1;
+        if (url->user[0]) words[n++] = word(url->user);
+        words[n++] = word(url->password);
+        st = demand(l, url, "password", words, n, deadline_us, e);
+    }
+    if (st == STATUS_OK && url->db != 0) {
+        char db[16];
+        (void)snprintf(db, sizeof db, "%d", url->db);
+        bytes words[] = {word("SELECT"), word(db)};
+        st = demand(l, url, "database number", words, 2, deadline_us, e);
+    }
+    return st;
+}
+
+status redis_link_open(redis_link *l, const redis_url *url, int timeout_ms, err *e) {
+    int64_t deadline_us = clock_now_us() + timeout_ms * CLOCK_MS_US;
+    struct timeval wait = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000};
+    status st = STATUS_OK;
+
+    CHECK(!l->context, "a link is opened once");
+    if (!l->chunk) l->chunk = malloc(CHUNK_BYTES);
+    redisContext *c = url->is_unix ? redisConnectUnixWithTimeout(url->host, wait)
+                                   : redisConnectWithTimeout(url->host, url->port, wait);
+    if (!l->chunk || !c || c->err) {
+        st = fail(e, STATUS_UNAVAILABLE, "cache server %s: %s", url->name,
+                  c && c->err ? c->errstr : "out of memory");
+        if (c) redisFree(c);
+        return st;
+    }
+    l->context = c;
+    c->reader->fn = (redisReplyObjectFunctions *)&reply_functions; /* hiredis only reads it */
+    c->reader->privdata = l;
+    c->reader->maxbuf = 0; /* keep the buffer between large values */
+    int flags = fcntl(c->fd, F_GETFL);
+    if (flags < 0 || fcntl(c->fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        st = fail_errno(e, STATUS_UNAVAILABLE, "cache server %s", url->name);
+    if (st == STATUS_OK) st = log_in(l, url, deadline_us, e);
+    if (st != STATUS_OK) redis_link_close(l);
+    return st;
+}
+
+void redis_link_close(redis_link *l) {
+    if (l->context) redisFree(l->context);
+    free(l->chunk);
+    *l = (redis_link){0};
+}
