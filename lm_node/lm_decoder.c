@@ -1,0 +1,429 @@
+/* Phi-2, forward. One norm feeds both branches of a layer:
+ *
+ *     n = layer_norm(x)
+ *     x = (dense(attention(rope(q(n)), rope(k(n)), v(n))) + fc2(gelu_tanh(fc1(n)))) + x
+ *     logits = lm_head(final_layernorm(x))
+ *
+ * The last layer needs keys and values of all rows, but everything else only of the rows whose logits
+ * are wanted, so those are gathered first: a prompt costs almost one layer less.
+ *
+ * All indices of a step go to the device in one upload; the arrays below are views into it. */
+#include "lm_node/lm_decoder.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "lm_node/kv_cache.h"
+#include "lm_node/projector.h"
+#include "model/device_weights.h"
+
+typedef struct {
+    ops_tensor norm_w, norm_b;
+    ops_matrix *q, *k, *v, *dense, *fc1, *fc2;
+    ops_tensor keys, values; /* [kv_blocks, KV_BLOCK_TOKENS, kv_width] */
+} decoder_layer;
+
+/* The index arrays of one step, on the device. */
+typedef struct {
+    ops_tensor ids, positions, slots, seqs, image_rows, out_rows, out_positions, out_seqs, tables;
+} step_indices;
+
+struct lm_decoder {
+    ops_ctx *ctx;
+    model_decoder_config c;
+    lm_decoder_settings s;
+    projector *project;
+    ops_block weights, activations, kv;
+    decoder_layer *layers;
+    ops_matrix *head;
+    ops_tensor embed, final_w, final_b, cos, sin;
+    /* Activations: x, n, q, a [max_rows, hidden]; k, v [max_rows, kv_width]; wide [max_rows,
+     * intermediate]; out_x, out_n [max_out, hidden]; logits [max_out, n_vocab_out]. */
+    ops_tensor x, n, q, a, k, v, wide, out_x, out_n, logits, indices;
+    int32_t *host_indices;
+    float *host_logits;
+    lm_decoder_tap *tap;
+    void *tap_user;
+    float *tap_hidden;
+};
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        status try_status = (call);                                                                \
+        if (try_status != STATUS_OK) return try_status;                                            \
+    } while (0)
+
+/* ---- sizes --------------------------------------------------------------------------------- */
+
+static int64_t kv_width(const model_decoder_config *c) {
+    return (int64_t)c->n_kv_heads * c->head_size;
+}
+
+size_t lm_decoder_block_bytes(const model_config *c) {
+    return 2 * (size_t)c->decoder.n_layers *
+           ops_cut_bytes(OPS_DTYPE_F32, KV_BLOCK_TOKENS * kv_width(&c->decoder));
+}
+
+static size_t kv_bytes(const lm_decoder *d) {
+    int64_t elements = (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS * kv_width(&d->c);
+    return 2 * (size_t)d->c.n_layers * ops_cut_bytes(OPS_DTYPE_F32, elements);
+}
+
+static int64_t n_indices_max(const lm_decoder *d) {
+    return (int64_t)5 * d->s.max_rows + (int64_t)3 * d->s.max_out +
+           (int64_t)d->s.max_seqs * kv_blocks_for(d->s.max_context);
+}
+
+static size_t activation_bytes(const lm_decoder *d) {
+    const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
+    return 4 * ops_cut_bytes(OPS_DTYPE_F32, rows * hidden) +
+           2 * ops_cut_bytes(OPS_DTYPE_F32, rows * kv_width(&d->c)) +
+           ops_cut_bytes(OPS_DTYPE_F32, rows * d->c.intermediate) +
+           2 * ops_cut_bytes(OPS_DTYPE_F32, outs * hidden) +
+           ops_cut_bytes(OPS_DTYPE_F32, outs * d->c.n_vocab_out) +
+           ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
+}
+
+static size_t weight_block_bytes(const lm_decoder *d, const ops_tensor *embed) {
+    const int64_t table = (int64_t)d->s.max_context * (d->c.rotary_dims / 2);
+    return ops_cut_bytes(embed->dtype, tensor_elements(embed)) +
+           2 * (size_t)(d->c.n_layers + 1) * ops_cut_bytes(OPS_DTYPE_F32, d->c.hidden) +
+           2 * ops_cut_bytes(OPS_DTYPE_F32, table);
+}
+
+lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d) {
+    lm_decoder_memory sum = {
+        .weights = d->weights.size_bytes + projector_weight_bytes(d->project) +
+                   ops_matrix_bytes(d->head),
+        .activations = d->activations.size_bytes + projector_activation_bytes(d->project),
+        .kv = d->kv.size_bytes,
+    };
+    for (int i = 0; i < d->c.n_layers; i++) {
+        const decoder_layer *l = &d->layers[i];
+        const ops_matrix *all[] = {l->q, l->k, l->v, l->dense, l->fc1, l->fc2};
+        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
+            sum.weights += ops_matrix_bytes(all[k]);
+    }
+    return sum;
+}
+
+size_t lm_decoder_feature_row_bytes(const lm_decoder *d) { return projector_row_bytes(d->project); }
+
+/* ---- opening ------------------------------------------------------------------------------- */
+
+/* As transformers computes them, every step in f32: 1 / theta^(2i/R), times the position, cosine. */
+static status fill_rope_tables(lm_decoder *d, err *e) {
+    const int half = d->c.rotary_dims / 2, n = d->s.max_context;
+    const int64_t dims[2] = {n, half};
+    d->cos = ops_block_cut(&d->weights, OPS_DTYPE_F32, 2, dims);
+    d->sin = ops_block_cut(&d->weights, OPS_DTYPE_F32, 2, dims);
+    size_t n_values = (size_t)n * (size_t)half;
+    float *cosines = malloc((n_values + 1) * sizeof *cosines);
+    float *sines = malloc((n_values + 1) * sizeof *sines);
+    status st = STATUS_NO_MEMORY;
+    if (!cosines || !sines) goto done;
+    for (int i = 0; i < half; i++) {
+        float frequency = 1.0f / powf(d->c.rope_theta, (float)(2 * i) / (float)d->c.rotary_dims);
+        for (int position = 0; position < n; position++) {
+            float angle = (float)position * frequency;
+            cosines[(size_t)position * (size_t)half + (size_t)i] = cosf(angle);
+            sines[(size_t)position * (size_t)half + (size_t)i] = sinf(angle);
+        }
+    }
+    st = ops_upload(d->ctx, &d->cos, cosines);
+    if (st == STATUS_OK) st = ops_upload(d->ctx, &d->sin, sines);
+    if (st == STATUS_OK) st = ops_sync(d->ctx);
+done:
+    free(cosines);
+    free(sines);
+    return st == STATUS_OK ? st : fail(e, st, "decoder: rotary tables: %s", status_text(st));
+}
+
+static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i, err *e) {
+    TRY(device_vector_cut(&d->weights, &l->norm_w, m, e, "model.layers.%d.input_layernorm.weight", i));
+    TRY(device_vector_cut(&d->weights, &l->norm_b, m, e, "model.layers.%d.input_layernorm.bias", i));
+    TRY(device_matrix_open(d->ctx, &l->q, m, e, "model.layers.%d.self_attn.q_proj", i));
+    TRY(device_matrix_open(d->ctx, &l->k, m, e, "model.layers.%d.self_attn.k_proj", i));
+    TRY(device_matrix_open(d->ctx, &l->v, m, e, "model.layers.%d.self_attn.v_proj", i));
+    TRY(device_matrix_open(d->ctx, &l->dense, m, e, "model.layers.%d.self_attn.dense", i));
+    TRY(device_matrix_open(d->ctx, &l->fc1, m, e, "model.layers.%d.mlp.fc1", i));
+    TRY(device_matrix_open(d->ctx, &l->fc2, m, e, "model.layers.%d.mlp.fc2", i));
+    const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
+    l->keys = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
+    l->values = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
+    return STATUS_OK;
+}
+
+static status open_weights(lm_decoder *d, const model *m, err *e) {
+    ops_tensor embed = model_weight(m, "model.embed_tokens.weight");
+    TRY(ops_block_open(d->ctx, &d->weights, weight_block_bytes(d, &embed), e));
+    TRY(ops_block_open(d->ctx, &d->kv, kv_bytes(d), e));
+    TRY(device_table_cut(&d->weights, &d->embed, m, e, "model.embed_tokens.weight"));
+    TRY(device_vector_cut(&d->weights, &d->final_w, m, e, "model.final_layernorm.weight"));
+    TRY(device_vector_cut(&d->weights, &d->final_b, m, e, "model.final_layernorm.bias"));
+    TRY(fill_rope_tables(d, e));
+    TRY(projector_open(&d->project, d->ctx, m, d->s.max_rows, e));
+    TRY(device_matrix_open(d->ctx, &d->head, m, e, "lm_head"));
+    d->layers = calloc((size_t)d->c.n_layers, sizeof *d->layers);
+    if (!d->layers) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for its layers");
+    for (int i = 0; i < d->c.n_layers; i++) TRY(open_layer(d, &d->layers[i], m, i, e));
+    return STATUS_OK;
+}
+
+static status open_activations(lm_decoder *d, err *e) {
+    TRY(ops_block_open(d->ctx, &d->activations, activation_bytes(d), e));
+    ops_block *block = &d->activations;
+    const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
+    const int64_t kv = kv_width(&d->c), vocab = d->c.n_vocab_out;
+    ops_tensor *rows_by_hidden[] = {&d->x, &d->n, &d->q, &d->a};
+    for (size_t i = 0; i < sizeof rows_by_hidden / sizeof rows_by_hidden[0]; i++)
+        *rows_by_hidden[i] = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, hidden});
+    d->k = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
+    d->v = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
+    d->wide = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, d->c.intermediate});
+    d->out_x = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
+    d->out_n = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
+    d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
+    d->indices = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){n_indices_max(d)});
+    d->host_indices = calloc((size_t)n_indices_max(d), sizeof *d->host_indices);
+    d->host_logits = calloc((size_t)(outs * vocab), sizeof *d->host_logits);
+    if (!d->host_indices || !d->host_logits)
+        return fail(e, STATUS_NO_MEMORY, "decoder: no memory for %lld rows of logits",
+                    (long long)outs);
+    return STATUS_OK;
+}
+
+static status check_settings(const lm_decoder *d, err *e) {
+    const lm_decoder_settings *s = &d->s;
+    if (s->max_rows < 1 || s->max_rows > (1 << 20) || s->max_seqs < 1 || s->max_seqs > (1 << 16) ||
+        s->max_out < 1 || s->max_out > s->max_rows)
+        return fail(e, STATUS_BAD_ARGUMENT,
+                    "decoder: %d rows, %d sequences, %d rows of logits a step are out of range",
+                    s->max_rows, s->max_seqs, s->max_out);
+    if (s->max_context < 1 || s->max_context > d->c.max_positions)
+        return fail(e, STATUS_BAD_ARGUMENT, "decoder: a context of %d, this model has 1 to %d",
+                    s->max_context, d->c.max_positions);
+    if (s->kv_blocks < 1 || s->kv_blocks > INT32_MAX / KV_BLOCK_TOKENS)
+        return fail(e, STATUS_BAD_ARGUMENT, "decoder: %d blocks of keys and values, need 1 to %d",
+                    s->kv_blocks, INT32_MAX / KV_BLOCK_TOKENS);
+    return STATUS_OK;
+}
+
+status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
+                       const lm_decoder_settings *settings, err *e) {
+    *out = NULL;
+    lm_decoder *d = calloc(1, sizeof *d);
+    if (!d) return fail(e, STATUS_NO_MEMORY, "decoder: no memory");
+    d->ctx = ctx;
+    d->c = model_get_config(m)->decoder;
+    d->s = *settings;
+    status st = check_settings(d, e);
+    if (st == STATUS_OK) st = open_weights(d, m, e);
+    if (st == STATUS_OK) st = open_activations(d, e);
+    if (st != STATUS_OK) {
+        lm_decoder_close(&d);
+        return st;
+    }
+    lm_decoder_memory memory = lm_decoder_get_memory(d);
+    log_info("decoder_ready",
+             "layers=%d max_rows=%d context=%d weight_bytes=%zu activation_bytes=%zu kv_bytes=%zu "
+             "kv_blocks=%d",
+             d->c.n_layers, d->s.max_rows, d->s.max_context, memory.weights, memory.activations,
+             memory.kv, d->s.kv_blocks);
+    *out = d;
+    return STATUS_OK;
+}
+
+void lm_decoder_close(lm_decoder **out) {
+    lm_decoder *d = *out;
+    if (!d) return;
+    for (int i = 0; d->layers && i < d->c.n_layers; i++) {
+        decoder_layer *l = &d->layers[i];
+        ops_matrix **all[] = {&l->q, &l->k, &l->v, &l->dense, &l->fc1, &l->fc2};
+        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) ops_matrix_close(d->ctx, all[k]);
+    }
+    ops_matrix_close(d->ctx, &d->head);
+    projector_close(&d->project);
+    ops_block_close(&d->activations);
+    ops_block_close(&d->kv);
+    ops_block_close(&d->weights);
+    free(d->layers);
+    free(d->host_indices);
+    free(d->host_logits);
+    free(d->tap_hidden);
+    free(d);
+    *out = NULL;
+}
+
+/* ---- one step ------------------------------------------------------------------------------ */
+
+static void check_range(const int32_t *values, int n, int64_t end, const char *what) {
+    for (int i = 0; i < n; i++) CHECK(values[i] >= 0 && values[i] < end, what);
+}
+
+static void check_batch(const lm_decoder *d, const lm_batch *b) {
+    CHECK(b->n_rows >= 1 && b->n_rows <= d->s.max_rows, "a step has 1 to max_rows rows");
+    CHECK(b->n_seqs >= 1 && b->n_seqs <= d->s.max_seqs, "a step has 1 to max_seqs sequences");
+    CHECK(b->n_out >= 0 && b->n_out <= d->s.max_out, "a step has at most max_out rows of logits");
+    CHECK(b->n_image_rows >= 0 && b->n_image_rows <= b->n_rows, "image rows are rows");
+    CHECK(b->n_table_blocks >= 1 && b->n_table_blocks <= kv_blocks_for(d->s.max_context),
+          "a table is no longer than the context");
+    check_range(b->ids, b->n_rows, d->c.n_vocab_in, "a token has an embedding");
+    check_range(b->positions, b->n_rows,
+                b->n_table_blocks * KV_BLOCK_TOKENS < d->s.max_context
+                    ? b->n_table_blocks * KV_BLOCK_TOKENS
+                    : d->s.max_context,
+                "a position is inside table and context");
+    check_range(b->slots, b->n_rows, (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS, "a slot exists");
+    check_range(b->seqs, b->n_rows, b->n_seqs, "a row belongs to a sequence");
+    check_range(b->image_rows, b->n_image_rows, b->n_rows, "an image row is a row");
+    check_range(b->out_rows, b->n_out, b->n_rows, "a wanted row is a row");
+    check_range(b->tables, b->n_seqs * b->n_table_blocks, d->s.kv_blocks, "a block exists");
+}
+
+/* Appends n values to the host copy and returns where they will be on the device. */
+static ops_tensor stage(lm_decoder *d, int64_t *used, const int32_t *values, int64_t n) {
+    if (n > 0) memcpy(d->host_indices + *used, values, (size_t)n * sizeof *values);
+    ops_tensor view = tensor_rows(&d->indices, *used, n);
+    *used += n;
+    return view;
+}
+
+static ops_tensor stage_picked(lm_decoder *d, int64_t *used, const int32_t *values,
+                               const int32_t *rows, int n) {
+    for (int i = 0; i < n; i++) d->host_indices[*used + i] = values[rows[i]];
+    ops_tensor view = tensor_rows(&d->indices, *used, n);
+    *used += n;
+    return view;
+}
+
+static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b) {
+    int64_t used = 0;
+    at->ids = stage(d, &used, b->ids, b->n_rows);
+    at->positions = stage(d, &used, b->positions, b->n_rows);
+    at->slots = stage(d, &used, b->slots, b->n_rows);
+    at->seqs = stage(d, &used, b->seqs, b->n_rows);
+    at->image_rows = stage(d, &used, b->image_rows, b->n_image_rows);
+    at->out_rows = stage(d, &used, b->out_rows, b->n_out);
+    at->out_positions = stage_picked(d, &used, b->positions, b->out_rows, b->n_out);
+    at->out_seqs = stage_picked(d, &used, b->seqs, b->out_rows, b->n_out);
+    at->tables = stage(d, &used, b->tables, (int64_t)b->n_seqs * b->n_table_blocks);
+    at->tables = tensor_reshape(&at->tables, 2, (int64_t[]){b->n_seqs, b->n_table_blocks});
+    ops_tensor all = tensor_rows(&d->indices, 0, used);
+    return ops_upload(d->ctx, &all, d->host_indices);
+}
+
+void lm_decoder_set_tap(lm_decoder *d, lm_decoder_tap *tap, void *user) {
+    d->tap = tap;
+    d->tap_user = user;
+}
+
+static status tap_state(lm_decoder *d, int layer, const ops_tensor *x) {
+    if (!d->tap) return STATUS_OK;
+    if (!d->tap_hidden) d->tap_hidden = malloc(tensor_bytes(&d->x));
+    if (!d->tap_hidden) return STATUS_NO_MEMORY;
+    TRY(ops_download(d->ctx, d->tap_hidden, x));
+    TRY(ops_sync(d->ctx));
+    d->tap(d->tap_user, layer, d->tap_hidden, x->dims[0], x->dims[1]);
+    return STATUS_OK;
+}
+
+static status run_embeddings(lm_decoder *d, ops_tensor *x, const step_indices *at,
+                             const lm_batch *b, err *e) {
+    TRY(ops_gather_rows(d->ctx, x, &d->embed, &at->ids));
+    if (b->n_image_rows == 0) return STATUS_OK;
+    ops_tensor projected;
+    TRY(projector_run(d->project, &projected, b->features, b->n_image_rows, e));
+    return ops_scatter_rows(d->ctx, x, &projected, &at->image_rows);
+}
+
+/* Norm, then keys and values of every row to their slots. n receives the norm. */
+static status run_keys(lm_decoder *d, decoder_layer *l, ops_tensor *n, const ops_tensor *x,
+                       const step_indices *at) {
+    ops_tensor k = tensor_rows(&d->k, 0, x->dims[0]), v = tensor_rows(&d->v, 0, x->dims[0]);
+    TRY(ops_layer_norm(d->ctx, n, x, &l->norm_w, &l->norm_b, d->c.layer_norm_eps));
+    TRY(ops_linear(d->ctx, &k, n, l->k, OPS_ACT_NONE));
+    TRY(ops_rope(d->ctx, &k, &d->cos, &d->sin, &at->positions, d->c.n_kv_heads));
+    TRY(ops_kv_write(d->ctx, &l->keys, &k, &at->slots));
+    TRY(ops_linear(d->ctx, &v, n, l->v, OPS_ACT_NONE));
+    return ops_kv_write(d->ctx, &l->values, &v, &at->slots);
+}
+
+/* x = (attention + mlp) + x for the rows of n, whose positions and sequences are given. */
+static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, const ops_tensor *n,
+                           const ops_tensor *positions, const ops_tensor *seqs,
+                           const ops_tensor *tables) {
+    const int64_t rows = x->dims[0];
+    ops_tensor q = tensor_rows(&d->q, 0, rows), a = tensor_rows(&d->a, 0, rows);
+    ops_tensor wide = tensor_rows(&d->wide, 0, rows);
+    const ops_attention_params params = {
+        .n_heads = d->c.n_heads,
+        .n_kv_heads = d->c.n_kv_heads,
+        .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
+    };
+    TRY(ops_linear(d->ctx, &q, n, l->q, OPS_ACT_NONE));
+    TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, positions, d->c.n_heads));
+    TRY(ops_attention_paged(d->ctx, &q, &q, &l->keys, &l->values, tables, seqs, positions, &params));
+    TRY(ops_linear(d->ctx, &a, &q, l->dense, OPS_ACT_NONE));
+    TRY(ops_linear(d->ctx, &wide, n, l->fc1, OPS_ACT_GELU_TANH));
+    TRY(ops_linear(d->ctx, &q, &wide, l->fc2, OPS_ACT_NONE));
+    TRY(ops_add(d->ctx, &a, &a, &q));
+    return ops_add(d->ctx, x, &a, x);
+}
+
+static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, int n_out) {
+    ops_tensor n = tensor_rows(&d->n, 0, x->dims[0]);
+    for (int i = 0; i + 1 < d->c.n_layers; i++) {
+        TRY(run_keys(d, &d->layers[i], &n, x, at));
+        TRY(run_branches(d, &d->layers[i], x, &n, &at->positions, &at->seqs, &at->tables));
+        TRY(tap_state(d, i + 1, x));
+    }
+    decoder_layer *last = &d->layers[d->c.n_layers - 1];
+    TRY(run_keys(d, last, &n, x, at));
+    if (n_out == 0) return STATUS_OK;
+    ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
+    TRY(ops_gather_rows(d->ctx, &out_x, x, &at->out_rows));
+    TRY(ops_gather_rows(d->ctx, &out_n, &n, &at->out_rows));
+    TRY(run_branches(d, last, &out_x, &out_n, &at->out_positions, &at->out_seqs, &at->tables));
+    return tap_state(d, d->c.n_layers, &out_x);
+}
+
+static status run_head(lm_decoder *d, int n_out) {
+    ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), logits = tensor_rows(&d->logits, 0, n_out);
+    TRY(ops_layer_norm(d->ctx, &out_x, &out_x, &d->final_w, &d->final_b, d->c.layer_norm_eps));
+    TRY(ops_linear(d->ctx, &logits, &out_x, d->head, OPS_ACT_NONE));
+    return ops_download(d->ctx, d->host_logits, &logits);
+}
+
+static status run_step(lm_decoder *d, const lm_batch *b, err *e) {
+    step_indices at;
+    ops_tensor x = tensor_rows(&d->x, 0, b->n_rows);
+    TRY(upload_indices(d, &at, b));
+    TRY(run_embeddings(d, &x, &at, b, e));
+    TRY(tap_state(d, 0, &x));
+    TRY(run_layers(d, &x, &at, b->n_out));
+    if (b->n_out > 0) TRY(run_head(d, b->n_out));
+    return ops_sync(d->ctx);
+}
+
+status lm_decoder_step(lm_decoder *d, const float **logits, const lm_batch *batch, err *e) {
+    check_batch(d, batch);
+    *logits = d->host_logits;
+    status st = run_step(d, batch, e);
+    return st == STATUS_OK ? st : fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text(st));
+}
+
+status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e) {
+    CHECK(to >= 0 && to < d->s.kv_blocks && from >= 0 && from < d->s.kv_blocks && to != from,
+          "two blocks that exist");
+    status st = STATUS_OK;
+    for (int i = 0; i < d->c.n_layers && st == STATUS_OK; i++) {
+        st = ops_kv_copy_block(d->ctx, &d->layers[i].keys, to, from);
+        if (st == STATUS_OK) st = ops_kv_copy_block(d->ctx, &d->layers[i].values, to, from);
+    }
+    return st == STATUS_OK ? st
+                           : fail(e, st, "decoder: copying block %d: %s", (int)from, status_text(st));
+}

@@ -1,0 +1,73 @@
+/* The language network: rows of many sequences in, logits of the wanted rows out.
+ *
+ *     st = lm_decoder_open(&d, ctx, m, &settings, &e);
+ *     st = lm_decoder_step(d, &logits, &batch, &e);
+ *     lm_decoder_close(&d);
+ *
+ * A step takes rows of any sequences in any mixture: pieces of prompts, image rows, single rows of
+ * decoding. What a row computes depends on its own sequence only, never on the other rows of the step or
+ * on how a prompt was cut into steps. Who owns which block of keys and values is the caller's business
+ * (kv_cache.h); the arrays live here. All memory is taken at open. One thread, that of the context. */
+#ifndef LM_NODE_LM_DECODER_H
+#define LM_NODE_LM_DECODER_H
+
+#include "model/model.h"
+#include "ops/ops.h"
+
+typedef struct lm_decoder lm_decoder;
+
+typedef struct {
+    int max_rows;    /* rows of one step */
+    int max_seqs;    /* sequences of one step */
+    int max_out;     /* rows of one step whose logits are wanted */
+    int max_context; /* positions of one sequence, 1 .. decoder.max_positions */
+    int kv_blocks;   /* blocks of KV_BLOCK_TOKENS positions */
+} lm_decoder_settings;
+
+/* One step. All arrays are the caller's and on the host. Indices out of their range are our own mistake
+ * (CHECK). Keys and values of every row are written at its slot before any row looks at them. */
+typedef struct {
+    int n_rows;               /* 1 .. max_rows */
+    const int32_t *ids;       /* [n_rows] token, 0 .. n_vocab_in - 1; of an image row: 0 */
+    const int32_t *positions; /* [n_rows] 0 .. max_context - 1 */
+    const int32_t *slots;     /* [n_rows] where key and value go: block * KV_BLOCK_TOKENS + offset */
+    const int32_t *seqs;      /* [n_rows] index into tables */
+    int n_image_rows;
+    const int32_t *image_rows; /* [n_image_rows] the rows that are features instead of tokens */
+    const void *features;      /* [n_image_rows, tower hidden] in model_tower_dtype, not yet projected */
+    int n_seqs;                /* 1 .. max_seqs */
+    int n_table_blocks;        /* columns of tables, enough for the longest sequence */
+    const int32_t *tables;     /* [n_seqs, n_table_blocks] blocks in order; unused entries 0 */
+    int n_out;                 /* 0 .. max_out */
+    const int32_t *out_rows;   /* [n_out] rows whose logits are wanted */
+} lm_batch;
+
+/* m was opened with MODEL_PART_DECODER. Errors: BAD_ARGUMENT, NO_MEMORY, DEVICE. */
+MUST_USE status lm_decoder_open(lm_decoder **d, ops_ctx *ctx, const model *m,
+                                const lm_decoder_settings *settings, err *e);
+void lm_decoder_close(lm_decoder **d);
+
+/* logits: [n_out, n_vocab_out] on the host, good until the next step. Errors: DEVICE. */
+MUST_USE status lm_decoder_step(lm_decoder *d, const float **logits, const lm_batch *batch, err *e);
+
+/* Copies keys and values of one block in all layers: a question takes over a partial block. */
+MUST_USE status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e);
+
+/* Device memory by purpose, in bytes; logged at open. */
+typedef struct {
+    size_t weights, activations, kv;
+} lm_decoder_memory;
+lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d);
+
+/* What one block costs over all layers: kv_bytes / this = kv_blocks. */
+size_t lm_decoder_block_bytes(const model_config *c);
+
+size_t lm_decoder_feature_row_bytes(const lm_decoder *d);
+
+/* For tests: called with the embeddings as layer 0, then after every layer. In the last layer only the
+ * wanted rows exist, in the order of out_rows. Costs a download a layer; NULL turns it off. */
+typedef void lm_decoder_tap(void *user, int layer, const float *hidden, int64_t n_rows,
+                            int64_t width);
+void lm_decoder_set_tap(lm_decoder *d, lm_decoder_tap *tap, void *user);
+
+#endif

@@ -1,0 +1,97 @@
+/* P(x) = W_K gelu(... gelu(W_1 x + b_1) ...) + b_K with the exact (erf) GELU. The result of each linear
+ * goes to the other one of two buffers. */
+#include "lm_node/projector.h"
+
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "model/device_weights.h"
+
+struct projector {
+    ops_ctx *ctx;
+    int n_linear, max_rows;
+    int64_t n_in, n_out;
+    ops_dtype dtype;
+    ops_matrix **linear; /* [n_linear] */
+    ops_block block;
+    ops_tensor raw, wide, buffers[2];
+};
+
+static status open_memory(projector *p, err *e) {
+    size_t bytes = ops_cut_bytes(p->dtype, p->max_rows * p->n_in) +
+                   ops_cut_bytes(OPS_DTYPE_F32, p->max_rows * p->n_in) +
+                   2 * ops_cut_bytes(OPS_DTYPE_F32, p->max_rows * p->n_out);
+    status st = ops_block_open(p->ctx, &p->block, bytes, e);
+    if (st != STATUS_OK) return st;
+    const int64_t in[2] = {p->max_rows, p->n_in}, out[2] = {p->max_rows, p->n_out};
+    p->raw = ops_block_cut(&p->block, p->dtype, 2, in);
+    p->wide = ops_block_cut(&p->block, OPS_DTYPE_F32, 2, in);
+    for (int i = 0; i < 2; i++) p->buffers[i] = ops_block_cut(&p->block, OPS_DTYPE_F32, 2, out);
+    return STATUS_OK;
+}
+
+status projector_open(projector **out, ops_ctx *ctx, const model *m, int max_rows, err *e) {
+    const model_config *c = model_get_config(m);
+    CHECK(max_rows > 0, "a projector has rows");
+    *out = NULL;
+    projector *p = calloc(1, sizeof *p);
+    if (!p) return fail(e, STATUS_NO_MEMORY, "projector: no memory");
+    p->ctx = ctx;
+    p->max_rows = max_rows;
+    p->n_in = c->tower.hidden;
+    p->n_out = c->decoder.hidden;
+    p->dtype = model_tower_dtype(m);
+    p->n_linear = c->projector.n_linear;
+    p->linear = calloc((size_t)p->n_linear + 1, sizeof *p->linear);
+    status st = p->linear ? open_memory(p, e) : fail(e, STATUS_NO_MEMORY, "projector: no memory");
+    for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
+        if (c->projector.kind == MODEL_PROJECTOR_LINEAR)
+            st = device_matrix_open(ctx, &p->linear[i], m, e, "model.mm_projector");
+        else
+            st = device_matrix_open(ctx, &p->linear[i], m, e, "model.mm_projector.%d", 2 * i);
+    }
+    if (st != STATUS_OK) {
+        projector_close(&p);
+        return st;
+    }
+    *out = p;
+    return STATUS_OK;
+}
+
+void projector_close(projector **out) {
+    projector *p = *out;
+    if (!p) return;
+    for (int i = 0; p->linear && i < p->n_linear; i++) ops_matrix_close(p->ctx, &p->linear[i]);
+    ops_block_close(&p->block);
+    free(p->linear);
+    free(p);
+    *out = NULL;
+}
+
+size_t projector_row_bytes(const projector *p) {
+    return (size_t)p->n_in * dtype_bytes(p->dtype);
+}
+
+size_t projector_activation_bytes(const projector *p) { return p->block.size_bytes; }
+
+size_t projector_weight_bytes(const projector *p) {
+    size_t bytes = 0;
+    for (int i = 0; i < p->n_linear; i++) bytes += ops_matrix_bytes(p->linear[i]);
+    return bytes;
+}
+
+status projector_run(projector *p, ops_tensor *projected, const void *features, int n_rows,
+                     err *e) {
+    CHECK(n_rows > 0 && n_rows <= p->max_rows, "a run fits in the buffers of open");
+    ops_tensor raw = tensor_rows(&p->raw, 0, n_rows), x = tensor_rows(&p->wide, 0, n_rows);
+    status st = ops_upload(p->ctx, &raw, features);
+    if (st == STATUS_OK) st = ops_cast(p->ctx, &x, &raw);
+    for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
+        ops_tensor y = tensor_rows(&p->buffers[i % 2], 0, n_rows);
+        st = ops_linear(p->ctx, &y, &x, p->linear[i],
+                        i + 1 < p->n_linear ? OPS_ACT_GELU_ERF : OPS_ACT_NONE);
+        x = y;
+    }
+    *projected = x;
+    return st == STATUS_OK ? st : fail(e, st, "projector: %d rows: %s", n_rows, status_text(st));
+}

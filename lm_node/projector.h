@@ -1,0 +1,29 @@
+/* Vision features to decoder rows: identity, one linear, or K linears with GELU between them.
+ *
+ *     st = projector_open(&p, ctx, m, 256, &e);
+ *     st = projector_run(p, &projected, features, n_rows, &e);   // projected is on the device
+ *     projector_close(&p);
+ *
+ * Works row by row, so features can be projected in any pieces with the same result. One thread. */
+#ifndef LM_NODE_PROJECTOR_H
+#define LM_NODE_PROJECTOR_H
+
+#include "model/model.h"
+#include "ops/ops.h"
+
+typedef struct projector projector;
+
+/* max_rows: the most rows of one run. Errors: NO_MEMORY. */
+MUST_USE status projector_open(projector **p, ops_ctx *ctx, const model *m, int max_rows, err *e);
+void projector_close(projector **p);
+
+/* features: host [n_rows, tower hidden] in model_tower_dtype. projected: device view [n_rows, decoder
+ * hidden], f32, good until the next run. Errors: DEVICE. */
+MUST_USE status projector_run(projector *p, ops_tensor *projected, const void *features, int n_rows,
+                              err *e);
+
+size_t projector_row_bytes(const projector *p);    /* of one row of features */
+size_t projector_weight_bytes(const projector *p);
+size_t projector_activation_bytes(const projector *p);
+
+#endif
