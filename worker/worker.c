@@ -89,13 +89,14 @@ static letter *letter_new(letter_kind kind) {
     return l;
 }
 
-static void job_free(job *j) {
-    wire_message_clear(&j->wire);
-    free(j);
+void job_free(job **j) {
+    wire_message_clear(&(*j)->wire);
+    free(*j);
+    *j = NULL;
 }
 
 static void letter_free(letter *l) {
-    if (l->work) job_free(l->work);
+    if (l->work) job_free(&l->work);
     buf_deinit(&l->body);
     buf_deinit(&l->report);
     free(l);
@@ -165,8 +166,7 @@ void worker_forget(worker *w, job **moved) {
     l->attempt = (*moved)->wire.in.m.attempt;
     l->is_final = true; /* ends the lease; m.kind 0 says that nothing is sent */
     mailbox_push(&w->outbox, &l->letter);
-    job_free(*moved);
-    *moved = NULL;
+    job_free(moved);
 }
 
 void worker_answer(worker *w, job **moved, message *m) {
@@ -179,8 +179,7 @@ void worker_answer(worker *w, job **moved, message *m) {
     letter_set_message(l, m);
     l->is_final = true;
     mailbox_push(&w->outbox, &l->letter);
-    job_free(*moved);
-    *moved = NULL;
+    job_free(moved);
 }
 
 void worker_answer_failed(worker *w, job **moved, status code, const char *text,
@@ -192,6 +191,8 @@ void worker_answer_failed(worker *w, job **moved, status code, const char *text,
                  .text = text};
     worker_answer(w, moved, &m);
 }
+
+void worker_made_progress(worker *w) { atomic_fetch_add(&w->n_steps, 1); }
 
 void worker_stream(worker *w, const job *j, uint32_t question_idx, uint32_t token_idx, bytes body) {
     letter *l = letter_new(LETTER_OUT);

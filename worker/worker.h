@@ -31,7 +31,7 @@ typedef struct job {
     int breadcrumb; /* slot in the supervisor's page, -1 without one */
 } job;
 
-/* All but `name` and `slots` are called on the computing thread only. */
+/* All of them are called on the computing thread only. */
 typedef struct {
     void *self;
     /* Takes the job. The handler answers it, now or in a later step, exactly once. */
@@ -76,6 +76,12 @@ void worker_answer_failed(worker *w, job **moved, status code, const char *text,
 
 /* Frees a cancelled job without an answer. Computing thread. */
 void worker_forget(worker *w, job **moved);
+
+/* Inside a long step: says that the work is moving, so that leases are renewed. Computing thread. */
+void worker_made_progress(worker *w);
+
+/* Frees a job that was never answered because the node ends. */
+void job_free(job **j);
 
 /* Sends a TOKENS message about a running job; not kept, not confirmed. Computing thread. */
 void worker_stream(worker *w, const job *j, uint32_t question_idx, uint32_t token_idx, bytes body);
