@@ -1,0 +1,71 @@
+/* The service a command works with: a running cluster when --broker names one, else broker and nodes in
+ * this process. The same client talks to both.
+ *
+ *     static const option_row rows[] = {SERVICE_ROWS, SAMPLING_ROWS, {0}};
+ *     service s;
+ *     st = service_open(&s, o, window_items, &e);     // before any thread exists
+ *     client_submit(s.client, ...);
+ *     service_close(&s);
+ *
+ * One thread. */
+#ifndef CLI_SERVICE_H
+#define CLI_SERVICE_H
+
+#include "base/options.h"
+#include "cli/embedded.h"
+#include "client/client.h"
+
+#define MODEL_ROW                                                                                  \
+    {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0,                                               \
+     "checkpoint folder; without it, the demonstration model that ships with mipha"}
+
+#define SERVICE_ROWS                                                                               \
+    MODEL_ROW,                                                                                     \
+        {"broker", 'b', OPTION_STRING, "ENDPOINT", NULL, 0, 0,                                     \
+         "use a running cluster, as in tcp://host:7000; without it, everything runs in this process"}, \
+        {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,                                             \
+         "keep image features in Redis, as in redis://host:6379; without it, in memory"},          \
+        {"threads", 0, OPTION_INT, "N", NULL, 1, 1024,                                             \
+         "compute threads; without it, one per core"},                                             \
+        {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,                     \
+         "memory for keys and values of running questions"},                                       \
+        {"log-level", 0, OPTION_STRING, "LEVEL", "error", 0, 0,                                    \
+         "what to log on stderr: off, error, warn, info or debug"}
+
+#define SAMPLING_ROWS                                                                              \
+    {"max-new-tokens", 'n', OPTION_INT, "N", "128", 1, MESSAGE_NEW_TOKENS_MAX,                     \
+     "longest answer, in tokens"},                                                                 \
+        {"temperature", 't', OPTION_REAL, "T", "0", 0, 100,                                        \
+         "randomness; 0 always takes the most likely token"},                                      \
+        {"top-p", 0, OPTION_REAL, "P", "1", 0, 1, "sample from the most likely mass P; 1 is off"}, \
+        {"top-k", 0, OPTION_INT, "K", "0", 0, 1000000,                                             \
+         "sample from the K most likely tokens; 0 is off"},                                        \
+        {"min-p", 0, OPTION_REAL, "P", "0", 0, 1,                                                  \
+         "leave out tokens below P times the most likely one; 0 is off"},                          \
+        {"seed", 's', OPTION_INT, "S", "0", 0, 9007199254740992.0, "of the random choices"},       \
+        {"logprobs", 0, OPTION_INT, "K", NULL, 0, MESSAGE_LOGPROBS_MAX,                            \
+         "report each token's log-probability and its K best alternatives"},                       \
+        {"stop", 0, OPTION_LIST, "TEXT", NULL, 0, 0,                                               \
+         "end an answer before this text; up to 4 times"}
+
+typedef struct {
+    embedded *em;      /* NULL with --broker */
+    void *zmq_context; /* ours only with --broker */
+    client *client;
+} service;
+
+/* Errors: BAD_ARGUMENT (usage), INTERRUPTED, and whatever keeps model or broker from opening: the caller
+ * exits with EXIT_NOT_STARTED. On failure s needs no close. */
+MUST_USE status service_open(service *s, const options *o, const client_settings *settings, err *e);
+void service_close(service *s);
+
+/* The exit status for a service that did not open. */
+int service_exit_code(status st);
+
+/* Reads SAMPLING_ROWS; the stop strings are views of o. Errors: BAD_ARGUMENT. */
+MUST_USE status sampling_from_options(request_sampling *s, const options *o, err *e);
+
+/* Reads --log-level. Errors: BAD_ARGUMENT. */
+MUST_USE status log_level_from_options(const options *o, err *e);
+
+#endif
