@@ -206,13 +206,18 @@ def place(rng, size, boxes):
     return None
 
 
-def draw_scene(seed, long_side=None, objects=None):
-    """Returns (RGB image, list of objects with position and size as fractions of the image)."""
+def draw_scene(seed, long_side=None, objects=None, size=None):
+    """Returns (RGB image, list of objects with position and size as fractions of the image).
+
+    Without long_side, objects and size, all three are drawn by lot.
+    """
     rng = random.Random(seed)
     if long_side is None:
         long_side = rng.choice([128, 160, 200, 256, 320])
     a, b = rng.choice(ASPECTS)
-    size = (long_side * a // max(a, b), long_side * b // max(a, b))
+    if size is None:
+        size = (long_side * a // max(a, b), long_side * b // max(a, b))
+    long_side = max(size)
     objects = [dict(o) for o in objects] if objects else contents(rng)
     shrink = 1.0
     while True:
