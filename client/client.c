@@ -386,6 +386,7 @@ static bool take_message(client *c, const message *m, client_event *event, int64
             link_lost(c, "it was started again", now_us);
         return false;
     case MESSAGE_BYE: link_lost(c, "it is shutting down", now_us); return false;
+    case MESSAGE_WHO: link_lost(c, "it was started again", now_us); return false;
     default: log_warn("message_unexpected", "kind=%s", message_kind_name((int)m->kind)); return false;
     }
 }

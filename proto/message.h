@@ -65,7 +65,8 @@
     X(STOP,             26, "broker to node",        ITEM | ATTEMPT)                               \
     X(HEARTBEAT,        27, "node to broker",        NOTHING)                                      \
     X(CRASHED,          28, "node to broker",        ITEM | INCARNATION)                           \
-    X(CRASH_NOTED,      29, "broker to node",        ITEM | INCARNATION)
+    X(CRASH_NOTED,      29, "broker to node",        ITEM | INCARNATION)                           \
+    X(WHO,              30, "broker to anyone",      NOTHING)
 
 typedef enum {
 #define X(name, number, direction, needs) MESSAGE_##name = number,

@@ -102,6 +102,15 @@ void wire_payload_copy(const wire_payload *p, void *out) {
     }
 }
 
+void wire_payload_sha256(const wire_payload *p, unsigned char out[HASH_SHA256_BYTES]) {
+    hash_sha256_stream *s = hash_sha256_open();
+    for (size_t i = 0; i < p->n_frames; i++) {
+        zmq_msg_t *frame = (zmq_msg_t *)(uintptr_t)&p->frames[i];
+        hash_sha256_add(s, zmq_msg_data(frame), zmq_msg_size(frame));
+    }
+    hash_sha256_finish(s, out);
+}
+
 /* ---- sockets --------------------------------------------------------------------------------- */
 
 static bool set_int(void *zmq, int option, int value) {

@@ -44,6 +44,7 @@ wire_payload *wire_payload_share(const wire_payload *p); /* NULL when out of mem
 void wire_payload_close(wire_payload **p);
 size_t wire_payload_bytes(const wire_payload *p);
 void wire_payload_copy(const wire_payload *p, void *out); /* wire_payload_bytes of them */
+void wire_payload_sha256(const wire_payload *p, unsigned char out[HASH_SHA256_BYTES]);
 
 typedef struct {
     wire_peer from; /* bound sockets only */

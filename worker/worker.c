@@ -164,7 +164,8 @@ void worker_forget(worker *w, job **moved) {
     letter *l = letter_new(LETTER_OUT);
     l->item = (*moved)->wire.in.m.item;
     l->attempt = (*moved)->wire.in.m.attempt;
-    l->is_final = true; /* ends the lease; m.kind 0 says that nothing is sent */
+    l->m = (message){.kind = MESSAGE_RELEASE, .has_item = true, .item = l->item, .attempt = l->attempt};
+    l->is_final = true;
     mailbox_push(&w->outbox, &l->letter);
     job_free(moved);
 }
@@ -350,7 +351,15 @@ static void take_work(worker *w, wire_message *in) {
 }
 
 static void take_stop(worker *w, const message *m) {
-    if (!find_lease(w, &m->item, m->attempt)) return;
+    if (!find_lease(w, &m->item, m->attempt)) {
+        /* Not here, or not any more: the broker waits to hear that nobody works on it. */
+        message release = {.kind = MESSAGE_RELEASE,
+                           .has_item = true,
+                           .item = m->item,
+                           .attempt = m->attempt};
+        send_to_broker(w, &release);
+        return;
+    }
     letter *l = letter_new(LETTER_CANCEL);
     l->item = m->item;
     l->attempt = m->attempt;
@@ -388,6 +397,10 @@ static void take_message(worker *w, wire_message *in) {
     case MESSAGE_REFUSED:
         w->refused = m->code < STATUS_COUNT ? (status)m->code : STATUS_INTERNAL;
         (void)snprintf(w->refused_text, sizeof w->refused_text, "%s", m->text);
+        return;
+    case MESSAGE_WHO: /* a broker that does not know us: it was restarted */
+        w->link = LINK_HELLO;
+        send_hello(w);
         return;
     case MESSAGE_ENCODE:
     case MESSAGE_GENERATE: take_work(w, in); return;
@@ -429,9 +442,8 @@ static void keep_unconfirmed(worker *w, letter *l) {
 
 static void take_out(worker *w, letter *l) {
     if (l->is_final) end_lease(w, &l->item, l->attempt);
-    bool is_sent = l->m.kind != 0;
-    if (is_sent && w->link != LINK_DOWN) send_to_broker(w, &l->m);
-    if (is_sent && l->is_final) {
+    if (w->link != LINK_DOWN) send_to_broker(w, &l->m);
+    if (l->is_final && l->m.kind != MESSAGE_RELEASE) {
         l->sent_us = clock_now_us();
         keep_unconfirmed(w, l);
     } else {
