@@ -8,7 +8,8 @@ Stages, each resumable from --work:
   text    the decoder learns the language of questions and answers without any image (in the paper
           it comes pre-trained as Phi-2);
   align   paper, first stage: only the projector learns, on captions;
-  all     paper, second stage: everything learns, on all kinds of questions.
+  all     paper, second stage: everything learns, on all kinds of questions;
+  more    only when named in --stages: the same for longer.
 """
 
 import argparse
@@ -38,6 +39,9 @@ STAGES = {
     "align": dict(steps=80, batch=32, rate=2e-3, matrix_rate=1.0),
     "all": dict(steps=2600, batch=32, rate=2e-3, matrix_rate=1.0),
 }
+# Optional, by --stages: the stage "all" for longer, on the weights it left.
+DEFAULT_STAGES = list(STAGES)
+STAGES["more"] = dict(steps=2600, batch=32, rate=1.5e-3, matrix_rate=1.0)
 TOWER_RATE_IN_ALL = 0.5
 PATCH_LOSS_IN_ALL = 0.3  # The patch labels go on supporting the tower while everything learns.
 
@@ -273,7 +277,7 @@ class Run:
                 self.log(stage=stage, step=step + 1, loss=round(sum(recent) / len(recent), 4),
                          seconds=round(time.time() - began, 1), **{k: round(v, 4) for k, v in scores.items()})
                 recent = []
-            if stage in ("align", "all") and ((step + 1) % 250 == 0 or step + 1 == steps):
+            if stage in ("align", "all", "more") and ((step + 1) % 250 == 0 or step + 1 == steps):
                 self.log(stage=stage, step=step + 1, exact=validate(self.model, self.text, *self.check))
             if time.time() - saved > 120:
                 self.save(stage, step + 1, optimizer, False)
@@ -305,7 +309,7 @@ class Run:
         logits, targets = answer_logits(self.model, states, [p[1] for p in packed])
         right = (logits.argmax(-1) == targets).float().mean().item()
         loss, scores = F.cross_entropy(logits, targets), {"token_accuracy": right}
-        if stage == "all":
+        if stage in ("all", "more"):
             patch_loss, patch_scores = self.head(features, torch.from_numpy(self.labels[index]))
             scores.update(answer_loss=loss.item(), patch_class=patch_scores["class"])
             loss = loss + PATCH_LOSS_IN_ALL * patch_loss
@@ -321,7 +325,8 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="where the checkpoint is written at the end")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", help="STAGE=N, to shorten a stage for a trial")
-    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--stages", default=",".join(DEFAULT_STAGES),
+                        help="in order; finished ones are only loaded; add ,more to go on")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run = Run(args)
