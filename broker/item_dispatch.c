@@ -159,7 +159,7 @@ void time_passes_some(item_machine *m) {
 
 /* --- lists and places ------------------------------------------------------------------------ */
 
-void list_push(item_machine *m, item_list *list, uint32_t item) {
+static void list_push(item_machine *m, item_list *list, uint32_t item) {
     item_row *it = &m->items[item];
     it->next = SLOT_NONE;
     it->prev = list->last;
@@ -169,7 +169,7 @@ void list_push(item_machine *m, item_list *list, uint32_t item) {
     list->n++;
 }
 
-void list_remove(item_machine *m, item_list *list, uint32_t item) {
+static void list_remove(item_machine *m, item_list *list, uint32_t item) {
     const item_row *it = &m->items[item];
     if (it->prev != SLOT_NONE) m->items[it->prev].next = it->next;
     else list->first = it->next;
@@ -186,7 +186,7 @@ static void push_queue(item_machine *m, uint32_t item, item_stage stage) {
             item_queue_enter(&m->queue[stage], it->tenant, cost, it->priority, it->deadline_us);
         it->is_ranked[stage] = true;
     }
-    bool alone = is_suspect(it);
+    bool alone = is_suspect(m, it);
     status st = item_queue_push(alone ? &m->suspects[stage] : &m->queue[stage], item, 0,
                                 it->rank[stage]);
     CHECK(st == STATUS_OK, "every row has its place in a queue");
@@ -203,7 +203,7 @@ static void place_for_vision(item_machine *m, uint32_t item) {
         return;
     }
     uint32_t other = image->encoder;
-    if (m->items[other].place == PLACE_QUEUE && !is_suspect(it) &&
+    if (m->items[other].place == PLACE_QUEUE && !is_suspect(m, it) &&
         (it->priority < m->items[other].priority ||
          (it->priority == m->items[other].priority && it->deadline_us > 0 &&
           (m->items[other].deadline_us == 0 || it->deadline_us < m->items[other].deadline_us)))) {
@@ -332,7 +332,7 @@ static void claim(item_machine *m, uint32_t item, item_stage stage, uint32_t n) 
     uint64_t bit = UINT64_C(1) << (it->attempt % 64);
     it->lm_attempts = stage == STAGE_LM ? it->lm_attempts | bit : it->lm_attempts & ~bit;
     grant_row grant = {.state = GRANT_CLAIMING, .id = it->id, .attempt = it->attempt, .stage = stage,
-                       .item = item, .bytes = work_bytes(it, stage), .is_solo = is_suspect(it),
+                       .item = item, .bytes = work_bytes(it, stage), .is_solo = is_suspect(m, it),
                        .started_us = m->now_us, .renewed_us = m->now_us};
     it->grant = grant_add(&m->nodes, n, &grant);
     CHECK(it->grant != SLOT_NONE, "a free grant was seen before");

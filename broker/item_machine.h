@@ -132,7 +132,8 @@ typedef struct {
             uint64_t request_payload;
             uint32_t request_bytes;
             uint32_t n_questions;
-                int64_t deadline_us; /* same clock as now_us; 0: none */
+            uint8_t priority;    /* lower first */
+            int64_t deadline_us; /* same clock as now_us; 0: none */
             uint64_t cost;       /* estimated language work, any unit, at least 1 */
         } submit;
         struct {

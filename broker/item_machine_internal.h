@@ -1,8 +1,10 @@
 /* What the files of the machine share. Read in this order:
  *
- *   item_machine.c    open, close, step; what each event does
+ *   item_machine.c    one step; what clients say; what is done when a transition is durable
+ *   item_reports.c    what nodes say
  *   item_rules.c      the guards: which transition is allowed when, and how it is recorded
  *   item_dispatch.c   where an item waits, which node gets it, what happens when time passes
+ *   item_rows.c       the tables
  *   item_audit.c      every promise that can be checked by looking */
 #ifndef BROKER_ITEM_MACHINE_INTERNAL_H
 #define BROKER_ITEM_MACHINE_INTERNAL_H
@@ -18,7 +20,7 @@
 #ifdef MIPHA_MUTANTS
 #define MUTANT(m, n) ((m)->mutant == (n))
 #else
-#define MUTANT(m, n) false
+#define MUTANT(m, n) ((void)(m), false)
 #endif
 
 /* Where an item waits. Exactly one place at a time; a leased item has a grant and no place. */
@@ -91,7 +93,6 @@ typedef enum {
     HELD_ACCEPT,
     HELD_CLAIM,
     HELD_PLACE, /* it waits for a node again */
-    HELD_ENCODED,
     HELD_FINAL,
     HELD_LEAVE
 } held_kind;
@@ -145,7 +146,6 @@ struct item_machine {
     slot_index items_by_id;
 
     client_row *clients;
-    uint32_t clients_end;
     slot_index clients_by_peer;
 
     tombstone *tombs; /* a ring */
@@ -191,33 +191,48 @@ bool crash_is_known(const item_row *it, uint64_t node, uint64_t incarnation, uin
 /* --- item_dispatch.c --- */
 bool has_room_for_unit(const item_machine *m);
 action *emit(item_machine *m, action_kind kind, uint64_t peer);
-void release(item_machine *m, uint64_t payload);
+void release(item_machine *m, uint64_t payload); /* 0 is fine */
 void arm_item(item_machine *m, uint32_t item);
 void arm_grant(item_machine *m, uint32_t g);
 void arm_node(item_machine *m, uint32_t n);
 void arm_client(item_machine *m, uint32_t c);
-void list_push(item_machine *m, item_list *list, uint32_t item);
-void list_remove(item_machine *m, item_list *list, uint32_t item);
 void item_place_somewhere(item_machine *m, uint32_t item, int64_t backoff_us);
 void item_unplace(item_machine *m, uint32_t item);
 void image_wake(item_machine *m, uint32_t image);
 void image_drop_encoder(item_machine *m, uint32_t item);
 void time_passes_some(item_machine *m);
-void lose_some(item_machine *m);
 void wake_some(item_machine *m);
 void dispatch_some(item_machine *m);
 
-/* --- item_machine.c --- */
-bool is_suspect(const item_row *it);
+/* --- item_rows.c --- */
 item_stage stage_of(item_state state);
+item_state waiting_state(const item_row *it); /* the one that asks for its stage */
+bool is_suspect(const item_machine *m, const item_row *it); /* travels alone */
+uint64_t id_hash(const item_ident *id);
+uint32_t find_item(const item_machine *m, const item_ident *id);
+const tombstone *find_tomb(const item_machine *m, const item_ident *id);
+uint32_t find_client(const item_machine *m, uint64_t peer);
+client_row *client_of(const item_machine *m, const item_row *it); /* NULL: it has gone */
+held held_for(const item_machine *m, held_kind kind, uint32_t item);
+uint32_t client_add(item_machine *m, uint64_t peer, uint64_t tenant); /* SLOT_NONE: full */
+void client_lose(item_machine *m, uint32_t c);
+uint32_t item_add(item_machine *m, const event *e, uint32_t c);
+void item_drop_inputs(item_machine *m, item_row *it); /* the bytes only nodes needed */
+void item_keep_payload(item_machine *m, uint64_t *payload, uint32_t *bytes, const event *e);
+void item_remove(item_machine *m, uint32_t item); /* leaves a tombstone */
+
+/* --- item_reports.c --- */
+void node_event(item_machine *m, const event *e);
+
+/* --- item_machine.c --- */
+void send_about(item_machine *m, action_kind kind, uint64_t peer, const item_ident *id,
+                uint32_t attempt);
+void send_refused(item_machine *m, uint64_t peer, const item_ident *id, status code);
 void grant_done(item_machine *m, uint32_t g); /* the node has let go */
 void grant_orphan(item_machine *m, uint32_t g);
-void item_finish(item_machine *m, machine_rule rule, uint32_t item, item_state to, status code,
-                 held then);
 void lease_lose(item_machine *m, uint32_t g, bool node_is_gone);
 void node_lose(item_machine *m, uint32_t n);
-void client_lose(item_machine *m, uint32_t c);
-held held_for(const item_machine *m, held_kind kind, uint32_t item);
-void settle_some(item_machine *m);
+void item_finish(item_machine *m, machine_rule rule, uint32_t item, item_state to, status code,
+                 held then);
 
 #endif
