@@ -111,6 +111,7 @@ lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d) {
 }
 
 size_t lm_decoder_feature_row_bytes(const lm_decoder *d) { return projector_row_bytes(d->project); }
+int lm_decoder_n_vocab(const lm_decoder *d) { return d->c.n_vocab_out; }
 
 /* ---- opening ------------------------------------------------------------------------------- */
 

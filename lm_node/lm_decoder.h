@@ -63,6 +63,7 @@ lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d);
 size_t lm_decoder_block_bytes(const model_config *c);
 
 size_t lm_decoder_feature_row_bytes(const lm_decoder *d);
+int lm_decoder_n_vocab(const lm_decoder *d); /* logits of a row */
 
 /* For tests: called with the embeddings as layer 0, then after every layer. In the last layer only the
  * wanted rows exist, in the order of out_rows. Costs a download a layer; NULL turns it off. */

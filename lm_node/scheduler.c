@@ -1,0 +1,518 @@
+/* Three lists: prefixes (resident or being computed, newest use last), waiting questions in order, and
+ * running ones. A step takes one row of every question that decodes, then fills its chunk with rows of
+ * prefixes, then of questions whose prefix is there. */
+#include "lm_node/scheduler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "lm_node/kv_cache.h"
+#include "lm_node/lm_decoder.h"
+#include "lm_node/prompt.h"
+
+typedef struct prefix {
+    struct prefix *next;
+    scheduler_image image;
+    int32_t *ids; /* before the image */
+    int n_ids, n_tokens;
+    unsigned char *features; /* NULL once computed */
+    kv_seq seq;
+    int n_done; /* positions computed */
+    int n_users;
+    uint64_t used; /* step of last use */
+} prefix;
+
+typedef struct running {
+    struct running *next;
+    scheduler_question q; /* ids and features are not used after submit */
+    int32_t *ids;         /* behind the prefix: prompt, then what was generated */
+    int n_prompt, n_ids, n_max;
+    int n_done; /* of ids, with keys and values */
+    prefix *prefix;
+    bool prefix_cached, is_forked;
+    kv_seq seq;
+} running;
+
+struct scheduler {
+    lm_decoder *decoder;
+    kv_cache *kv;
+    sampler *sampler;
+    scheduler_settings settings;
+    scheduler_callbacks callbacks;
+    int32_t eos_id;
+    int image_tokens, max_context, n_kv_blocks;
+    size_t feature_row_bytes;
+    prefix *prefixes;
+    running *waiting, **waiting_last;
+    running *active, **active_last;
+    int n_active, n_waiting;
+    scheduler_counters counters;
+    /* One step's arrays. */
+    int32_t *row_ids, *positions, *slots, *seqs, *image_rows, *tables, *out_rows;
+    unsigned char *features;
+    running **out_of; /* whose logits row */
+    const kv_seq **seq_of;
+    lm_batch batch;
+    int max_rows, max_seqs;
+};
+
+/* ---- prefixes ---------------------------------------------------------------------------------- */
+
+static int marker_at(const int32_t *ids, int n_ids) {
+    for (int i = 0; i < n_ids; i++)
+        if (ids[i] == PROMPT_IMAGE_ID) return i;
+    return -1;
+}
+
+static prefix *find_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
+                           int n_ids) {
+    for (prefix *p = s->prefixes; p; p = p->next)
+        if (p->n_ids == n_ids && p->image.flags == image->flags &&
+            memcmp(p->image.sha256, image->sha256, sizeof image->sha256) == 0 &&
+            (n_ids == 0 || memcmp(p->ids, ids, (size_t)n_ids * sizeof *ids) == 0))
+            return p;
+    return NULL;
+}
+
+bool scheduler_has_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
+                          int n_ids) {
+    int at = marker_at(ids, n_ids);
+    return at >= 0 && find_prefix(s, image, ids, at) != NULL;
+}
+
+static void free_prefix(scheduler *s, prefix *p) {
+    for (prefix **at = &s->prefixes; *at; at = &(*at)->next)
+        if (*at == p) {
+            *at = p->next;
+            break;
+        }
+    kv_seq_close(s->kv, &p->seq);
+    free(p->features);
+    free(p->ids);
+    free(p);
+}
+
+static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids) {
+    size_t feature_bytes = (size_t)s->image_tokens * s->feature_row_bytes;
+    prefix *p = calloc(1, sizeof *p);
+    if (!p) return NULL;
+    p->image = q->image;
+    p->n_ids = n_ids;
+    p->n_tokens = n_ids + s->image_tokens;
+    p->ids = malloc(((size_t)n_ids + 1) * sizeof *p->ids);
+    p->features = malloc(feature_bytes);
+    if (!p->ids || !p->features) {
+        free(p->ids);
+        free(p->features);
+        free(p);
+        return NULL;
+    }
+    if (n_ids) memcpy(p->ids, q->ids, (size_t)n_ids * sizeof *p->ids);
+    memcpy(p->features, q->features, feature_bytes);
+    p->next = s->prefixes;
+    s->prefixes = p;
+    s->counters.prefixes++;
+    return p;
+}
+
+static bool evict_one(scheduler *s) {
+    prefix *oldest = NULL;
+    for (prefix *p = s->prefixes; p; p = p->next)
+        if (p->n_users == 0 && p->seq.blocks && (!oldest || p->used < oldest->used)) oldest = p;
+    if (!oldest) return false;
+    free_prefix(s, oldest);
+    s->counters.evictions++;
+    return true;
+}
+
+/* ---- questions ---------------------------------------------------------------------------------- */
+
+static void free_running(scheduler *s, running *r) {
+    kv_seq_close(s->kv, &r->seq);
+    if (r->prefix) {
+        prefix *p = r->prefix;
+        p->used = s->counters.steps;
+        if (--p->n_users == 0 && p->n_done < p->n_tokens) free_prefix(s, p); /* never finished */
+    }
+    free(r->ids);
+    free(r);
+}
+
+static status check_length(const scheduler *s, const scheduler_question *q, int n_prompt, err *e) {
+    if (n_prompt + 1 > s->max_context)
+        return fail(e, STATUS_PROMPT_TOO_LONG, "prompt of %d tokens and room for an answer, context of %d",
+                    n_prompt, s->max_context);
+    int n_all = n_prompt + q->max_new_tokens;
+    if (n_all > s->max_context) n_all = s->max_context;
+    int need = kv_blocks_for(n_all) + 1; /* one more: the partial block of a prefix is there twice */
+    if (need > s->n_kv_blocks)
+        return fail(e, STATUS_PROMPT_TOO_LONG,
+                    "prompt and answer of %d tokens need %d blocks of keys and values, there are %d",
+                    n_all, need, s->n_kv_blocks);
+    return STATUS_OK;
+}
+
+status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
+    int at = marker_at(q->ids, q->n_ids);
+    int n_own = q->n_ids - (at + 1); /* at is -1 without an image */
+    int n_prompt = n_own + (at < 0 ? 0 : at + s->image_tokens);
+    CHECK(n_own > 0, "a prompt does not end with the image");
+    status st = check_length(s, q, n_prompt, e);
+    if (st != STATUS_OK) return st;
+    int n_new = q->max_new_tokens;
+    if (n_prompt + n_new > s->max_context) n_new = s->max_context - n_prompt;
+
+    running *r = calloc(1, sizeof *r);
+    if (r) r->ids = malloc((size_t)(n_own + n_new) * sizeof *r->ids);
+    if (!r || !r->ids) {
+        free(r);
+        return fail(e, STATUS_NO_MEMORY, "question: no memory");
+    }
+    r->q = *q;
+    r->n_prompt = r->n_ids = n_own;
+    r->n_max = n_own + n_new;
+    memcpy(r->ids, q->ids + at + 1, (size_t)n_own * sizeof *r->ids);
+    if (at >= 0) {
+        r->prefix = find_prefix(s, &q->image, q->ids, at);
+        r->prefix_cached = r->prefix && r->prefix->n_done == r->prefix->n_tokens;
+        if (r->prefix) s->counters.prefix_tokens_reused += (uint64_t)r->prefix->n_tokens;
+        else if (!q->features) st = fail(e, STATUS_NOT_FOUND, "question: no features of its image");
+        else if (!(r->prefix = make_prefix(s, q, at)))
+            st = fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
+        if (st != STATUS_OK) {
+            free(r->ids);
+            free(r);
+            return st;
+        }
+        r->prefix->n_users++;
+    }
+    *s->waiting_last = r;
+    s->waiting_last = &r->next;
+    s->n_waiting++;
+    return STATUS_OK;
+}
+
+static void unlink_running(running **list, running ***last, int *n, running *r) {
+    for (running **at = list; *at; at = &(*at)->next) {
+        if (*at != r) continue;
+        *at = r->next;
+        if (!*at) *last = at;
+        (*n)--;
+        return;
+    }
+}
+
+static void cancel_in(scheduler *s, running **list, running ***last, int *n, const void *user) {
+    for (running *r = *list, *next; r; r = next) {
+        next = r->next;
+        if (r->q.user != user) continue;
+        unlink_running(list, last, n, r);
+        free_running(s, r);
+    }
+}
+
+void scheduler_cancel(scheduler *s, const void *user) {
+    cancel_in(s, &s->waiting, &s->waiting_last, &s->n_waiting, user);
+    cancel_in(s, &s->active, &s->active_last, &s->n_active, user);
+}
+
+static void finish(scheduler *s, running *r, scheduler_finish reason, const err *why) {
+    unlink_running(&s->active, &s->active_last, &s->n_active, r);
+    s->callbacks.finished(r->q.user, r->q.question_idx, reason, r->prefix_cached, why);
+    free_running(s, r);
+}
+
+/* ---- admission ---------------------------------------------------------------------------------- */
+
+/* Reserves everything the question can need; false when there is no room now. */
+static bool reserve(scheduler *s, running *r) {
+    int n_prefix = r->prefix ? r->prefix->n_tokens : 0;
+    status st;
+    if (r->prefix && !r->prefix->seq.blocks) {
+        while ((st = kv_seq_open(s->kv, &r->prefix->seq, n_prefix, 0)) == STATUS_BUSY && evict_one(s)) {}
+        if (st != STATUS_OK) return false;
+    }
+    while ((st = kv_seq_open(s->kv, &r->seq, n_prefix + r->n_max, n_prefix)) == STATUS_BUSY &&
+           evict_one(s)) {}
+    return st == STATUS_OK;
+}
+
+static void admit(scheduler *s) {
+    while (s->waiting && s->n_active < s->settings.max_questions) {
+        running *r = s->waiting;
+        if (!reserve(s, r)) return;
+        s->waiting = r->next;
+        if (!s->waiting) s->waiting_last = &s->waiting;
+        s->n_waiting--;
+        r->next = NULL;
+        *s->active_last = r;
+        s->active_last = &r->next;
+        s->n_active++;
+    }
+}
+
+/* ---- one step ----------------------------------------------------------------------------------- */
+
+static int add_seq(scheduler *s, const kv_seq *seq) {
+    CHECK(s->batch.n_seqs < s->max_seqs, "a step has room for every running sequence");
+    s->seq_of[s->batch.n_seqs] = seq;
+    return s->batch.n_seqs++;
+}
+
+static void add_row(scheduler *s, int seq_idx, const kv_seq *seq, int32_t id, int position) {
+    int row = s->batch.n_rows++;
+    s->row_ids[row] = id;
+    s->positions[row] = position;
+    s->slots[row] = kv_seq_slot(seq, position);
+    s->seqs[row] = seq_idx;
+}
+
+static void add_image_row(scheduler *s, int seq_idx, const prefix *p, int position) {
+    int image_row = position - p->n_ids;
+    s->image_rows[s->batch.n_image_rows] = s->batch.n_rows;
+    memcpy(s->features + (size_t)s->batch.n_image_rows * s->feature_row_bytes,
+           p->features + (size_t)image_row * s->feature_row_bytes, s->feature_row_bytes);
+    s->batch.n_image_rows++;
+    add_row(s, seq_idx, &p->seq, 0, position);
+}
+
+static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
+    int n = p->n_tokens - p->n_done;
+    if (n > *room) n = *room;
+    if (n <= 0) return;
+    kv_seq_extend(s->kv, &p->seq, n);
+    int seq_idx = add_seq(s, &p->seq);
+    for (int i = 0; i < n; i++) {
+        int position = p->n_done + i;
+        if (position < p->n_ids) add_row(s, seq_idx, &p->seq, p->ids[position], position);
+        else add_image_row(s, seq_idx, p, position);
+    }
+    p->n_done += n;
+    *room -= n;
+    s->counters.prefill_tokens += (uint64_t)n;
+    if (p->n_done < p->n_tokens) return;
+    free(p->features);
+    p->features = NULL;
+}
+
+static status fork_prefix(scheduler *s, running *r, err *e) {
+    r->is_forked = true;
+    if (!r->prefix) return STATUS_OK;
+    kv_copy copy = kv_seq_fork(s->kv, &r->seq, &r->prefix->seq, r->prefix->n_tokens);
+    return copy.from >= 0 ? lm_decoder_copy_block(s->decoder, copy.to, copy.from, e) : STATUS_OK;
+}
+
+/* n rows of the question's own ids; the last one's logits are wanted when no id is left. */
+static void add_own_rows(scheduler *s, running *r, int n) {
+    int base = r->prefix ? r->prefix->n_tokens : 0;
+    kv_seq_extend(s->kv, &r->seq, n);
+    int seq_idx = add_seq(s, &r->seq);
+    for (int i = 0; i < n; i++) add_row(s, seq_idx, &r->seq, r->ids[r->n_done + i], base + r->n_done + i);
+    r->n_done += n;
+    if (r->n_done < r->n_ids) return;
+    s->out_of[s->batch.n_out] = r;
+    s->out_rows[s->batch.n_out++] = s->batch.n_rows - 1;
+}
+
+static void add_decode_rows(scheduler *s) {
+    for (running *r = s->active; r; r = r->next)
+        if (r->n_ids > r->n_prompt) {
+            add_own_rows(s, r, 1);
+            s->counters.decode_tokens++;
+        }
+}
+
+/* Prefixes first, in the order of the questions that want them. A question starts in the step after its
+ * prefix is complete, because its partial block is copied before the step runs. */
+static void add_prompt_rows(scheduler *s) {
+    int room = s->settings.chunk_rows;
+    for (running *r = s->active; r && room > 0; r = r->next) {
+        prefix *p = r->prefix;
+        if (r->n_ids > r->n_prompt) continue;
+        if (p && p->n_done < p->n_tokens) {
+            add_prefix_rows(s, p, &room);
+            continue;
+        }
+        if (p && p->used == s->counters.steps) continue; /* completed in this very step */
+        err e;
+        if (!r->is_forked && fork_prefix(s, r, &e) != STATUS_OK) continue; /* tried again next step */
+        int n = r->n_prompt - r->n_done;
+        if (n > room) n = room;
+        add_own_rows(s, r, n);
+        room -= n;
+        s->counters.prefill_tokens += (uint64_t)n;
+    }
+}
+
+/* Marks prefixes that this step completes, so that nobody forks them before it ran. */
+static void mark_unfinished(scheduler *s) {
+    for (prefix *p = s->prefixes; p; p = p->next)
+        if (p->n_done < p->n_tokens) p->used = s->counters.steps;
+}
+
+static void fill_tables(scheduler *s) {
+    int columns = 1;
+    for (int i = 0; i < s->batch.n_seqs; i++)
+        if (s->seq_of[i]->n_blocks > columns) columns = s->seq_of[i]->n_blocks;
+    memset(s->tables, 0, (size_t)(s->batch.n_seqs * columns) * sizeof *s->tables);
+    for (int i = 0; i < s->batch.n_seqs; i++)
+        memcpy(s->tables + i * columns, s->seq_of[i]->blocks,
+               (size_t)s->seq_of[i]->n_blocks * sizeof *s->tables);
+    s->batch.n_table_blocks = columns;
+}
+
+static void take_token(scheduler *s, running *r, const float *logits, int n_vocab) {
+    sampled_token t;
+    err e;
+    uint64_t position = (uint64_t)(r->n_ids - r->n_prompt);
+    if (sampler_pick(s->sampler, &t, logits, n_vocab, &r->q.sampling, position, &e) != STATUS_OK) {
+        finish(s, r, SCHEDULER_ERROR, &e);
+        return;
+    }
+    bool wants_stop = s->callbacks.token(r->q.user, r->q.question_idx, &t);
+    r->ids[r->n_ids++] = t.id;
+    if (t.id == s->eos_id || wants_stop) finish(s, r, SCHEDULER_STOP, NULL);
+    else if (r->n_ids == r->n_max) finish(s, r, SCHEDULER_LENGTH, NULL);
+}
+
+static void fail_all(scheduler *s, const err *e) {
+    log_error("step_failed", "reason=\"%s\"", e->text);
+    while (s->active) finish(s, s->active, SCHEDULER_ERROR, e);
+}
+
+bool scheduler_step(scheduler *s) {
+    admit(s);
+    if (!s->active) return false;
+    s->counters.steps++;
+    s->batch = (lm_batch){.ids = s->row_ids,
+                          .positions = s->positions,
+                          .slots = s->slots,
+                          .seqs = s->seqs,
+                          .image_rows = s->image_rows,
+                          .features = s->features,
+                          .tables = s->tables,
+                          .out_rows = s->out_rows};
+    mark_unfinished(s);
+    add_decode_rows(s);
+    add_prompt_rows(s);
+    if (s->batch.n_rows == 0) return true;
+    fill_tables(s);
+    const float *logits;
+    err e;
+    if (lm_decoder_step(s->decoder, &logits, &s->batch, &e) != STATUS_OK) {
+        fail_all(s, &e);
+        return s->waiting != NULL;
+    }
+    int n_vocab = lm_decoder_n_vocab(s->decoder), n_out = s->batch.n_out;
+    for (int i = 0; i < n_out; i++)
+        take_token(s, s->out_of[i], logits + (size_t)i * (size_t)n_vocab, n_vocab);
+    return s->active || s->waiting;
+}
+
+scheduler_counters scheduler_read_counters(const scheduler *s) {
+    scheduler_counters c = s->counters;
+    c.n_running = s->n_active;
+    c.n_waiting = s->n_waiting;
+    c.kv_blocks = s->n_kv_blocks;
+    c.kv_blocks_in_use = kv_cache_n_in_use(s->kv);
+    return c;
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------ */
+
+static status open_arrays(scheduler *s, err *e) {
+    size_t rows = (size_t)s->max_rows, seqs = (size_t)s->max_seqs;
+    size_t columns = (size_t)kv_blocks_for(s->max_context);
+    s->row_ids = calloc(rows, sizeof *s->row_ids);
+    s->positions = calloc(rows, sizeof *s->positions);
+    s->slots = calloc(rows, sizeof *s->slots);
+    s->seqs = calloc(rows, sizeof *s->seqs);
+    s->image_rows = calloc(rows, sizeof *s->image_rows);
+    s->out_rows = calloc(seqs, sizeof *s->out_rows);
+    s->tables = calloc(seqs * columns, sizeof *s->tables);
+    s->features = calloc(rows, s->feature_row_bytes);
+    s->out_of = calloc(seqs, sizeof(running *));
+    s->seq_of = calloc(seqs, sizeof(kv_seq *));
+    if (s->row_ids && s->positions && s->slots && s->seqs && s->image_rows && s->out_rows &&
+        s->tables && s->features && s->out_of && s->seq_of)
+        return STATUS_OK;
+    return fail(e, STATUS_NO_MEMORY, "scheduler: no memory for steps of %d rows", s->max_rows);
+}
+
+status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
+                      const scheduler_settings *settings, const scheduler_callbacks *callbacks,
+                      err *e) {
+    *out = NULL;
+    const model_config *c = model_get_config(m);
+    uint64_t n_blocks = settings->kv_bytes / lm_decoder_block_bytes(c);
+    if (settings->max_questions < 1 || settings->max_questions > 4096 || settings->chunk_rows < 1 ||
+        settings->chunk_rows > 65536)
+        return fail(e, STATUS_BAD_ARGUMENT, "scheduler: %d questions, %d rows a step",
+                    settings->max_questions, settings->chunk_rows);
+    if (n_blocks < 2 || n_blocks > KV_BLOCKS_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT,
+                    "kv-bytes: %llu gives %llu blocks of %zu bytes, need 2 to %d",
+                    (unsigned long long)settings->kv_bytes, (unsigned long long)n_blocks,
+                    lm_decoder_block_bytes(c), KV_BLOCKS_MAX);
+    scheduler *s = calloc(1, sizeof *s);
+    if (!s) return fail(e, STATUS_NO_MEMORY, "scheduler");
+    s->settings = *settings;
+    s->callbacks = *callbacks;
+    s->eos_id = tokenizer_eos_id(model_get_tokenizer(m));
+    s->image_tokens = c->tower.n_tokens;
+    s->max_context = c->decoder.max_positions;
+    s->n_kv_blocks = (int)n_blocks;
+    s->waiting_last = &s->waiting;
+    s->active_last = &s->active;
+    s->max_rows = settings->chunk_rows + settings->max_questions;
+    s->max_seqs = 2 * settings->max_questions; /* each may compute its prefix, or itself */
+    lm_decoder_settings d = {.max_rows = s->max_rows,
+                             .max_seqs = s->max_seqs,
+                             .max_out = settings->max_questions,
+                             .max_context = s->max_context,
+                             .kv_blocks = s->n_kv_blocks};
+    status st = lm_decoder_open(&s->decoder, ctx, m, &d, e);
+    if (st == STATUS_OK) st = kv_cache_open(&s->kv, s->n_kv_blocks, e);
+    if (st == STATUS_OK) st = sampler_open(&s->sampler, lm_decoder_n_vocab(s->decoder), e);
+    if (st == STATUS_OK) {
+        s->feature_row_bytes = lm_decoder_feature_row_bytes(s->decoder);
+        st = open_arrays(s, e);
+    }
+    if (st != STATUS_OK) {
+        scheduler_close(&s);
+        return st;
+    }
+    *out = s;
+    return STATUS_OK;
+}
+
+void scheduler_close(scheduler **out) {
+    scheduler *s = *out;
+    if (!s) return;
+    for (running *r = s->waiting, *next; r; r = next) {
+        next = r->next;
+        free_running(s, r);
+    }
+    for (running *r = s->active, *next; r; r = next) {
+        next = r->next;
+        free_running(s, r);
+    }
+    while (s->prefixes) free_prefix(s, s->prefixes);
+    sampler_close(&s->sampler);
+    kv_cache_close(&s->kv);
+    lm_decoder_close(&s->decoder);
+    free(s->row_ids);
+    free(s->positions);
+    free(s->slots);
+    free(s->seqs);
+    free(s->image_rows);
+    free(s->out_rows);
+    free(s->tables);
+    free(s->features);
+    free(s->out_of);
+    free(s->seq_of);
+    free(s);
+    *out = NULL;
+}

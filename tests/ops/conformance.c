@@ -1,0 +1,247 @@
+/* Every operator against its double-precision reference, over a table of sizes, on every variant this
+ * machine has and on several threads. Bounds are derived beside each check; u = 2^-24 is the rounding
+ * of one f32 operation. Outputs lie between guard words. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+
+/* Before cmocka.h, which has a macro of the name of our function fail(). */
+#include "base/err.h"
+
+#include <cmocka.h>
+
+#include "base/check.h"
+#include "tests/ops/ops_cases.h"
+#include "tests/ops/ref.h"
+
+#define U 0x1p-24
+
+static case_contexts contexts;
+
+/* Fails with everything needed to see the case again. */
+#define EXPECT_NEAR(got, want, bound, ...)                                                         \
+    do {                                                                                           \
+        double got_ = (got), want_ = (want), bound_ = (bound);                                     \
+        if (!(fabs(got_ - want_) <= bound_)) {                                                     \
+            print_error(__VA_ARGS__);                                                              \
+            fail_msg(": got %.9g want %.9g off by %.3g, allowed %.3g", got_, want_,                \
+                     fabs(got_ - want_), bound_);                                                  \
+        }                                                                                          \
+    } while (0)
+
+/* ---- linear -------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t rows, n_in, n_out;
+    ops_dtype dtype, bias_dtype;
+    bool has_bias;
+    ops_act act;
+} linear_case;
+
+static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
+    rng r = rng_make(seed);
+    err e;
+    float *x = random_floats(&r, c->rows * c->n_in, 2.0f);
+    float *w_any = random_floats(&r, c->n_out * c->n_in, 1.0f);
+    float *b_any = random_floats(&r, c->n_out, 3.0f);
+    float *w = rounded_floats(w_any, c->n_out * c->n_in, c->dtype);
+    float *b = rounded_floats(b_any, c->n_out, c->bias_dtype);
+    void *stored_w = stored_as(w, c->n_out * c->n_in, c->dtype);
+    void *stored_b = stored_as(b, c->n_out, c->bias_dtype);
+    ops_tensor tw = tensor_make(stored_w, OPS_PLACE_HOST, c->dtype, 2, (int64_t[]){c->n_out, c->n_in});
+    ops_tensor tb = tensor_make(stored_b, OPS_PLACE_HOST, c->bias_dtype, 1, (int64_t[]){c->n_out});
+    ops_matrix *m;
+    assert_int_equal(ops_matrix_open(ctx, &m, &tw, c->has_bias ? &tb : NULL, &e), STATUS_OK);
+    memset(stored_w, 0xA5, (size_t)(c->n_out * c->n_in) * dtype_bytes(c->dtype)); /* not used again */
+    guarded gx = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){c->rows, c->n_in}, x);
+    guarded go = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){c->rows, c->n_out});
+    assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, c->act), STATUS_OK);
+    assert_true(guarded_intact(&go));
+    assert_true(guarded_intact(&gx));
+
+    int64_t n = c->rows * c->n_out;
+    double *want = test_alloc((size_t)n, sizeof *want), *size = test_alloc((size_t)n, sizeof *size);
+    ref_linear(want, size, x, w, c->has_bias ? b : NULL, c->rows, c->n_in, c->n_out);
+    const float *got = go.t.data;
+    for (int64_t i = 0; i < n; i++) {
+        /* each of n_in steps rounds once or (generic) twice, relative to a partial sum <= size; the
+         * bias once more. The activation has slope at most 1.13 and is within 2e-7 |x|. */
+        double bound = ((double)(2 * c->n_in) + 2) * U * size[i];
+        if (c->act != OPS_ACT_NONE) bound = 1.13 * bound + 2e-7 * fabs(want[i]);
+        EXPECT_NEAR((double)got[i], ref_act(want[i], c->act), bound,
+                    "linear %s seed %llu %lldx%lldx%lld %s act %d [%lld]", ops_device_text(ctx),
+                    (unsigned long long)seed, (long long)c->rows, (long long)c->n_in,
+                    (long long)c->n_out, dtype_name(c->dtype), (int)c->act, (long long)i);
+    }
+    ops_matrix_close(ctx, &m);
+    guarded_close(&gx);
+    guarded_close(&go);
+    free(x), free(w_any), free(b_any), free(w), free(b), free(stored_w), free(stored_b);
+    free(want), free(size);
+}
+
+static void linear_equals_the_double_sum(void **state) {
+    (void)state;
+    static const int64_t sizes[][3] = {
+        {1, 1, 1},    {1, 7, 31},    {1, 257, 33},  {1, 300, 290}, {2, 256, 32},  {3, 15, 65},
+        {5, 17, 16},  {6, 513, 47},  {7, 96, 97},   {12, 64, 64},  {13, 31, 129}, {25, 255, 48},
+        {37, 259, 15}, {73, 72, 100}, {389, 33, 70}, {800, 40, 35}, {1, 1152, 4304}, {4, 2560, 300},
+    };
+    static const ops_dtype dtypes[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+    for (int i = 0; i < contexts.n; i++)
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
+            for (int d = 0; d < 3; d++) {
+                linear_case c = {sizes[s][0], sizes[s][1], sizes[s][2], dtypes[d], dtypes[(s + (size_t)d) % 3],
+                                 (s + (size_t)d) % 4 != 3, (ops_act)((s + (size_t)d) % 3)};
+                check_linear(contexts.ctx[i], &c, 1000 + s);
+            }
+}
+
+/* ---- attention ----------------------------------------------------------------------------- */
+
+/* Rounding of q.k reaches the weights through exp: |ds| <= (hd + 2) 2u sum|q k| scale, and moves each
+ * output by at most twice that times sum p |v|. The sums over keys add (n + 20) 2u of the same. */
+static double attention_bound(int64_t n_keys, int64_t head_dim, double scale, double size) {
+    double ds = (double)(head_dim + 2) * 2 * U * (double)head_dim * scale; /* |q|, |k| <= 1 */
+    return (2 * ds + ((double)n_keys + 30) * 2 * U) * size + 1e-30;
+}
+
+static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int heads, int kv_heads,
+                            int64_t hd, bool in_place) {
+    rng r = rng_make(77);
+    int64_t rows = groups * length, qw = heads * hd, kw = kv_heads * hd;
+    float *q = random_floats(&r, rows * qw, 1.0f), *k = random_floats(&r, rows * kw, 1.0f);
+    float *v = random_floats(&r, rows * kw, 5.0f);
+    guarded gq = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, qw}, q);
+    guarded gk = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, kw}, k);
+    guarded gv = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, kw}, v);
+    guarded go = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, qw});
+    ops_tensor *out = in_place ? &gq.t : &go.t;
+    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads,
+                              .scale = (float)(1.0 / sqrt((double)hd))};
+    assert_int_equal(ops_attention(ctx, out, &gq.t, &gk.t, &gv.t, length, &p), STATUS_OK);
+    assert_true(guarded_intact(&go) && guarded_intact(&gq));
+    const float *got = out->data;
+    int64_t *at = test_alloc((size_t)length, sizeof *at);
+    double *want = test_alloc((size_t)hd, sizeof *want), *size = test_alloc((size_t)hd, sizeof *size);
+    for (int64_t row = 0; row < rows; row += 1 + row / 40) /* later rows thinned out: it is slow */
+        for (int h = 0; h < heads; h++) {
+            for (int64_t j = 0; j < length; j++)
+                at[j] = (row / length * length + j) * kw + h / (heads / kv_heads) * hd;
+            ref_attention_row(want, size, q + row * qw + h * hd, k, v, at, length, hd,
+                              (double)p.scale);
+            for (int64_t d = 0; d < hd; d++)
+                EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
+                            attention_bound(length, hd, (double)p.scale, size[d]),
+                            "attention %s %lldx%lld heads %d/%d hd %lld row %lld head %d dim %lld",
+                            ops_device_text(ctx), (long long)groups, (long long)length, heads,
+                            kv_heads, (long long)hd, (long long)row, h, (long long)d);
+        }
+    guarded_close(&gq), guarded_close(&gk), guarded_close(&gv), guarded_close(&go);
+    free(q), free(k), free(v), free(at), free(want), free(size);
+}
+
+static void attention_equals_the_double_softmax(void **state) {
+    (void)state;
+    for (int i = 0; i < contexts.n; i++) {
+        ops_ctx *ctx = contexts.ctx[i];
+        check_attention(ctx, 1, 1, 1, 1, 1, false);
+        check_attention(ctx, 2, 5, 3, 3, 7, false);
+        check_attention(ctx, 3, 64, 2, 1, 16, true);
+        check_attention(ctx, 2, 65, 3, 1, 24, false);
+        check_attention(ctx, 1, 130, 2, 2, 72, true);
+        check_attention(ctx, 2, 200, 4, 2, 80, false);
+        check_attention(ctx, 1, 63, 5, 5, 48, false);
+        check_attention(ctx, 1, 33, 1, 1, 300, false);
+    }
+}
+
+static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd) {
+    enum { SEQS = 4, LENGTH = 150 };
+    rng r = rng_make(78);
+    int64_t qw = heads * hd, kw = kv_heads * hd;
+    int64_t max_blocks = (LENGTH + block_tokens - 1) / block_tokens + 1;
+    int64_t n_blocks = SEQS * max_blocks, n_slots = n_blocks * block_tokens;
+    float *k = random_floats(&r, n_slots * kw, 1.0f), *v = random_floats(&r, n_slots * kw, 4.0f);
+    int32_t *tables = test_alloc((size_t)(SEQS * max_blocks), sizeof *tables);
+    for (int64_t i = 0; i < n_blocks; i++) tables[i] = (int32_t)((i * 7 + 3) % n_blocks);
+    if (n_blocks % 7 == 0)
+        for (int64_t i = 0; i < n_blocks; i++) tables[i] = (int32_t)(n_blocks - 1 - i);
+    for (int64_t b = 0; b < (LENGTH / 2) / block_tokens; b++) /* sequence 2 shares 1's beginning */
+        tables[2 * max_blocks + b] = tables[max_blocks + b];
+    tables[3 * max_blocks + max_blocks - 1] = -1; /* not used, not looked at */
+    static const int32_t row_seq[] = {1, 0, 0, 0, 2, 3, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3};
+    static const int32_t row_pos[] = {149, 0,  1,  2,  120, 64, 63, 100, 74, 127,
+                                      128, 60, 61, 62, 63,  64, 65, 66,  67};
+    enum { ROWS = sizeof row_seq / sizeof row_seq[0] };
+    float *q = random_floats(&r, ROWS * qw, 1.0f);
+    guarded gq = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){ROWS, qw}, q);
+    guarded go = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){ROWS, qw});
+    guarded gk = guarded_with(ctx, OPS_DTYPE_F32, 3, (int64_t[]){n_blocks, block_tokens, kw}, k);
+    guarded gv = guarded_with(ctx, OPS_DTYPE_F32, 3, (int64_t[]){n_blocks, block_tokens, kw}, v);
+    guarded gt = guarded_with(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, max_blocks}, tables);
+    guarded gs = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_seq);
+    guarded gp = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_pos);
+    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads, .scale = 0.21f};
+    assert_int_equal(
+        ops_attention_paged(ctx, &go.t, &gq.t, &gk.t, &gv.t, &gt.t, &gs.t, &gp.t, &p), STATUS_OK);
+    assert_true(guarded_intact(&go));
+    const float *got = go.t.data;
+    int64_t at[LENGTH];
+    double *want = test_alloc((size_t)hd, sizeof *want), *size = test_alloc((size_t)hd, sizeof *size);
+    for (int row = 0; row < ROWS; row++)
+        for (int h = 0; h < heads; h++) {
+            for (int64_t j = 0; j <= row_pos[row]; j++)
+                at[j] = (tables[row_seq[row] * max_blocks + j / block_tokens] * block_tokens +
+                         j % block_tokens) * kw + h / (heads / kv_heads) * hd;
+            ref_attention_row(want, size, q + row * qw + h * hd, k, v, at, row_pos[row] + 1, hd,
+                              (double)p.scale);
+            for (int64_t d = 0; d < hd; d++)
+                EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
+                            attention_bound(row_pos[row] + 1, hd, (double)p.scale, size[d]),
+                            "paged %s block %lld heads %d/%d hd %lld row %d head %d dim %lld",
+                            ops_device_text(ctx), (long long)block_tokens, heads, kv_heads,
+                            (long long)hd, row, h, (long long)d);
+        }
+    guarded_close(&gq), guarded_close(&go), guarded_close(&gk), guarded_close(&gv);
+    guarded_close(&gt), guarded_close(&gs), guarded_close(&gp);
+    free(k), free(v), free(tables), free(q), free(want), free(size);
+}
+
+static void paged_attention_equals_the_double_softmax(void **state) {
+    (void)state;
+    static const int64_t blocks[] = {1, 5, 16, 32, 64, 100, 256};
+    for (int i = 0; i < contexts.n; i++)
+        for (size_t b = 0; b < sizeof blocks / sizeof blocks[0]; b++) {
+            check_paged(contexts.ctx[i], blocks[b], 2, 2, 80);
+            check_paged(contexts.ctx[i], blocks[b], 3, 1, 17);
+        }
+}
+
+
+static int open_all(void **state) {
+    (void)state;
+    case_contexts_open(&contexts);
+    return 0;
+}
+
+static int close_all(void **state) {
+    (void)state;
+    case_contexts_close(&contexts);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(linear_equals_the_double_sum),
+        cmocka_unit_test(attention_equals_the_double_softmax),
+        cmocka_unit_test(paged_attention_equals_the_double_softmax),
+
+    };
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}
