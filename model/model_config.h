@@ -30,6 +30,9 @@ typedef struct {
     float layer_norm_eps;
 } model_tower_config;
 
+/* Part of every cached feature's key: raised whenever the same image bytes would give other pixels. */
+#define VISION_PREPROCESS_VERSION 1
+
 typedef struct {
     bool pad_to_square;   /* image_aspect_ratio "pad" */
     uint8_t pad_rgb[3];   /* int(mean * 255) */

@@ -37,7 +37,4 @@ void vision_service_close(vision_service **s);
 worker_handler vision_service_handler(vision_service *s);
 void vision_service_attach(vision_service *s, worker *w);
 
-/* What a preprocessing change must raise, so that old features are not found any more. */
-#define VISION_PREPROCESS_VERSION 1
-
 #endif

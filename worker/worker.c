@@ -576,6 +576,7 @@ status worker_open(worker **w, void *zmq_context, const char *endpoint,
     made->settings = *settings;
     made->handler = *handler;
     made->incarnation = rng_system() | 1; /* never 0: 0 means absent on the wire */
+    if (settings->supervised) supervisor_set_incarnation(settings->supervised, made->incarnation);
     made->heartbeat_ms = 1000;            /* until the broker says otherwise */
     made->unconfirmed_last = &made->unconfirmed;
     status st = mailbox_open(&made->inbox, e);

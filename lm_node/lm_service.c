@@ -1,0 +1,442 @@
+/* Jobs become questions of the scheduler; tokens become text; the answers of a job go out together.
+ *
+ * The features of an image are only fetched when its prefix is not resident. A miss is told to the
+ * broker, which has the image encoded again: it is nobody's fault. */
+#include "lm_node/lm_service.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "lm_node/prompt.h"
+#include "lm_node/scheduler.h"
+
+#define ANSWER_BYTES_MAX (1u << 20)
+
+/* One question of a job, while it is answered. */
+typedef struct {
+    bool is_finished;
+    int32_t *token_ids;
+    size_t n_tokens;
+    answer_logprob *logprobs; /* NULL unless wanted */
+    tokenizer_stream *stream;
+    buf text;                 /* everything decoded so far */
+    size_t n_streamed;        /* bytes of it that were sent */
+    size_t n_tokens_streamed;
+    uint32_t prompt_tokens;
+    answer_finish finish;
+    err why;
+    bool prefix_cached;
+    int64_t first_token_us, finished_us;
+} question_state;
+
+/* A job with its questions; the `user` of its questions in the scheduler. */
+typedef struct service_job {
+    struct service_job *next;
+    lm_service *service;
+    job *work;
+    request request;
+    request_memory memory;
+    question_state *questions;
+    size_t n_unfinished;
+    int64_t started_us;
+} service_job;
+
+struct lm_service {
+    lm_service_parts parts;
+    worker *worker;
+    ops_ctx *ctx;
+    scheduler *scheduler;
+    service_job *jobs;
+    buf features; /* of the job being started */
+    int32_t *ids; /* of the question being built */
+};
+
+/* ---- the life of a job -------------------------------------------------------------------------- */
+
+static void free_service_job(lm_service *s, service_job *j) {
+    for (service_job **at = &s->jobs; *at; at = &(*at)->next)
+        if (*at == j) {
+            *at = j->next;
+            break;
+        }
+    for (size_t i = 0; j->questions && i < j->request.n_questions; i++) {
+        question_state *q = &j->questions[i];
+        for (size_t k = 0; q->logprobs && k < q->n_tokens; k++) {
+            free((void *)(uintptr_t)q->logprobs[k].top_ids);
+            free((void *)(uintptr_t)q->logprobs[k].top_logprobs);
+        }
+        free(q->logprobs);
+        free(q->token_ids);
+        tokenizer_stream_close(&q->stream);
+        buf_deinit(&q->text);
+    }
+    free(j->questions);
+    request_memory_clear(&j->memory);
+    if (j->work) job_free(&j->work);
+    free(j);
+}
+
+static bool is_space(unsigned char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+/* The answer without white space at both ends, as the reference strips it. */
+static const char *strip(buf *text) {
+    if (!text->data) return "";
+    while (text->len_bytes > 0 && is_space(text->data[text->len_bytes - 1]))
+        text->data[--text->len_bytes] = 0;
+    const char *start = (const char *)text->data;
+    while (is_space((unsigned char)*start)) start++;
+    return start;
+}
+
+static answer answer_of(question_state *q, int64_t started_us) {
+    int64_t first_us = q->first_token_us ? q->first_token_us : q->finished_us;
+    bool is_error = q->finish == ANSWER_ERROR;
+    return (answer){.text = is_error ? "" : strip(&q->text),
+                    .token_ids = q->token_ids,
+                    .n_tokens = is_error ? 0 : q->n_tokens,
+                    .finish_reason = q->finish,
+                    .code = is_error ? q->why.code : STATUS_OK,
+                    .message = is_error ? q->why.text : "",
+                    .prompt_tokens = q->prompt_tokens,
+                    .prefix_cached = q->prefix_cached,
+                    .logprobs = is_error ? NULL : q->logprobs,
+                    .prefill_us = (uint64_t)(first_us - started_us),
+                    .generate_us = (uint64_t)(q->finished_us - first_us)};
+}
+
+static void finish_job(lm_service *s, service_job *j) {
+    answer answers[MESSAGE_QUESTIONS_MAX];
+    for (size_t i = 0; i < j->request.n_questions; i++)
+        answers[i] = answer_of(&j->questions[i], j->started_us);
+    const model_config *c = model_get_config(s->parts.model);
+    bool has_image = (j->work->wire.in.m.flags & MESSAGE_FLAG_IMAGE) != 0;
+    outcome o = {.answers = answers,
+                 .n_answers = j->request.n_questions,
+                 .model_name = c->name,
+                 .image_tokens = has_image ? (uint32_t)c->tower.n_tokens : 0,
+                 .wait_us = (uint64_t)(j->started_us - j->work->received_us)};
+    buf body;
+    buf_init(&body, MESSAGE_ENVELOPE_BYTES_MAX - 4096);
+    if (outcome_encode(&o, &body) == STATUS_OK) {
+        message m = {.kind = MESSAGE_GENERATED, .body = {body.data, body.len_bytes}};
+        worker_answer(s->worker, &j->work, &m);
+    } else {
+        worker_answer_failed(s->worker, &j->work, STATUS_TOO_LARGE,
+                             "the answers are too large for one message; ask for fewer log-probabilities",
+                             false);
+    }
+    buf_deinit(&body);
+    free_service_job(s, j);
+}
+
+/* ---- tokens to text ----------------------------------------------------------------------------- */
+
+static void stream_text(lm_service *s, service_job *j, int question_idx) {
+    question_state *q = &j->questions[question_idx];
+    if (!(j->work->wire.in.m.flags & MESSAGE_FLAG_STREAM)) return;
+    /* Leading white space is stripped from the answer, so it is not streamed either. */
+    if (q->n_streamed == 0)
+        while (q->n_streamed < q->text.len_bytes && is_space(q->text.data[q->n_streamed])) q->n_streamed++;
+    if (q->n_tokens == q->n_tokens_streamed) return;
+    tokens_piece piece = {q->token_ids + q->n_tokens_streamed, q->n_tokens - q->n_tokens_streamed,
+                          q->text.data ? (const char *)q->text.data + q->n_streamed : ""};
+    buf body;
+    buf_init(&body, MESSAGE_ENVELOPE_BYTES_MAX);
+    if (tokens_encode(&piece, &body) == STATUS_OK)
+        worker_stream(s->worker, j->work, (uint32_t)question_idx, (uint32_t)q->n_tokens_streamed,
+                      (bytes){body.data, body.len_bytes});
+    buf_deinit(&body);
+    q->n_tokens_streamed = q->n_tokens;
+    q->n_streamed = q->text.len_bytes;
+}
+
+static void keep_logprob(question_state *q, const sampled_token *t) {
+    size_t n = (size_t)t->n_top;
+    int32_t *ids = malloc((n + 1) * sizeof *ids);
+    float *values = malloc((n + 1) * sizeof *values);
+    CHECK(ids && values, "memory for a token's alternatives");
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = t->top[i].id;
+        values[i] = t->top[i].logprob;
+    }
+    q->logprobs[q->n_tokens] = (answer_logprob){t->id, t->logprob, ids, values, n};
+}
+
+/* Cuts the text before the earliest stop string; true when there was one. */
+static bool cut_at_stop(const request_sampling *sampling, buf *text) {
+    const char *first = NULL;
+    for (uint32_t i = 0; text->data && i < sampling->n_stop; i++) {
+        const char *at = strstr((const char *)text->data, sampling->stop[i]);
+        if (at && (!first || at < first)) first = at;
+    }
+    if (!first) return false;
+    text->len_bytes = (size_t)(first - (const char *)text->data);
+    text->data[text->len_bytes] = 0;
+    return true;
+}
+
+static bool on_token(void *user, int question_idx, const sampled_token *t) {
+    service_job *j = user;
+    lm_service *s = j->service;
+    question_state *q = &j->questions[question_idx];
+    if (q->n_tokens == 0) q->first_token_us = clock_now_us();
+    if (q->logprobs) keep_logprob(q, t);
+    q->token_ids[q->n_tokens++] = t->id;
+    if (tokenizer_stream_push(q->stream, t->id, &q->text) != STATUS_OK) return true;
+    if (cut_at_stop(&j->request.sampling, &q->text)) return true;
+    /* With stop strings the text may still be cut back, so it is held until the answer is finished. */
+    if (j->request.sampling.n_stop == 0) stream_text(s, j, question_idx);
+    return false;
+}
+
+static void on_finished(void *user, int question_idx, scheduler_finish reason, bool prefix_cached,
+                        const err *why) {
+    service_job *j = user;
+    question_state *q = &j->questions[question_idx];
+    q->is_finished = true;
+    q->prefix_cached = prefix_cached;
+    q->finished_us = clock_now_us();
+    q->finish = reason == SCHEDULER_STOP     ? ANSWER_STOP
+                : reason == SCHEDULER_LENGTH ? ANSWER_LENGTH
+                                             : ANSWER_ERROR;
+    if (why) q->why = *why;
+    bool was_cut = reason == SCHEDULER_STOP && cut_at_stop(&j->request.sampling, &q->text);
+    if (!was_cut) IGNORE(tokenizer_stream_flush(q->stream, &q->text), "the text is at its limit");
+    stream_text(j->service, j, question_idx);
+    j->n_unfinished--;
+}
+
+/* ---- starting ------------------------------------------------------------------------------------ */
+
+static void question_refused(service_job *j, size_t i, const err *e) {
+    question_state *q = &j->questions[i];
+    q->is_finished = true;
+    q->finish = ANSWER_ERROR;
+    q->why = *e;
+    q->finished_us = clock_now_us();
+    j->n_unfinished--;
+}
+
+static status open_question(service_job *j, size_t i, err *e) {
+    const request_sampling *sampling = &j->request.sampling;
+    question_state *q = &j->questions[i];
+    buf_init(&q->text, ANSWER_BYTES_MAX);
+    q->token_ids = calloc(sampling->max_new_tokens, sizeof *q->token_ids);
+    if (sampling->want_logprobs) q->logprobs = calloc(sampling->max_new_tokens, sizeof *q->logprobs);
+    if (!q->token_ids || (sampling->want_logprobs && !q->logprobs) ||
+        tokenizer_stream_open(&q->stream, model_get_tokenizer(j->service->parts.model)) != STATUS_OK)
+        return fail(e, STATUS_NO_MEMORY, "question: no memory for an answer of %u tokens",
+                    sampling->max_new_tokens);
+    return STATUS_OK;
+}
+
+/* The random stream of a question depends on what is asked, so that a repeated item repeats its answer. */
+static uint64_t stream_of(const service_job *j, size_t i) {
+    const message *m = &j->work->wire.in.m;
+    return hash_xxh3(m->item.bytes, sizeof m->item.bytes) + i;
+}
+
+static scheduler_question question_of(service_job *j, size_t i, const int32_t *ids, size_t n_ids,
+                                      const void *features) {
+    const request_sampling *p = &j->request.sampling;
+    const message *m = &j->work->wire.in.m;
+    scheduler_question q = {.user = j,
+                            .question_idx = (int)i,
+                            .ids = ids,
+                            .n_ids = (int)n_ids,
+                            .image = {.flags = m->flags & MESSAGE_FLAG_EXIF},
+                            .features = features,
+                            .max_new_tokens = (int)p->max_new_tokens,
+                            .sampling = {.temperature = p->temperature,
+                                         .top_k = (int)p->top_k,
+                                         .top_p = p->top_p,
+                                         .min_p = p->min_p,
+                                         .n_logprobs = (int)p->n_logprobs,
+                                         .seed = p->seed,
+                                         .stream = stream_of(j, i)}};
+    memcpy(q.image.sha256, m->image_sha256, sizeof q.image.sha256);
+    return q;
+}
+
+/* The features of the job's image, fetched once. NOT_FOUND: not in the cache, or not as they should be. */
+static status fetch_features(lm_service *s, const service_job *j, const void **features) {
+    const message *m = &j->work->wire.in.m;
+    const model_config *c = model_get_config(s->parts.model);
+    if (*features) return STATUS_OK;
+    cache_key key;
+    cache_key_make(&key, model_tower_fingerprint(s->parts.model),
+                   (cache_preprocess){VISION_PREPROCESS_VERSION, (m->flags & MESSAGE_FLAG_EXIF) != 0},
+                   m->image_sha256);
+    blob b;
+    status st = cache_get(s->parts.cache, &b, &s->features, &key);
+    if (st != STATUS_OK) return st;
+    size_t want = (size_t)c->tower.n_tokens * (size_t)c->tower.hidden *
+                  dtype_bytes(model_tower_dtype(s->parts.model));
+    if ((int)b.n_tokens != c->tower.n_tokens || (int)b.width != c->tower.hidden ||
+        b.values.len_bytes != want)
+        return STATUS_NOT_FOUND;
+    *features = b.values.data;
+    return STATUS_OK;
+}
+
+/* Submits one question. NOT_FOUND: the features are missing; any other failure is the question's own. */
+static status start_question(lm_service *s, service_job *j, size_t i, const void **features, err *e) {
+    const request_question *asked = &j->request.questions[i];
+    bool has_image = (j->work->wire.in.m.flags & MESSAGE_FLAG_IMAGE) != 0;
+    size_t n_ids = 0;
+    status st = open_question(j, i, e);
+    if (st == STATUS_OK)
+        st = prompt_build(s->ids, &n_ids, PROMPT_IDS_MAX, model_get_tokenizer(s->parts.model),
+                          asked->prompt, asked->is_raw, has_image, e);
+    if (st != STATUS_OK) return st;
+    bool wants_image = false;
+    for (size_t k = 0; k < n_ids; k++) wants_image |= s->ids[k] == PROMPT_IMAGE_ID;
+    j->questions[i].prompt_tokens = (uint32_t)(n_ids - wants_image);
+    scheduler_question q = question_of(j, i, s->ids, n_ids, NULL);
+    if (sampler_params_check(&q.sampling, e) != STATUS_OK) return e->code;
+    if (wants_image && !scheduler_has_prefix(s->scheduler, &q.image, s->ids, (int)n_ids)) {
+        if (fetch_features(s, j, features) != STATUS_OK) return STATUS_NOT_FOUND;
+        q.features = *features;
+    }
+    return scheduler_submit(s->scheduler, &q, e);
+}
+
+static void start_job(lm_service *s, service_job *j) {
+    const void *features = NULL;
+    for (size_t i = 0; i < j->request.n_questions; i++) {
+        err e = {0};
+        status st = start_question(s, j, i, &features, &e);
+        if (st == STATUS_NOT_FOUND) {
+            scheduler_cancel(s->scheduler, j);
+            message m = {.kind = MESSAGE_FEATURES_MISSING};
+            worker_answer(s->worker, &j->work, &m);
+            free_service_job(s, j);
+            return;
+        }
+        if (st != STATUS_OK) question_refused(j, i, &e);
+    }
+    if (j->n_unfinished == 0) finish_job(s, j);
+}
+
+static void service_start(void *self, job *work) {
+    lm_service *s = self;
+    service_job *j = calloc(1, sizeof *j);
+    CHECK(j, "memory for a job the broker had credit to send");
+    j->service = s;
+    j->work = work;
+    j->started_us = clock_now_us();
+    j->next = s->jobs;
+    s->jobs = j;
+    err e;
+    status st = request_decode(&j->request, &j->memory, work->wire.in.m.body, &e);
+    if (st == STATUS_OK) {
+        j->questions = calloc(j->request.n_questions, sizeof *j->questions);
+        if (!j->questions) st = fail(&e, STATUS_NO_MEMORY, "job: no memory");
+    }
+    if (st != STATUS_OK) {
+        j->request.n_questions = 0;
+        worker_answer_failed(s->worker, &j->work, st, e.text, st == STATUS_NO_MEMORY);
+        free_service_job(s, j);
+        return;
+    }
+    j->n_unfinished = j->request.n_questions;
+    start_job(s, j);
+}
+
+/* ---- the worker's handler ------------------------------------------------------------------------ */
+
+static void service_cancel(void *self, const item_id *item, uint32_t attempt) {
+    lm_service *s = self;
+    for (service_job *j = s->jobs; j; j = j->next) {
+        const message *m = &j->work->wire.in.m;
+        if (m->attempt != attempt || memcmp(&m->item, item, sizeof *item) != 0) continue;
+        scheduler_cancel(s->scheduler, j);
+        worker_forget(s->worker, &j->work);
+        free_service_job(s, j);
+        return;
+    }
+}
+
+static bool service_step(void *self) {
+    lm_service *s = self;
+    bool has_more = scheduler_step(s->scheduler);
+    for (service_job *j = s->jobs, *next; j; j = next) {
+        next = j->next;
+        if (j->n_unfinished == 0) finish_job(s, j);
+    }
+    return has_more;
+}
+
+static size_t service_metrics(void *self, metric *out, size_t max) {
+    lm_service *s = self;
+    scheduler_counters c = scheduler_read_counters(s->scheduler);
+    cache_counters cached = cache_counters_read(s->parts.cache);
+    const metric all[] = {
+        {"questions_running", (double)c.n_running},
+        {"questions_waiting", (double)c.n_waiting},
+        {"kv_blocks", (double)c.kv_blocks},
+        {"kv_blocks_in_use", (double)c.kv_blocks_in_use},
+        {"prefill_tokens", (double)c.prefill_tokens},
+        {"prefix_tokens_reused", (double)c.prefix_tokens_reused},
+        {"decode_tokens", (double)c.decode_tokens},
+        {"prefixes_computed", (double)c.prefixes},
+        {"prefixes_evicted", (double)c.evictions},
+        {"engine_steps", (double)c.steps},
+        {"cache_hits", (double)cached.hits},
+        {"cache_misses", (double)cached.misses},
+        {"cache_corrupt", (double)cached.corrupt},
+    };
+    size_t n = sizeof all / sizeof *all;
+    if (n > max) n = max;
+    memcpy(out, all, n * sizeof *all);
+    return n;
+}
+
+worker_handler lm_service_handler(lm_service *s) {
+    return (worker_handler){.self = s,
+                            .start = service_start,
+                            .cancel = service_cancel,
+                            .step = service_step,
+                            .metrics = service_metrics};
+}
+
+void lm_service_attach(lm_service *s, worker *w) { s->worker = w; }
+
+status lm_service_open(lm_service **s, const lm_service_parts *parts,
+                       const lm_service_settings *settings, err *e) {
+    *s = NULL;
+    lm_service *made = calloc(1, sizeof *made);
+    if (!made) return fail(e, STATUS_NO_MEMORY, "language service");
+    made->parts = *parts;
+    buf_init(&made->features, BLOB_BYTES_MAX);
+    made->ids = calloc(PROMPT_IDS_MAX, sizeof *made->ids);
+    scheduler_settings wishes = {settings->kv_bytes, settings->max_questions, settings->chunk_rows};
+    scheduler_callbacks callbacks = {on_token, on_finished};
+    status st = made->ids ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "language service");
+    if (st == STATUS_OK) st = ops_open(&made->ctx, &settings->ops, e);
+    if (st == STATUS_OK)
+        st = scheduler_open(&made->scheduler, made->ctx, parts->model, &wishes, &callbacks, e);
+    if (st != STATUS_OK) {
+        lm_service_close(&made);
+        return st;
+    }
+    *s = made;
+    return STATUS_OK;
+}
+
+void lm_service_close(lm_service **s) {
+    if (!*s) return;
+    while ((*s)->jobs) {
+        scheduler_cancel((*s)->scheduler, (*s)->jobs);
+        free_service_job(*s, (*s)->jobs);
+    }
+    scheduler_close(&(*s)->scheduler);
+    ops_close(&(*s)->ctx);
+    buf_deinit(&(*s)->features);
+    free((*s)->ids);
+    free(*s);
+    *s = NULL;
+}
