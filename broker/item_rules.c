@@ -11,9 +11,11 @@ static bool is_leased(const item_row *it) {
     return it->state == ITEM_ENCODING || it->state == ITEM_GENERATING;
 }
 
+/* The holder of the current attempt has just let go of it. A report about somebody else's attempt
+ * finds the grant still in force and changes nothing. */
 static bool is_current(const item_machine *m, const item_row *it, const rule_facts *f) {
     if (MUTANT(m, 3)) return is_leased(it);
-    return is_leased(it) && f->attempt == it->attempt;
+    return is_leased(it) && f->attempt == it->attempt && it->grant == SLOT_NONE;
 }
 
 static bool was_issued(const item_row *it, const rule_facts *f) {

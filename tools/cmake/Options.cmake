@@ -17,7 +17,7 @@ set(CMAKE_C_FLAGS_RELEASE "-O2 -g")
 set(CMAKE_C_FLAGS_DEBUG "-O1 -g")
 
 # Strict C11 hides clock_gettime, mmap and friends; POSIX 2008 plus the few Linux calls we name.
-add_compile_definitions(_POSIX_C_SOURCE=200809L _DEFAULT_SOURCE)
+add_compile_definitions(_POSIX_C_SOURCE=200809L _DEFAULT_SOURCE MIPHA_VERSION="${PROJECT_VERSION}")
 # a*b+c must round the same way in every kernel variant: contraction is written out, never guessed.
 add_compile_options(-ffp-contract=off -fno-omit-frame-pointer)
 if(MIPHA_SANITIZE)

@@ -1,0 +1,67 @@
+/* mipha-lm-node: features and questions to text. */
+#include <stdlib.h>
+
+#include "lm_node/lm_service.h"
+#include "worker/node_program.h"
+
+static const option_row rows[] = {
+    NODE_ROWS("64"),
+    {"kv-bytes", 0, OPTION_BYTES, "BYTES", "512M", 1 << 20, 1e13,
+     "memory for keys and values, taken at start; when it is full, work waits"},
+    {"max-questions", 0, OPTION_INT, "N", "64", 1, 4096, "questions generated at once"},
+    {"chunk-rows", 0, OPTION_INT, "N", "256", 1, 65536,
+     "rows of prompts in one step of the engine; smaller keeps running answers smoother"},
+    {0}};
+
+static const option_table table = {
+    .program = "mipha-lm-node",
+    .purpose = "answer questions from features",
+    .example = "  mipha-lm-node --broker tcp://broker:7001 --model DIR --cache redis://redis:6379\n",
+    .rows = rows};
+
+typedef struct {
+    model *model;
+    cache *cache;
+    lm_service *service;
+} lm_parts;
+
+static status parts_open(node_parts *out, const options *o, err *e) {
+    lm_parts *p = calloc(1, sizeof *p);
+    if (!p) return fail(e, STATUS_NO_MEMORY, "language node");
+    out->service = p;
+    cache_settings cache_wishes = cache_settings_default();
+    status st = model_open(&p->model, options_string(o, "model"), MODEL_PART_ALL, e);
+    if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
+    if (st != STATUS_OK) return st;
+    lm_service_parts parts = {p->model, p->cache};
+    lm_service_settings wishes = {
+        .ops = {.device = options_string(o, "device"), .n_threads = (int)options_int(o, "threads")},
+        .kv_bytes = options_bytes(o, "kv-bytes"),
+        .max_questions = (int)options_int(o, "max-questions"),
+        .chunk_rows = (int)options_int(o, "chunk-rows")};
+    st = lm_service_open(&p->service, &parts, &wishes, e);
+    if (st != STATUS_OK) return st;
+    out->handler = lm_service_handler(p->service);
+    out->model_fingerprint = model_fingerprint(p->model);
+    out->tower_fingerprint = model_tower_fingerprint(p->model);
+    return STATUS_OK;
+}
+
+static void parts_attach(void *service, worker *w) {
+    lm_service_attach(((lm_parts *)service)->service, w);
+}
+
+static void parts_close(void *service) {
+    lm_parts *p = service;
+    if (!p) return;
+    lm_service_close(&p->service);
+    cache_close(&p->cache);
+    model_close(&p->model);
+    free(p);
+}
+
+int main(int argc, char **argv) {
+    static const node_program program = {"mipha-lm-node", &table,       MESSAGE_ROLE_LM,
+                                         parts_open,      parts_attach, parts_close};
+    return node_program_run(&program, argc, argv);
+}

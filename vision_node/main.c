@@ -1,0 +1,70 @@
+/* mipha-vision-node: image bytes to features in the cache. */
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "vision_node/vision_service.h"
+#include "worker/node_program.h"
+
+static const option_row rows[] = {
+    NODE_ROWS("16"),
+    {"batch", 0, OPTION_INT, "N", "8", 1, 256, "images encoded together"},
+    {"decoders", 0, OPTION_INT, "N", "2", 1, 64, "processes that decode image files"},
+    {"max-pixels", 0, OPTION_INT, "N", "64000000", 1, 1e9,
+     "largest image, in pixels; larger ones are refused before they are decoded"},
+    {0}};
+
+static const option_table table = {
+    .program = "mipha-vision-node",
+    .purpose = "turn images into features",
+    .example = "  mipha-vision-node --broker tcp://broker:7001 --model DIR --cache redis://redis:6379\n",
+    .rows = rows};
+
+typedef struct {
+    image_decoder *decoder;
+    model *model;
+    cache *cache;
+    vision_service *service;
+} vision_parts;
+
+static status parts_open(node_parts *out, const options *o, err *e) {
+    vision_parts *p = calloc(1, sizeof *p);
+    if (!p) return fail(e, STATUS_NO_MEMORY, "vision node");
+    out->service = p;
+    image_decoder_limits limits = {.image.pixels_max = (uint64_t)options_int(o, "max-pixels")};
+    cache_settings cache_wishes = cache_settings_default();
+    status st = image_decoder_open(&p->decoder, (int)options_int(o, "decoders"), &limits, e);
+    /* Both parts: every node names the same model to the broker, whichever half of it it runs. */
+    if (st == STATUS_OK) st = model_open(&p->model, options_string(o, "model"), MODEL_PART_ALL, e);
+    if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
+    if (st != STATUS_OK) return st;
+    vision_service_parts parts = {p->model, p->cache, p->decoder};
+    vision_service_settings wishes = {
+        .ops = {.device = options_string(o, "device"), .n_threads = (int)options_int(o, "threads")},
+        .max_images = (int)options_int(o, "batch")};
+    st = vision_service_open(&p->service, &parts, &wishes, e);
+    if (st != STATUS_OK) return st;
+    out->handler = vision_service_handler(p->service);
+    out->model_fingerprint = model_fingerprint(p->model);
+    out->tower_fingerprint = model_tower_fingerprint(p->model);
+    return STATUS_OK;
+}
+
+static void parts_attach(void *service, worker *w) {
+    vision_service_attach(((vision_parts *)service)->service, w);
+}
+
+static void parts_close(void *service) {
+    vision_parts *p = service;
+    if (!p) return;
+    vision_service_close(&p->service);
+    cache_close(&p->cache);
+    model_close(&p->model);
+    image_decoder_close(&p->decoder);
+    free(p);
+}
+
+int main(int argc, char **argv) {
+    static const node_program program = {"mipha-vision-node", &table,      MESSAGE_ROLE_VISION,
+                                         parts_open,          parts_attach, parts_close};
+    return node_program_run(&program, argc, argv);
+}
