@@ -75,7 +75,10 @@ status cache_get(cache *c, blob *b, buf *storage, const cache_key *key) {
     err why;
     buf_clear(storage);
     status st = c->backend->get(c->self, storage, key);
-    if (st == STATUS_TOO_LARGE) return refuse(c, key, "larger than the reader accepts");
+    /* A reader with a small buffer must not delete what others can read. */
+    if (st == STATUS_TOO_LARGE && storage->max_bytes < BLOB_BYTES_MAX) st = STATUS_NOT_FOUND;
+    if (st == STATUS_TOO_LARGE) return refuse(c, key, "larger than any blob");
+    if (st == STATUS_BAD_FORMAT) return refuse(c, key, "not a text value");
     if (st == STATUS_NOT_FOUND) atomic_fetch_add(&c->misses, 1);
     if (st != STATUS_OK) return counted(c, st);
     if (blob_decode(b, (bytes){storage->data, storage->len_bytes}, key, &why) != STATUS_OK)

@@ -8,8 +8,8 @@
 #include "cache/cache.h"
 
 typedef struct {
-    /* Appends the stored bytes to out. OK, NOT_FOUND, UNAVAILABLE, or TOO_LARGE when they do not fit
-     * into out's maximum. */
+    /* Appends the stored bytes to out. OK, NOT_FOUND, UNAVAILABLE, TOO_LARGE when they do not fit into
+     * out's maximum, BAD_FORMAT when what lies there is no string of bytes. */
     status (*get)(void *self, buf *out, const cache_key *key);
     /* Stores head followed by body. OK, TOO_LARGE, UNAVAILABLE. */
     status (*put)(void *self, const cache_key *key, bytes head, bytes body);

@@ -50,12 +50,6 @@ typedef struct {
     server servers[CACHE_SERVERS_MAX];
 } redis;
 
-static bytes word(const char *text) { return (bytes){(const unsigned char *)text, strlen(text)}; }
-
-static bytes key_word(const cache_key *key) {
-    return (bytes){(const unsigned char *)key->text, CACHE_KEY_CHARS};
-}
-
 /* ---- which server ---- */
 
 static server *server_of(redis *r, const cache_key *key) {
@@ -127,7 +121,7 @@ static status judge_error(server *s, const redis_reply *r, err *e) {
 
 /* One command. OK: reply holds an answer that is no error. UNAVAILABLE, TOO_LARGE, BAD_FORMAT (WRONGTYPE);
  * BAD_ARGUMENT: the server refused password, user or database. */
-static status exchange(redis *r, server *s, redis_reply *reply, buf *storage, const bytes words[],
+static status exchange(redis *r, server *s, redis_reply *reply, buf *storage, const redis_word words[],
                        size_t n_words, err *e) {
     size_t len_before = storage ? storage->len_bytes : 0;
     status st = STATUS_UNAVAILABLE;
@@ -157,7 +151,7 @@ static status exchange(redis *r, server *s, redis_reply *reply, buf *storage, co
 typedef enum { CALL_READS, CALL_WRITES } call_kind;
 
 static status call(redis *r, server *s, call_kind kind, redis_reply *reply, buf *storage,
-                   const bytes words[], size_t n_words) {
+                   const redis_word words[], size_t n_words) {
     err why;
     status st = STATUS_UNAVAILABLE;
     (void)pthread_mutex_lock(&s->lock);
@@ -172,7 +166,7 @@ static status call(redis *r, server *s, call_kind kind, redis_reply *reply, buf 
 
 static status redis_get(void *self, buf *out, const cache_key *key) {
     redis_reply reply;
-    bytes words[] = {word("GET"), key_word(key)};
+    redis_word words[] = {redis_word_of("GET"), redis_word_of(key->text)};
     status st = call(self, server_of(self, key), CALL_READS, &reply, out, words, 2);
     if (st != STATUS_OK) return st;
     return reply.kind == REDIS_TEXT  ? STATUS_OK
@@ -190,7 +184,8 @@ static status redis_put(void *self, const cache_key *key, bytes head, bytes body
     (void)snprintf(ttl, sizeof ttl, "%lld", (long long)ttl_ms);
 
     redis_reply reply;
-    bytes words[] = {word("SET"), key_word(key), head, body, word("PX"), word(ttl)};
+    redis_word words[] = {redis_word_of("SET"), redis_word_of(key->text), {head, body},
+                          redis_word_of("PX"), redis_word_of(ttl)};
     status st = call(r, s, CALL_WRITES, &reply, NULL, words, sizeof words / sizeof *words);
     if (st == STATUS_OK && (reply.kind != REDIS_LINE || strcmp(reply.text, "OK") != 0))
         st = STATUS_UNAVAILABLE;
@@ -201,7 +196,7 @@ static status redis_put(void *self, const cache_key *key, bytes head, bytes body
 static status call_number(redis *r, call_kind kind, const char *command, const cache_key *key,
                           long long *number) {
     redis_reply reply;
-    bytes words[] = {word(command), key_word(key)};
+    redis_word words[] = {redis_word_of(command), redis_word_of(key->text)};
     status st = call(r, server_of(r, key), kind, &reply, NULL, words, 2);
     if (st != STATUS_OK || reply.kind != REDIS_NUMBER) return STATUS_UNAVAILABLE;
     *number = reply.number;
@@ -222,7 +217,7 @@ static status redis_forget(void *self, const cache_key *key) {
 /* Asks now, whatever the pauses say. */
 static status ping(redis *r, server *s, bool *is_loading, err *e) {
     redis_reply reply = {0};
-    bytes words[] = {word("PING")};
+    redis_word words[] = {redis_word_of("PING")};
     (void)pthread_mutex_lock(&s->lock);
     status st = exchange(r, s, &reply, NULL, words, 1, e);
     (void)pthread_mutex_unlock(&s->lock);

@@ -103,30 +103,46 @@ static status send_all(int fd, bytes b, bool is_last, int64_t deadline_us) {
     return STATUS_OK;
 }
 
-/* "*3\r\n$3\r\nSET\r\n..." with each word sent from where it lies; short ones are gathered first. */
-static status send_words(int fd, const bytes words[], size_t n_words, int64_t deadline_us) {
+/* What is still to be sent: short pieces are gathered here, long ones go out from where they lie. */
+typedef struct {
+    int fd;
+    int64_t deadline_us;
+    size_t used;
     char head[HEAD_BYTES];
-    size_t used = (size_t)snprintf(head, sizeof head, "*%zu\r\n", n_words);
+} sender;
+
+static status flush(sender *s, bool is_last) {
+    bytes gathered = {(unsigned char *)s->head, s->used};
+    s->used = 0;
+    return send_all(s->fd, gathered, is_last, s->deadline_us);
+}
+
+static status put(sender *s, bytes b) {
     status st = STATUS_OK;
+    if (b.len_bytes > sizeof s->head - s->used) st = flush(s, false);
+    if (st != STATUS_OK) return st;
+    if (b.len_bytes > sizeof s->head) return send_all(s->fd, b, false, s->deadline_us);
+    if (b.len_bytes) memcpy(s->head + s->used, b.data, b.len_bytes);
+    s->used += b.len_bytes;
+    return STATUS_OK;
+}
+
+/* "*2\r\n$3\r\nGET\r\n$108\r\nmc:1:...\r\n" */
+static status send_words(int fd, const redis_word words[], size_t n_words, int64_t deadline_us) {
+    static const bytes end_of_line = {(const unsigned char *)"\r\n", 2};
+    sender s = {.fd = fd, .deadline_us = deadline_us};
+    char text[32];
+    int n = snprintf(text, sizeof text, "*%zu\r\n", n_words);
+    status st = put(&s, (bytes){(unsigned char *)text, (size_t)n});
     for (size_t i = 0; i < n_words && st == STATUS_OK; i++) {
-        if (sizeof head - used < words[i].len_bytes + 40) {
-            st = send_all(fd, (bytes){(unsigned char *)head, used}, false, deadline_us);
-            used = 0;
-        }
-        used += (size_t)snprintf(head + used, sizeof head - used, "$%zu\r\n", words[i].len_bytes);
-        if (words[i].len_bytes + 40 < sizeof head - used) {
-            memcpy(head + used, words[i].data, words[i].len_bytes);
-            used += words[i].len_bytes;
-        } else if (st == STATUS_OK) {
-            st = send_all(fd, (bytes){(unsigned char *)head, used}, false, deadline_us);
-            if (st == STATUS_OK) st = send_all(fd, words[i], false, deadline_us);
-            used = 0;
-        }
-        memcpy(head + used, "\r\n", 2);
-        used += 2;
+        n = snprintf(text, sizeof text, "$%zu\r\n",
+                     words[i].first.len_bytes + words[i].second.len_bytes);
+        st = put(&s, (bytes){(unsigned char *)text, (size_t)n});
+        if (st == STATUS_OK) st = put(&s, words[i].first);
+        if (st == STATUS_OK) st = put(&s, words[i].second);
+        if (st == STATUS_OK) st = put(&s, end_of_line);
     }
-    if (st == STATUS_OK) st = send_all(fd, (bytes){(unsigned char *)head, used}, true, deadline_us);
-    return st;
+    return st == STATUS_OK ? flush(&s, true) : st;
 }
 
 /* Reads until hiredis has one whole answer. */
@@ -162,7 +178,7 @@ static status read_reply(redis_link *l, int64_t deadline_us, err *e) {
     return STATUS_OK;
 }
 
-status redis_link_call(redis_link *l, redis_reply *reply, buf *storage, const bytes words[],
+status redis_link_call(redis_link *l, redis_reply *reply, buf *storage, const redis_word words[],
                        size_t n_words, int64_t deadline_us, err *e) {
     CHECK(l->context, "a command goes over an open link");
     *reply = (redis_reply){0};
@@ -181,11 +197,9 @@ status redis_link_call(redis_link *l, redis_reply *reply, buf *storage, const by
 
 /* ---- opening ---- */
 
-static bytes word(const char *text) { return (bytes){(const unsigned char *)text, strlen(text)}; }
-
 /* A command that must be answered with a line that is no error. LOADING is let through: the first real
  * command will say it again. */
-static status demand(redis_link *l, const redis_url *url, const char *what, const bytes words[],
+static status demand(redis_link *l, const redis_url *url, const char *what, const redis_word words[],
                      size_t n_words, int64_t deadline_us, err *e) {
     redis_reply reply;
     err why;
@@ -201,16 +215,16 @@ static status demand(redis_link *l, const redis_url *url, const char *what, cons
 static status log_in(redis_link *l, const redis_url *url, int64_t deadline_us, err *e) {
     status st = STATUS_OK;
     if (url->password[0]) {
-        bytes words[3] = {word("AUTH")};
+        redis_word words[3] = {redis_word_of("AUTH")};
         size_t n = 1;
-        if (url->user[0]) words[n++] = word(url->user);
-        words[n++] = word(url->password);
+        if (url->user[0]) words[n++] = redis_word_of(url->user);
+        words[n++] = redis_word_of(url->password);
         st = demand(l, url, "password", words, n, deadline_us, e);
     }
     if (st == STATUS_OK && url->db != 0) {
         char db[16];
         (void)snprintf(db, sizeof db, "%d", url->db);
-        bytes words[] = {word("SELECT"), word(db)};
+        redis_word words[] = {redis_word_of("SELECT"), redis_word_of(db)};
         st = demand(l, url, "database number", words, 2, deadline_us, e);
     }
     return st;

@@ -2,7 +2,7 @@
  *
  *     redis_link l = {0};
  *     if (redis_link_open(&l, &url, 1000, &e) != STATUS_OK) ...
- *     bytes words[] = {{"GET", 3}, {key, n}};
+ *     redis_word words[] = {redis_word_of("GET"), {.first = key}};
  *     redis_reply r;
  *     st = redis_link_call(&l, &r, storage, words, 2, clock_now_us() + 250000, &e);
  *     redis_link_close(&l);
@@ -28,6 +28,15 @@ typedef struct {
     char text[160];
 } redis_reply;
 
+/* One argument of a command; second follows first without a gap, so that a value can lie in two places. */
+typedef struct {
+    bytes first, second;
+} redis_word;
+
+static inline redis_word redis_word_of(const char *text) {
+    return (redis_word){.first = {(const unsigned char *)text, strlen(text)}};
+}
+
 typedef struct {
     struct redisContext *context; /* NULL: not connected */
     unsigned char *chunk;         /* what recv fills */
@@ -47,7 +56,7 @@ void redis_link_close(redis_link *l); /* zeroed and closed links are fine */
  * OK: reply holds what the server said, which may be an error. Anything else (UNAVAILABLE; TIMEOUT;
  * TOO_LARGE: longer than storage allows; BAD_FORMAT: not the protocol, or more than was asked for): the
  * stream can no longer be trusted and the link is closed. */
-MUST_USE status redis_link_call(redis_link *l, redis_reply *reply, buf *storage, const bytes words[],
+MUST_USE status redis_link_call(redis_link *l, redis_reply *reply, buf *storage, const redis_word words[],
                                 size_t n_words, int64_t deadline_us, err *e);
 
 #endif
