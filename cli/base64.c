@@ -1,5 +1,7 @@
 #include "cli/base64.h"
 
+#include <stdint.h>
+
 static int digit_value(unsigned char c) {
     if (c >= 'A' && c <= 'Z') return c - 'A';
     if (c >= 'a' && c <= 'z') return c - 'a' + 26;

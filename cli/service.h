@@ -42,7 +42,7 @@
          "sample from the K most likely tokens; 0 is off"},                                        \
         {"min-p", 0, OPTION_REAL, "P", "0", 0, 1,                                                  \
          "leave out tokens below P times the most likely one; 0 is off"},                          \
-        {"seed", 's', OPTION_INT, "S", "0", 0, 9007199254740992.0, "of the random choices"},       \
+        {"seed", 's', OPTION_INT, "S", "0", 0, 4294967295.0, "of the random choices"},       \
         {"logprobs", 0, OPTION_INT, "K", NULL, 0, MESSAGE_LOGPROBS_MAX,                            \
          "report each token's log-probability and its K best alternatives"},                       \
         {"stop", 0, OPTION_LIST, "TEXT", NULL, 0, 0,                                               \

@@ -1,0 +1,39 @@
+/* How far a run is, on stderr: one line that is rewritten on a terminal, a line every five seconds
+ * elsewhere, nothing when quiet.
+ *
+ *     progress p = progress_begin(n_total, is_quiet);
+ *     p.n_done++;
+ *     progress_show(&p);             // as often as liked; draws when it is time to
+ *     progress_say(&p, "broker tcp://...: silent");
+ *     progress_end(&p);
+ *
+ * One thread. */
+#ifndef CLI_PROGRESS_H
+#define CLI_PROGRESS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    size_t n_total, n_done, n_failed, n_cached; /* items; the caller counts */
+    size_t n_before;   /* done by an earlier run: they do not count for the speed */
+    bool is_quiet, is_terminal, has_colour;
+    bool is_drawn;     /* a line stands on the terminal without a newline */
+    int64_t start_us, next_us;
+} progress;
+
+progress progress_begin(size_t n_total, bool is_quiet);
+void progress_show(progress *p);
+void progress_end(progress *p);
+
+/* A line of its own that the bar does not overwrite; said even when quiet. Control characters in it are
+ * replaced. */
+void progress_say(progress *p, const char *text);
+
+/* The line as drawn, at most width columns, no newline; for progress_show and its test. now_us counts from
+ * the start. */
+#define PROGRESS_LINE_BYTES 512
+void progress_line(char out[PROGRESS_LINE_BYTES], const progress *p, int64_t since_start_us, int width);
+
+#endif
