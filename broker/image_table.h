@@ -19,6 +19,7 @@ typedef struct {
     bool is_encoded;   /* believed */
     bool is_waking;    /* all waiters are to be looked at again */
     status doom;       /* not OK: all waiters fail with it */
+    uint32_t n_strong, n_crashes; /* of engines that died encoding it, until one succeeds */
     uint64_t payload;  /* of one of its items, kept for all of them */
     uint32_t bytes;
     uint32_t n_items;

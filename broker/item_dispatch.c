@@ -47,7 +47,7 @@ void arm_item(item_machine *m, uint32_t item) {
     const item_row *it = &m->items[item];
     int64_t when = INT64_MAX;
     if (it->is_used && !item_state_is_final(it->state)) {
-        if (it->deadline_us > 0) when = it->deadline_us;
+        if (it->deadline_us > 0 && !MUTANT(m, 14)) when = it->deadline_us;
         if ((it->place == PLACE_BACKOFF || it->place == PLACE_PARKED) && it->wake_us < when)
             when = it->wake_us;
     } else if (it->is_used && it->state != ITEM_DELIVERED) {
@@ -197,6 +197,12 @@ static void push_queue(item_machine *m, uint32_t item, item_stage stage) {
 static void place_for_vision(item_machine *m, uint32_t item) {
     item_row *it = &m->items[item];
     image_row *image = &m->images.rows[it->image];
+    if (image_is_condemned(m, image)) { /* by what it did in the hands of an earlier item */
+        m->counts.quarantined++;
+        item_finish(m, RULE_CRASH, item, ITEM_FAILED, STATUS_QUARANTINED,
+                    held_for(m, HELD_FINAL, item));
+        return;
+    }
     if (image->encoder == SLOT_NONE) image->encoder = item;
     if (image->encoder == item) {
         push_queue(m, item, STAGE_VISION);
@@ -272,21 +278,11 @@ void image_wake(item_machine *m, uint32_t image) {
     m->waking[m->n_waking++] = image;
 }
 
-/* The next encoder has the same bytes, so it inherits what these bytes did to nodes. */
 void image_drop_encoder(item_machine *m, uint32_t item) {
-    const item_row *it = &m->items[item];
-    image_row *image = &m->images.rows[it->image];
-    image->encoder = SLOT_NONE;
-    if (image->waiters.n == 0) return;
-    item_row *next = &m->items[image->waiters.first];
-    if (!image->is_encoded && it->n_crashes > it->n_lm_crashes && it->n_lm_crashes == 0 &&
-        next->n_crashes < it->n_crashes) {
-        memcpy(next->crashes, it->crashes, sizeof next->crashes);
-        next->n_crashes = it->n_crashes;
-        next->n_strong = it->n_strong;
-        next->n_lm_crashes = 0;
-    }
-    if (!MUTANT(m, 9)) image_wake(m, it->image);
+    uint32_t image = m->items[item].image;
+    CHECK(m->images.rows[image].encoder == item, "only the encoder gives the role up");
+    m->images.rows[image].encoder = SLOT_NONE;
+    if (!MUTANT(m, 9)) image_wake(m, image);
 }
 
 void wake_some(item_machine *m) {

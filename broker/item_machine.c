@@ -372,8 +372,11 @@ static void submit(item_machine *m, const event *e, uint32_t c) {
 
 static void cancel(item_machine *m, const event *e, uint32_t c) {
     uint32_t item = find_item(m, &e->id);
+    const tombstone *tomb = item == SLOT_NONE ? find_tomb(m, &e->id) : NULL;
     rule_facts facts = {.tenant = m->clients[c].tenant};
-    if (item == SLOT_NONE || m->items[item].tenant != facts.tenant) {
+    if (tomb && tomb->tenant == facts.tenant) {
+        send_state(m, e->peer, &e->id, ITEM_DELIVERED, tomb->code);
+    } else if (item == SLOT_NONE || m->items[item].tenant != facts.tenant) {
         send_state(m, e->peer, &e->id, ITEM_NONE, STATUS_NOT_FOUND);
     } else if (rule_allows(m, RULE_CANCEL, &m->items[item], &facts)) {
         item_finish(m, RULE_CANCEL, item, ITEM_CANCELLED, STATUS_CANCELLED,

@@ -67,7 +67,7 @@ typedef struct {
     bool has_waited;      /* for its image's node; now any will do */
     uint64_t request_payload, result_payload, report_payload;
     uint32_t request_bytes, result_bytes, report_bytes, image_bytes;
-    uint32_t tries, expiries, releases, regressions, n_strong, n_crashes, n_lm_crashes;
+    uint32_t tries, expiries, releases, regressions, n_strong, n_crashes;
     crash_note crashes[ITEM_CRASHES_MAX];
 } item_row;
 
@@ -208,6 +208,7 @@ void dispatch_some(item_machine *m);
 item_stage stage_of(item_state state);
 item_state waiting_state(const item_row *it); /* the one that asks for its stage */
 bool is_suspect(const item_machine *m, const item_row *it); /* travels alone */
+bool image_is_condemned(const item_machine *m, const image_row *image); /* has killed enough */
 uint64_t id_hash(const item_ident *id);
 uint32_t find_item(const item_machine *m, const item_ident *id);
 const tombstone *find_tomb(const item_machine *m, const item_ident *id);

@@ -105,6 +105,7 @@ static void encoded(item_machine *m, const event *e, uint32_t n, uint32_t item) 
     if (it && it->image != SLOT_NONE && e->attempt >= 1 && e->attempt <= it->attempt) {
         image = &m->images.rows[it->image]; /* true whatever became of the item */
         image->is_encoded = true;
+        image->n_strong = image->n_crashes = 0;
         image_wake(m, it->image);
     }
     if (!image || !rule_allows(m, RULE_ENCODED, it, &facts)) {
@@ -262,6 +263,14 @@ static uint32_t crashed_grant(const item_machine *m, const event *e, uint32_t n,
     return m->nodes.nodes[holder].node == m->nodes.nodes[n].node ? g : SLOT_NONE;
 }
 
+/* From the queue to the queue of suspects, now that there is something on record. */
+static void travel_alone(item_machine *m, uint32_t item) {
+    item_place place = m->items[item].place;
+    if (place != PLACE_QUEUE && place != PLACE_PARKED) return;
+    item_unplace(m, item);
+    item_place_somewhere(m, item, 0);
+}
+
 static void crash(item_machine *m, const event *e, uint32_t n, uint32_t item) {
     node_row *node = &m->nodes.nodes[n];
     item_row *it = item != SLOT_NONE ? &m->items[item] : NULL;
@@ -283,26 +292,29 @@ static void crash(item_machine *m, const event *e, uint32_t n, uint32_t item) {
     it->crashes[it->n_crashes++] =
         (crash_note){node->node, e->crash.incarnation, e->attempt, e->crash.is_strong};
     it->n_strong += e->crash.is_strong;
-    it->n_lm_crashes += was_lm;
+    image_row *image = !was_lm && it->image != SLOT_NONE ? &m->images.rows[it->image] : NULL;
+    if (image) { /* the bytes did it: whoever brings them next starts from here */
+        image->n_strong += e->crash.is_strong;
+        image->n_crashes++;
+    }
     m->counts.crashes++;
     node->n_holds++;
     held then = held_for_node(m, in_force ? HELD_PLACE : HELD_NOTHING, item, n, e->attempt);
     then.is_crash = true;
     then.incarnation = e->crash.incarnation;
-    bool enough = it->n_strong >= m->limits.crashes_strong_max ||
+    bool is_condemned = image && image_is_condemned(m, image);
+    bool enough = is_condemned || it->n_strong >= m->limits.crashes_strong_max ||
                   it->n_crashes >= m->limits.crashes_max;
     if (enough && !MUTANT(m, 12)) {
         m->counts.quarantined++;
-        if (it->n_lm_crashes == 0) doom_waiters(m, item, STATUS_QUARANTINED);
+        if (is_condemned) doom_waiters(m, item, STATUS_QUARANTINED);
         then.kind = HELD_FINAL;
         item_finish(m, RULE_CRASH, item, ITEM_FAILED, STATUS_QUARANTINED, then);
         return;
     }
     rule_commit(m, RULE_CRASH, item, in_force ? waiting_state(it) : it->state, then);
-    if (it->place == PLACE_QUEUE || it->place == PLACE_PARKED) { /* from now on it travels alone */
-        item_unplace(m, item);
-        item_place_somewhere(m, item, 0);
-    }
+    travel_alone(m, item);
+    if (image && image->encoder != SLOT_NONE) travel_alone(m, image->encoder);
     arm_item(m, item);
 }
 

@@ -24,7 +24,14 @@ item_state waiting_state(const item_row *it) {
 
 bool is_suspect(const item_machine *m, const item_row *it) {
     if (MUTANT(m, 17)) return false;
-    return it->n_crashes > 0 || it->expiries >= SOLO_EXPIRIES;
+    bool is_for_vision = it->image != SLOT_NONE && stage_of(it->state) == STAGE_VISION;
+    return it->n_crashes > 0 || it->expiries >= SOLO_EXPIRIES ||
+           (is_for_vision && m->images.rows[it->image].n_crashes > 0);
+}
+
+bool image_is_condemned(const item_machine *m, const image_row *image) {
+    return !MUTANT(m, 12) && (image->n_strong >= m->limits.crashes_strong_max ||
+                              image->n_crashes >= m->limits.crashes_max);
 }
 
 uint64_t id_hash(const item_ident *id) {
