@@ -11,7 +11,7 @@
  * flag in stop.c): every layer must be able to log, and none should carry a logger along. */
 static _Atomic(int) current_level = LOG_OFF;
 static _Atomic(const char *) current_role = "mipha";
-static _Atomic(log_sink *) current_sink = NULL;
+static _Atomic(log_sink *) current_sink; /* NULL: stderr */
 
 static const char *const level_names[] = {"off", "error", "warn", "info", "debug"};
 
