@@ -114,6 +114,7 @@ static void a_flag_can_be_turned_off(void **state) {
     assert_int_equal(PARSE("--exif=off", "--resume=yes"), STATUS_OK);
     assert_false(options_flag(&o, "exif"));
     assert_true(options_flag(&o, "resume"));
+    options_deinit(&o);
     EXPECT_ERROR("unknown option --no-model; did you mean --model?", "--no-model");
     EXPECT_ERROR("unknown option --no-help; mipha annotate --help lists all", "--no-help");
 }
