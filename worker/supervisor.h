@@ -36,7 +36,9 @@ typedef struct {
 
 typedef int supervisor_child_main(supervisor_child *c, void *arg);
 
-/* Returns the exit status for main. */
+/* Returns the exit status for main: the child's own; 128 + signal when it was told to stop and a child
+ * did not end by itself; 3 when no child could be started. Restarts wait 0, 0.1, 0.5, 1, 2, then 5 s,
+ * and from the beginning again after a child that lived for 30 s. */
 int supervisor_run(supervisor_child_main *child_main, void *arg);
 
 /* What the child calls itself on the wire; reports about it will carry it. */
