@@ -174,6 +174,7 @@ static void hand_over(item_machine *m, const held *h) {
     if (grant->generation != h->grant_generation || grant->state != GRANT_CLAIMING) return;
     node_row *node = &m->nodes.nodes[grant->node];
     bool may_work = !node->is_draining && (node->n_holds == 0 || MUTANT(m, 8)) &&
+                    (grant->is_solo || !is_suspect(m, it)) &&
                     (MUTANT(m, 6) ||
                      (node->items <= node->items_max && node->bytes <= node->bytes_max));
     if (item_state_is_final(it->state) || !may_work) {

@@ -147,12 +147,12 @@ static int64_t backoff_us(const item_machine *m, const item_row *it) {
     return 1 + (int64_t)(rng_at(id_hash(&it->id), 0, it->tries) % (uint64_t)longest);
 }
 
-/* Every waiter of an encoder has the same bytes: what is true of them is true for all. */
+/* All who wait for an image have the same bytes: what is true of them is true for all. */
 static void doom_waiters(item_machine *m, uint32_t item, status code) {
     const item_row *it = &m->items[item];
     if (it->image == SLOT_NONE || stage_of(it->state) != STAGE_VISION) return;
     image_row *image = &m->images.rows[it->image];
-    if (image->encoder != item || image->waiters.n == 0) return;
+    if (image->waiters.n == 0) return;
     image->doom = code;
     image_wake(m, it->image);
 }
@@ -263,10 +263,10 @@ static uint32_t crashed_grant(const item_machine *m, const event *e, uint32_t n,
     return m->nodes.nodes[holder].node == m->nodes.nodes[n].node ? g : SLOT_NONE;
 }
 
-/* From the queue to the queue of suspects, now that there is something on record. */
+/* From the queue to the queue of suspects, or to its end, now that there is something on record. */
 static void travel_alone(item_machine *m, uint32_t item) {
     item_place place = m->items[item].place;
-    if (place != PLACE_QUEUE && place != PLACE_PARKED) return;
+    if (place != PLACE_QUEUE && place != PLACE_PARKED && place != PLACE_SUSPECT) return;
     item_unplace(m, item);
     item_place_somewhere(m, item, 0);
 }
@@ -310,6 +310,7 @@ static void crash(item_machine *m, const event *e, uint32_t n, uint32_t item) {
         if (is_condemned) doom_waiters(m, item, STATUS_QUARANTINED);
         then.kind = HELD_FINAL;
         item_finish(m, RULE_CRASH, item, ITEM_FAILED, STATUS_QUARANTINED, then);
+        if (image && image->encoder != SLOT_NONE) travel_alone(m, image->encoder);
         return;
     }
     rule_commit(m, RULE_CRASH, item, in_force ? waiting_state(it) : it->state, then);

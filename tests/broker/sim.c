@@ -10,7 +10,8 @@
  *   2  an accepted item gets one outcome, always the same, with the right content
  *   3  nothing is run again after delivery, after its deadline, or under another digest
  *   4  a node never has more than its credit, and nothing next to an item with a crash on record
- *   5  poison kills at most K + W - 1 nodes and is quarantined; nothing healthy ever is
+ *   5  poison kills at most K + W - 1 nodes and is quarantined; nothing healthy ever is (one node
+ *      more for each that breaks the rule "no credit before the crash is recorded")
  *   6  blame needs a report from the attempt in force
  *   7  when faults end, everything finishes
  *   8  every payload is released once; the counters agree */
@@ -31,7 +32,7 @@ enum {
     HELD_MAX = 12,
     CRUMBS_MAX = 32,
     UNTAKEN_MAX = 48,
-    STOPPED_MAX = 16,
+    STOPPED_MAX = 256,
     THINGS_MAX = 6000,
     PAYLOADS_MAX = 16384,
     TOKENS_MAX = 8192,
@@ -125,8 +126,8 @@ typedef struct {
     uint32_t n_crumbs;
     event untaken[UNTAKEN_MAX];
     uint32_t n_untaken;
-    sim_crumb stopped[STOPPED_MAX];
-    uint32_t n_stopped, ticks;
+    sim_crumb over[STOPPED_MAX]; /* a ring: attempts finished or stopped, never taken again */
+    uint32_t n_over, ticks;
     /* as the network sees it: work sent to this peer and not yet answered */
     sim_sent sent[HELD_MAX * 2];
     uint32_t n_sent, known_items_max, n_unrecorded;
@@ -389,7 +390,7 @@ static void client_gets(sim *s, uint32_t c, const action *a) {
         it->state = a->state;
         it->code = a->code;
         it->result = a->payload; /* the loop put the content here */
-        if (a->state == ITEM_DONE && it->result != it->content)
+        if (a->state == ITEM_DONE && it->result / 1000 != it->content)
             violation(s, "item %d: the answer to another question", i);
         break;
     default: break;
@@ -442,7 +443,7 @@ static void node_dies(sim *s, uint32_t who, bool is_strong) {
         if (n->n_crumbs < CRUMBS_MAX)
             n->crumbs[n->n_crumbs++] =
                 (sim_crumb){n->held[i].id, n->held[i].attempt, n->incarnation, is_strong};
-    n->n_held = n->n_untaken = n->n_stopped = n->n_sent = 0;
+    n->n_held = n->n_untaken = n->n_over = n->n_sent = 0;
     n->is_up = n->is_welcome = false;
     n->peer = 0;
     thing *t = later(s, NODE_STARTS, (int64_t)(faulty(s) ? below(s, 2000000) : below(s, 300000)));
@@ -539,12 +540,15 @@ static void node_finishes(sim *s, uint32_t who, const item_ident *id, uint32_t a
         else if (!it->wants_cancel && !it->deadline_us) /* or the evidence ends with the item */
             s->image_kills[it->image]++;
         uint32_t kills = h.stage == STAGE_LM ? it->kills : s->image_kills[it->image];
-        if (kills > K + s->n_nodes - 1)
+        uint32_t n_hasty = 0; /* grants credit before its crash is recorded: may die once more */
+        for (uint32_t k = 0; k < s->n_nodes; k++) n_hasty += s->nodes[k].grants_early;
+        if (kills > K + s->n_nodes - 1 + n_hasty)
             violation(s, "item %d killed %u nodes of %u", h.item, kills, s->n_nodes);
         node_dies(s, who, true);
         return;
     }
     node_drop_held(n, at);
+    n->over[n->n_over++ % STOPPED_MAX] = (sim_crumb){.id = *id, .attempt = attempt};
     event e = node_event_of(n, EVENT_RESULT, id, attempt);
     if (h.stage == STAGE_VISION && s->is_undecodable[it->image]) {
         e.kind = EVENT_FAILED;
@@ -571,14 +575,11 @@ static void node_gets_work(sim *s, uint32_t who, const action *a) {
     if (i < 0 || !n->is_welcome || a->work.session != n->session) return;
     if (node_find_held(n, &a->id, a->attempt) >= 0) return; /* repeated */
     bool refuses = n->n_crumbs > 0;
-    for (uint32_t k = 0; k < n->n_stopped; k++)
-        if (n->stopped[k].attempt == a->attempt && memcmp(&n->stopped[k].id, &a->id, sizeof a->id) == 0)
-            refuses = true;
-    for (uint32_t k = 0; k < n->n_untaken; k++)
-        if (n->untaken[k].attempt == a->attempt &&
-            memcmp(&n->untaken[k].id, &a->id, sizeof a->id) == 0)
-            return; /* repeated, and already answered */
+    for (uint32_t k = 0; k < n->n_over && k < STOPPED_MAX; k++)
+        if (n->over[k].attempt == a->attempt && memcmp(&n->over[k].id, &a->id, sizeof a->id) == 0)
+            return; /* repeated, or overtaken by its STOP */
     if (refuses) {
+        n->over[n->n_over++ % STOPPED_MAX] = (sim_crumb){.id = a->id, .attempt = a->attempt};
         event e = node_event_of(n, EVENT_RELEASED, &a->id, a->attempt);
         to_broker(s, &e);
         return;
@@ -609,7 +610,8 @@ static void node_gets(sim *s, uint32_t who, const action *a) {
     switch (a->kind) {
     case ACTION_SEND_WHO: n->is_welcome = false; break;
     case ACTION_SEND_WELCOME:
-        if (n->session != a->welcome.session) n->n_held = n->n_stopped = 0;
+        if (a->welcome.session < n->session) break; /* overtaken by a newer one */
+        if (n->session != a->welcome.session) n->n_held = 0;
         n->session = a->welcome.session;
         n->is_welcome = true;
         break;
@@ -617,8 +619,7 @@ static void node_gets(sim *s, uint32_t who, const action *a) {
     case ACTION_SEND_STOP: {
         int at = node_find_held(n, &a->id, a->attempt);
         if (at >= 0) node_drop_held(n, at);
-        n->stopped[n->n_stopped++ % STOPPED_MAX] = (sim_crumb){.id = a->id, .attempt = a->attempt};
-        if (n->n_stopped > STOPPED_MAX) n->n_stopped = STOPPED_MAX;
+        n->over[n->n_over++ % STOPPED_MAX] = (sim_crumb){.id = a->id, .attempt = a->attempt};
         event e = node_event_of(n, EVENT_RELEASED, &a->id, a->attempt);
         to_broker(s, &e);
         break;
@@ -818,7 +819,8 @@ static void broker_gets(sim *s, event *e) {
         if (e->submit.has_image) e->submit.image_payload = payload_new(s, 1, (uint64_t)i);
     } else if (e->kind == EVENT_RESULT) {
         int i = item_of(s, &e->id);
-        e->payload = payload_new(s, 2, i >= 0 ? s->items[i].content : 0);
+        /* attempts differ here, so that a second outcome would be seen */
+        e->payload = payload_new(s, 2, i >= 0 ? s->items[i].content * 1000 + e->attempt : 0);
         e->payload_bytes = 10;
     } else if (e->kind == EVENT_TOKENS) {
         e->payload = payload_new(s, 3, 0);
