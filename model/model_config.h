@@ -4,7 +4,7 @@
  *     model_config c;
  *     st = model_config_load(&c, "models/mipha-demo", &e);
  *
- * Source of the keys: the published Mipha checkpoints; docs/MODEL.md lists them. Any thread. */
+ * Source of the keys: the published Mipha checkpoints. Any thread. */
 #ifndef MODEL_MODEL_CONFIG_H
 #define MODEL_MODEL_CONFIG_H
 
