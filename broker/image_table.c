@@ -61,7 +61,8 @@ uint32_t image_table_use(image_table *t, const image_key *key) {
         slot_index_remove(&t->by_key, key_hash(&t->rows[i].key), i);
         t->n--;
     }
-    t->rows[i] = (image_row){.key = *key, .is_used = true, .n_items = 1, .encoder = SLOT_NONE,
+    bool is_waking = t->rows[i].is_waking; /* the machine's stack may still name this row */
+    t->rows[i] = (image_row){.key = *key, .is_used = true, .is_waking = is_waking, .n_items = 1, .encoder = SLOT_NONE,
                              .waiters = {SLOT_NONE, SLOT_NONE, 0}, .prefix_node = SLOT_NONE};
     slot_index_add(&t->by_key, key_hash(key), i);
     t->n++;
