@@ -20,7 +20,7 @@ static const option_row rows[] = {
 const option_table generate_table = {
     .program = "mipha generate",
     .purpose = "continue a raw prompt, with or without an image",
-    .example = "  mipha generate --image photo.jpg --raw-prompt \"USER: <image>\\nWhat is this? ASSISTANT:\"\n"
+    .example = "  mipha generate --image photo.jpg --raw-prompt $'USER: <image>\\nWhat is this? ASSISTANT:'\n"
                "  mipha generate --raw-prompt \"Once upon a time\" -n 40 --json\n",
     .rows = rows};
 

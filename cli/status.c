@@ -73,7 +73,8 @@ static void print_name(const char *name) {
 static void print_figure(const char *name, double value, bool is_first) {
     (void)fputs(is_first ? "" : "   ", stdout);
     print_name(name);
-    (void)printf(value == (double)(long long)value ? " %.0f" : " %.2f", value);
+    bool is_whole = value >= -1e15 && value <= 1e15 && value == (double)(long long)value;
+    (void)printf(is_whole ? " %.0f" : " %.2f", value);
 }
 
 static void print_groups(const status_report *r) {
@@ -148,7 +149,11 @@ static void print_nodes(const status_report *r) {
 
 static json_t *metrics_json(const metric *all, size_t n) {
     json_t *object = json_object();
-    for (size_t i = 0; i < n; i++) (void)json_object_set_new(object, all[i].name, json_real(all[i].value));
+    for (size_t i = 0; i < n; i++) {
+        double v = all[i].value;
+        bool is_whole = v >= -1e15 && v <= 1e15 && v == (double)(json_int_t)v;
+        (void)json_object_set_new(object, all[i].name, is_whole ? json_integer((json_int_t)v) : json_real(v));
+    }
     return object;
 }
 
