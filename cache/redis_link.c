@@ -3,8 +3,8 @@
  * Deadline. hiredis' own time-out is per read: a server that sends a byte now and then holds a caller for
  * ever. Here the socket does not block and one deadline covers sending the command and the whole answer.
  *
- * Bound. The answer is parsed as it comes, and as soon as more bytes have come than the caller's buffer may
- * take, the connection ends. Arrays, which none of our commands is answered with and whose announced length
+ * Bound. The answer is parsed as it comes, and as soon as more bytes are announced or have come than the
+ * caller's buffer may take, the connection ends. Arrays, which none of our commands is answered with and whose announced length
  * hiredis allocates at once, are refused by a createArray that always fails.
  *
  * Copies. A value of 1.7 MB is sent from where it lies and copied once from the parser into the caller's
@@ -145,6 +145,18 @@ static status send_words(int fd, const redis_word words[], size_t n_words, int64
     return st == STATUS_OK ? flush(&s, true) : st;
 }
 
+/* Whether an answer that begins like this announces more than room: then it need not be awaited. A
+ * beginning that came in pieces says nothing; the count of bytes ends that one. */
+static bool announces_too_much(const unsigned char *begin, size_t n, size_t room) {
+    size_t len = 0;
+    if (n < 2 || begin[0] != '$') return false;
+    for (size_t i = 1; i < n && begin[i] >= '0' && begin[i] <= '9'; i++) {
+        len = len * 10 + (size_t)(begin[i] - '0');
+        if (len > room) return true;
+    }
+    return false;
+}
+
 /* Reads until hiredis has one whole answer. */
 static status read_reply(redis_link *l, int64_t deadline_us, err *e) {
     redisReader *reader = l->context->reader;
@@ -161,8 +173,9 @@ static status read_reply(redis_link *l, int64_t deadline_us, err *e) {
         }
         if (n < 0) return fail_errno(e, STATUS_UNAVAILABLE, "receiving");
         if (n == 0) return fail(e, STATUS_UNAVAILABLE, "the server closed the connection");
+        if (n_read == 0 && announces_too_much(l->chunk, (size_t)n, room)) l->is_too_large = true;
         n_read += (size_t)n;
-        if (redisReaderFeed(reader, (char *)l->chunk, (size_t)n) != REDIS_OK ||
+        if (l->is_too_large || redisReaderFeed(reader, (char *)l->chunk, (size_t)n) != REDIS_OK ||
             redisReaderGetReply(reader, &object) != REDIS_OK)
             return l->is_too_large
                        ? fail(e, STATUS_TOO_LARGE, "a value longer than the %zu bytes accepted", room)

@@ -223,7 +223,8 @@ static void a_value_is_needed_where_one_belongs(void **state) {
 static void too_few_and_too_many_words_are_refused(void **state) {
     (void)state;
     EXPECT_ERROR("unexpected argument \"d\"; mipha annotate takes at most 3", "a", "b", "c", "d");
-    option_table needs = table;
+    static option_table needs; /* outlives the test: it is still asked for when options are released */
+    needs = table;
     needs.positional_min = 1;
     assert_int_equal(options_parse(&o, &needs, 1, (char *[]){"mipha", NULL}, &e),
                      STATUS_BAD_ARGUMENT);
@@ -237,7 +238,8 @@ static void too_few_and_too_many_words_are_refused(void **state) {
 
 static void help_and_version_are_seen_before_what_is_missing(void **state) {
     (void)state;
-    option_table needs = table;
+    static option_table needs; /* outlives the test: it is still asked for when options are released */
+    needs = table;
     needs.positional_min = 1;
     assert_int_equal(options_parse(&o, &needs, 2, (char *[]){"mipha", "-h", NULL}, &e), STATUS_OK);
     assert_true(o.wants_help && !o.wants_version);
