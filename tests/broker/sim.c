@@ -32,7 +32,6 @@ enum {
     HELD_MAX = 12,
     CRUMBS_MAX = 32,
     UNTAKEN_MAX = 48,
-    STOPPED_MAX = 256,
     THINGS_MAX = 6000,
     PAYLOADS_MAX = 16384,
     TOKENS_MAX = 8192,
@@ -126,8 +125,8 @@ typedef struct {
     uint32_t n_crumbs;
     event untaken[UNTAKEN_MAX];
     uint32_t n_untaken;
-    sim_crumb over[STOPPED_MAX]; /* a ring: attempts finished or stopped, never taken again */
-    uint32_t n_over, ticks;
+    uint32_t seen[ITEMS_MAX]; /* the highest attempt taken or stopped: lower ones are not taken */
+    uint32_t ticks;
     /* as the network sees it: work sent to this peer and not yet answered */
     sim_sent sent[HELD_MAX * 2];
     uint32_t n_sent, known_items_max, n_unrecorded;
@@ -443,7 +442,8 @@ static void node_dies(sim *s, uint32_t who, bool is_strong) {
         if (n->n_crumbs < CRUMBS_MAX)
             n->crumbs[n->n_crumbs++] =
                 (sim_crumb){n->held[i].id, n->held[i].attempt, n->incarnation, is_strong};
-    n->n_held = n->n_untaken = n->n_over = n->n_sent = 0;
+    n->n_held = n->n_untaken = n->n_sent = 0;
+    memset(n->seen, 0, sizeof n->seen);
     n->is_up = n->is_welcome = false;
     n->peer = 0;
     thing *t = later(s, NODE_STARTS, (int64_t)(faulty(s) ? below(s, 2000000) : below(s, 300000)));
@@ -548,7 +548,6 @@ static void node_finishes(sim *s, uint32_t who, const item_ident *id, uint32_t a
         return;
     }
     node_drop_held(n, at);
-    n->over[n->n_over++ % STOPPED_MAX] = (sim_crumb){.id = *id, .attempt = attempt};
     event e = node_event_of(n, EVENT_RESULT, id, attempt);
     if (h.stage == STAGE_VISION && s->is_undecodable[it->image]) {
         e.kind = EVENT_FAILED;
@@ -575,11 +574,9 @@ static void node_gets_work(sim *s, uint32_t who, const action *a) {
     if (i < 0 || !n->is_welcome || a->work.session != n->session) return;
     if (node_find_held(n, &a->id, a->attempt) >= 0) return; /* repeated */
     bool refuses = n->n_crumbs > 0;
-    for (uint32_t k = 0; k < n->n_over && k < STOPPED_MAX; k++)
-        if (n->over[k].attempt == a->attempt && memcmp(&n->over[k].id, &a->id, sizeof a->id) == 0)
-            return; /* repeated, or overtaken by its STOP */
+    if (a->attempt <= n->seen[i]) return; /* repeated, or overtaken by its STOP */
+    n->seen[i] = a->attempt;
     if (refuses) {
-        n->over[n->n_over++ % STOPPED_MAX] = (sim_crumb){.id = a->id, .attempt = a->attempt};
         event e = node_event_of(n, EVENT_RELEASED, &a->id, a->attempt);
         to_broker(s, &e);
         return;
@@ -619,7 +616,8 @@ static void node_gets(sim *s, uint32_t who, const action *a) {
     case ACTION_SEND_STOP: {
         int at = node_find_held(n, &a->id, a->attempt);
         if (at >= 0) node_drop_held(n, at);
-        n->over[n->n_over++ % STOPPED_MAX] = (sim_crumb){.id = a->id, .attempt = a->attempt};
+        int i = item_of(s, &a->id);
+        if (i >= 0 && a->attempt > n->seen[i]) n->seen[i] = a->attempt;
         event e = node_event_of(n, EVENT_RELEASED, &a->id, a->attempt);
         to_broker(s, &e);
         break;
@@ -1018,7 +1016,7 @@ void sim_close(sim *s) { free(s); }
 sim_verdict sim_run(sim *s, uint64_t seed, int mutant, FILE *trace) {
     uint64_t n_payloads = s->n_payloads;
     memset(s->payloads, 0, (n_payloads + 1) * sizeof *s->payloads);
-    s->dice = rng_make(seed * UINT64_C(0x9e3779b97f4a7c15) + 1);
+    s->dice = rng_make(rng_at(seed, 1, 0)); /* neighbouring seeds are strangers */
     s->now_us = s->last_commit_us = 0;
     s->trace = trace;
     s->mutant = mutant;
