@@ -16,7 +16,7 @@
 
 #include "broker/item_machine.h"
 
-#define SIM_HEAL_US INT64_C(120000000)
+#define SIM_HEAL_US INT64_C(400000000)
 
 typedef struct sim sim;
 
