@@ -1,5 +1,5 @@
 /* The table is written as the architecture is: one line per tensor with its shape, layers in loops. Source
- * of names and shapes: the published Mipha checkpoints, as docs/MODEL.md lists them. */
+ * of names and shapes: the published Mipha checkpoints. */
 #include "model/weight_table.h"
 
 #include <stdarg.h>

@@ -25,7 +25,7 @@ typedef struct {
  * Takes from the heap, and gives back before it returns: source rows * out_width * 3 bytes (at most
  * 65535 * 4096 * 3) and about 4 * (out + 4 * in) bytes of coefficients an axis.
  * Errors: BAD_ARGUMENT (empty image, sizes out of range, image not inside its canvas), NO_MEMORY.
- * Source: docs/MODEL.md; Pillow's Resample.c. */
+ * Source: Pillow's Resample.c. */
 MUST_USE status image_resize(unsigned char *out, int out_width, int out_height,
                              const image_rgb *image, const image_canvas *canvas, err *e);
 

@@ -8,7 +8,7 @@
 #include "vision_node/image_resize.h"
 #include "vision_node/image_resize_kernel.h"
 
-/* Grey rows of docs/MODEL.md, "Pillow bicubic resampling", as RGB. */
+/* Grey rows worked out from the formulas of Pillow's Resample.c, as RGB. */
 static void assert_row_resizes_to(int n_out, const unsigned char *want) {
     static const unsigned char row[8] = {0, 255, 0, 255, 128, 64, 32, 200};
     unsigned char source[3 * 8], out[3 * 16];
