@@ -7,8 +7,9 @@
  * caller's buffer may take, the connection ends. Arrays, which none of our commands is answered with and whose announced length
  * hiredis allocates at once, are refused by a createArray that always fails.
  *
- * Copies. A value of 1.7 MB is sent from where it lies and copied once from the parser into the caller's
- * buffer; redisCommandArgv would copy it twice more each way.
+ * Copies. A value of 1.7 MB is sent from where it lies and received where it shall lie: when the first bytes
+ * of an answer are the whole line that announces a value, the rest goes straight into the caller's buffer.
+ * Values whose first line comes in pieces, and everything else, go through hiredis.
  *
  * A half-read answer would be taken for the answer to the next command, so every failure closes the link. */
 #include "cache/redis_link.h"
@@ -21,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -145,46 +147,89 @@ static status send_words(int fd, const redis_word words[], size_t n_words, int64
     return st == STATUS_OK ? flush(&s, true) : st;
 }
 
-/* Whether an answer that begins like this announces more than room: then it need not be awaited. A
- * beginning that came in pieces says nothing; the count of bytes ends that one. */
-static bool announces_too_much(const unsigned char *begin, size_t n, size_t room) {
-    size_t len = 0;
-    if (n < 2 || begin[0] != '$') return false;
-    for (size_t i = 1; i < n && begin[i] >= '0' && begin[i] <= '9'; i++) {
-        len = len * 10 + (size_t)(begin[i] - '0');
-        if (len > room) return true;
+/* Receives into the pieces in order; n is what came, at least one byte. The deadline is looked at each time:
+ * a server that sends without pause must not outrun it. */
+static status receive(int fd, struct iovec *pieces, size_t n_pieces, size_t *n, int64_t deadline_us,
+                      err *e) {
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = n_pieces};
+    for (;;) {
+        if (clock_now_us() >= deadline_us) return fail(e, STATUS_TIMEOUT, "no whole answer in time");
+        ssize_t got = recvmsg(fd, &message, 0);
+        if (got > 0) {
+            *n = (size_t)got;
+            return STATUS_OK;
+        }
+        if (got == 0) return fail(e, STATUS_UNAVAILABLE, "the server closed the connection");
+        if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            status st = wait_for(fd, POLLIN, deadline_us);
+            if (st != STATUS_OK) return fail(e, st, "no whole answer in time");
+        } else if (errno != EINTR) {
+            return fail_errno(e, STATUS_UNAVAILABLE, "receiving");
+        }
     }
-    return false;
 }
 
-/* Reads until hiredis has one whole answer. */
+/* "$1679680\r\n": bytes of that line, and the length it announces (SIZE_MAX for anything enormous); 0 for an
+ * answer that begins in another way or not with a whole line. */
+static size_t bulk_header(size_t *len, const unsigned char *begin, size_t n) {
+    size_t i = 1;
+    if (n < 2 || begin[0] != '$') return 0;
+    for (*len = 0; i < n && begin[i] >= '0' && begin[i] <= '9'; i++)
+        *len = i > 15 ? SIZE_MAX : *len * 10 + (size_t)(begin[i] - '0');
+    return i > 1 && i + 1 < n && begin[i] == '\r' && begin[i + 1] == '\n' ? i + 2 : 0;
+}
+
+/* A bulk string of len bytes, n of which (and of its end of line) are already in begin: the rest comes
+ * straight into storage. */
+static status read_value(redis_link *l, size_t len, const unsigned char *begin, size_t n,
+                         int64_t deadline_us, err *e) {
+    unsigned char *to = buf_reserve(l->storage, len);
+    unsigned char tail[3] = {0}; /* "\r\n" and room for a byte too many */
+    if (!to) return fail(e, STATUS_UNAVAILABLE, "no memory for a value of %zu bytes", len);
+    size_t n_value = n < len ? n : len, n_tail = n - n_value;
+    if (n_tail > 2) return fail(e, STATUS_BAD_FORMAT, "the server sent more than was asked for");
+    memcpy(to, begin, n_value);
+    memcpy(tail, begin + n_value, n_tail);
+    while (n_value + n_tail < len + 2) {
+        struct iovec pieces[] = {{to + n_value, len - n_value}, {tail + n_tail, sizeof tail - n_tail}};
+        size_t got = 0;
+        status st = receive(l->context->fd, pieces, 2, &got, deadline_us, e);
+        if (st != STATUS_OK) return st;
+        size_t into_value = got < len - n_value ? got : len - n_value;
+        n_value += into_value;
+        n_tail += got - into_value;
+    }
+    if (n_tail != 2 || memcmp(tail, "\r\n", 2) != 0)
+        return fail(e, STATUS_BAD_FORMAT, "a value that does not end where it said");
+    l->storage->len_bytes += len;
+    l->storage->data[l->storage->len_bytes] = 0;
+    l->reply->kind = REDIS_TEXT;
+    return STATUS_OK;
+}
+
+/* Reads one whole answer. */
 static status read_reply(redis_link *l, int64_t deadline_us, err *e) {
     redisReader *reader = l->context->reader;
     size_t room = l->storage ? l->storage->max_bytes - l->storage->len_bytes : 0;
     size_t n_read = 0;
     void *object = NULL;
-    for (;;) {
-        ssize_t n = recv(l->context->fd, l->chunk, CHUNK_BYTES, 0);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            status st = wait_for(l->context->fd, POLLIN, deadline_us);
-            if (st != STATUS_OK) return fail(e, st, "no whole answer in time");
-            continue;
-        }
-        if (n < 0) return fail_errno(e, STATUS_UNAVAILABLE, "receiving");
-        if (n == 0) return fail(e, STATUS_UNAVAILABLE, "the server closed the connection");
-        if (n_read == 0 && announces_too_much(l->chunk, (size_t)n, room)) l->is_too_large = true;
-        n_read += (size_t)n;
-        if (l->is_too_large || redisReaderFeed(reader, (char *)l->chunk, (size_t)n) != REDIS_OK ||
-            redisReaderGetReply(reader, &object) != REDIS_OK)
-            return l->is_too_large
-                       ? fail(e, STATUS_TOO_LARGE, "a value longer than the %zu bytes accepted", room)
-                       : fail(e, STATUS_BAD_FORMAT, "not an answer to our command: %s", reader->errstr);
-        if (object) break;
-        if (n_read > room + REPLY_SLACK)
+    while (!object) {
+        struct iovec piece = {l->chunk, CHUNK_BYTES};
+        size_t n = 0, len = 0;
+        status st = receive(l->context->fd, &piece, 1, &n, deadline_us, e);
+        if (st != STATUS_OK) return st;
+        size_t header = n_read == 0 ? bulk_header(&len, l->chunk, n) : 0;
+        if (header && len > room) l->is_too_large = true;
+        if (header && len <= room && l->storage)
+            return read_value(l, len, l->chunk + header, n - header, deadline_us, e);
+        n_read += n;
+        bool is_understood = !l->is_too_large &&
+                             redisReaderFeed(reader, (char *)l->chunk, n) == REDIS_OK &&
+                             redisReaderGetReply(reader, &object) == REDIS_OK;
+        if (!is_understood && !l->is_too_large)
+            return fail(e, STATUS_BAD_FORMAT, "not an answer to our command: %s", reader->errstr);
+        if (l->is_too_large || (!object && n_read > room + REPLY_SLACK))
             return fail(e, STATUS_TOO_LARGE, "a value longer than the %zu bytes accepted", room);
-        /* A server that sends without pause must not outrun the deadline either. */
-        if (clock_now_us() >= deadline_us) return fail(e, STATUS_TIMEOUT, "no whole answer in time");
     }
     if (reader->pos != reader->len)
         return fail(e, STATUS_BAD_FORMAT, "the server sent more than was asked for");

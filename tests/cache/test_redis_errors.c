@@ -29,6 +29,8 @@ typedef struct {
     int quit[2];
     pthread_mutex_t lock; /* guards the script */
     const char *reply;    /* to everything but PING */
+    size_t reply_bytes;   /* 0: reply is text */
+    size_t piece_bytes;   /* the reply goes out in pieces of this size, apart in time; 0: whole */
     const char *ping_reply;
     int n_ping_loading; /* that many PINGs are answered with LOADING first */
     afterwards then;
@@ -89,19 +91,30 @@ static bool send_text(int fd, const char *text, size_t len) {
     return true;
 }
 
+static bool send_pieces(int fd, const char *text, size_t len, size_t piece) {
+    for (size_t at = 0; at < len; at += piece) {
+        if (at > 0 && quits_within(1)) return false;
+        if (!send_text(fd, text + at, len - at < piece ? len - at : piece)) return false;
+    }
+    return true;
+}
+
 /* True: the connection goes on. */
 static bool answer(int fd, const char *name) {
     (void)pthread_mutex_lock(&f.lock);
     const char *reply = f.reply;
+    size_t len = f.reply_bytes ? f.reply_bytes : strlen(reply), piece = f.piece_bytes;
     afterwards then = f.then;
     if (strcmp(name, "PING") == 0) {
         reply = f.n_ping_loading > 0 ? "-LOADING Redis is loading the dataset in memory\r\n"
                                      : f.ping_reply;
         if (f.n_ping_loading > 0) f.n_ping_loading--;
+        len = strlen(reply);
+        piece = 0;
         then = THEN_GO_ON;
     }
     (void)pthread_mutex_unlock(&f.lock);
-    if (!send_text(fd, reply, strlen(reply))) return false;
+    if (!send_pieces(fd, reply, len, piece ? piece : len + 1)) return false;
     static char filler[65536];
     switch (then) {
     case THEN_GO_ON:
@@ -218,6 +231,14 @@ static const scripted refusals[] = {
     {"$9999999999\r\n", THEN_FLOOD},
     {"$9223372036854775807\r\n", THEN_FLOOD},
     {"$99999999999999999999999\r\n", THEN_HANG},
+    {"$3\r\nabcXY", THEN_GO_ON},
+    {"$3\r\nabc\r\nx", THEN_GO_ON},
+    {"$3\r\nabc\r", THEN_HANG},
+    {"$3\r\nabc\r", THEN_CLOSE},
+    {"$0\r\n", THEN_HANG},
+    {"$3", THEN_HANG},
+    {"$3\r\nab", THEN_DRIP},
+    {"$\r\n", THEN_GO_ON},
     {"$-2\r\n", THEN_GO_ON},
     {"$abc\r\n", THEN_GO_ON},
     {":\r\n", THEN_GO_ON},
@@ -305,6 +326,36 @@ static void answers_of_the_wrong_kind_are_not_success(void **state) {
     sample_free(&value);
 }
 
+static void a_value_is_read_however_it_is_cut(void **state) {
+    (void)state;
+    cache_key key = sample_key(1);
+    blob value = sample_blob(1, 3, 5);
+    char reply[256];
+    size_t len = BLOB_HEADER_BYTES + value.values.len_bytes;
+    size_t n = (size_t)snprintf(reply, sizeof reply, "$%zu\r\n", len);
+    blob_header((unsigned char *)reply + n, &key, &value);
+    memcpy(reply + n + BLOB_HEADER_BYTES, value.values.data, value.values.len_bytes);
+    memcpy(reply + n + len, "\r\n", 2);
+    static const size_t pieces[] = {1, 2, 3, 4, 5, 6, 7, 50, 98, 99, 100, 1000};
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        (void)pthread_mutex_lock(&f.lock);
+        f.reply = reply;
+        f.reply_bytes = n + len + 2;
+        f.piece_bytes = pieces[i];
+        (void)pthread_mutex_unlock(&f.lock);
+        cache_settings settings = cache_settings_default();
+        settings.command_timeout_ms = 10000;
+        char url[64];
+        (void)snprintf(url, sizeof url, "redis://127.0.0.1:%d", f.port);
+        cache_close(&c);
+        assert_int_equal(cache_open(&c, url, &settings, &e), STATUS_OK);
+        assert_int_equal(get_sample(c, 1, 3, 5), STATUS_OK);
+        assert_int_equal(get_sample(c, 1, 3, 5), STATUS_OK); /* the stream is where it should be */
+        assert_int_equal(cache_counters_read(c).errors, 0);
+    }
+    sample_free(&value);
+}
+
 static void a_refused_write_keeps_the_connection_and_pauses_writes(void **state) {
     (void)state;
     set_script("-OOM command not allowed\r\n", THEN_GO_ON);
@@ -360,6 +411,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(no_refusal_and_no_nonsense_is_taken_for_success),
         TEST(answers_of_the_wrong_kind_are_not_success),
+        TEST(a_value_is_read_however_it_is_cut),
         TEST(a_refused_write_keeps_the_connection_and_pauses_writes),
         TEST(a_loading_server_is_waited_for_and_no_failure),
         TEST(the_breaker_opens_after_five_failures),
