@@ -1,0 +1,45 @@
+/* The cases of tools/make_golden.py: a checkpoint folder to open, and what transformers makes of it.
+ *
+ *     golden *g = golden_open("odd_heads");
+ *     model_open(&m, golden_dir(g), MODEL_PART_ALL, &e);
+ *     golden_tensor want = golden_get(g, "prompt.%d.logits", 3);
+ *     golden_close(&g);
+ *
+ * The folder is made new, under /tmp, from the formula for the weights; its files are compared with the
+ * SHA-256 of those that transformers read. Whatever does not fit aborts the test with a message. */
+#ifndef TESTS_LM_NODE_GOLDEN_H
+#define TESTS_LM_NODE_GOLDEN_H
+
+#include <stdint.h>
+
+#define GOLDEN_IMAGES  3
+#define GOLDEN_PROMPTS 7
+#define GOLDEN_CASES   4
+
+typedef struct golden golden;
+
+typedef struct {
+    int n_dims;
+    int64_t dims[4];
+    const float *f32; /* one of the two */
+    const int32_t *i32;
+} golden_tensor;
+
+extern const char *const golden_case_names[GOLDEN_CASES];
+
+golden *golden_open(const char *case_name);
+void golden_close(golden **g);
+const char *golden_dir(const golden *g);
+
+golden_tensor golden_get(const golden *g, const char *name_format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Picture i as planes f32 [3, size, size], n_values of them, in memory the caller frees. */
+float *golden_planes(int image, int n_values);
+
+/* Rows of got against rows of want: every element and the 2-norm of every row within bound[row]. Returns
+ * the largest error as a share of its bound; fails the test above 1. what names the place. */
+double golden_compare(const float *got, const golden_tensor *want, const float *bound,
+                      const char *what);
+
+#endif

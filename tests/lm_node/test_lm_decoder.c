@@ -1,0 +1,340 @@
+/* Projector and decoder against transformers: hidden state of every layer, logits, greedy tokens. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lm_node/kv_cache.h"
+#include "lm_node/lm_decoder.h"
+#include "lm_node/projector.h"
+#include "lm_node/sampler.h"
+#include "model/model.h"
+#include "tests/lm_node/golden.h"
+#include "tests/support/support.h"
+
+#define IMAGE_ID (-200)
+#define ROWS_MAX 400
+
+typedef struct {
+    golden *g;
+    model *m;
+    ops_ctx *ctx;
+    lm_decoder *d;
+    kv_cache *kv;
+    unsigned char *features; /* the tower's golden result, in the tower's dtype */
+    const model_config *c;
+} fixture;
+
+/* The decoder gets the tower's features as a node would: rounded to the dtype of the weights. */
+static unsigned char *stored_features(const fixture *f) {
+    golden_tensor t = golden_get(f->g, "tower.%d", f->c->tower.n_layers_run);
+    size_t n = (size_t)(t.dims[0] * t.dims[1] * t.dims[2]);
+    ops_dtype dtype = model_tower_dtype(f->m);
+    unsigned char *out = malloc(n * dtype_bytes(dtype));
+    assert_non_null(out);
+    for (size_t i = 0; i < n; i++) {
+        uint16_t half = dtype == OPS_DTYPE_F16 ? f32_to_f16(t.f32[i]) : f32_to_bf16(t.f32[i]);
+        if (dtype == OPS_DTYPE_F32) memcpy(out + 4 * i, &t.f32[i], 4);
+        else memcpy(out + 2 * i, &half, 2);
+    }
+    return out;
+}
+
+static void open_fixture(fixture *f, const char *case_name, int n_threads) {
+    err e;
+    f->g = golden_open(case_name);
+    if (model_open(&f->m, golden_dir(f->g), MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    f->c = model_get_config(f->m);
+    ops_settings settings = {.device = "cpu", .n_threads = n_threads};
+    if (ops_open(&f->ctx, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
+    lm_decoder_settings s = {.max_rows = ROWS_MAX,
+                             .max_seqs = 4,
+                             .max_out = ROWS_MAX,
+                             .max_context = f->c->decoder.max_positions,
+                             .kv_blocks = 64};
+    if (lm_decoder_open(&f->d, f->ctx, f->m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
+    assert_int_equal(kv_cache_open(&f->kv, s.kv_blocks, &e), STATUS_OK);
+    f->features = stored_features(f);
+}
+
+static void close_fixture(fixture *f) {
+    free(f->features);
+    kv_cache_close(&f->kv);
+    lm_decoder_close(&f->d);
+    ops_close(&f->ctx);
+    model_close(&f->m);
+    golden_close(&f->g);
+}
+
+/* A prompt spliced out to rows. */
+typedef struct {
+    int n;
+    int32_t ids[ROWS_MAX];
+    int feature[ROWS_MAX]; /* row of features, or -1 */
+} spliced;
+
+static spliced splice(const fixture *f, const int32_t *ids, int n_ids) {
+    spliced s = {0};
+    int n_features = 0;
+    for (int i = 0; i < n_ids; i++) {
+        int n = ids[i] == IMAGE_ID ? f->c->tower.n_tokens : 1;
+        for (int k = 0; k < n; k++) {
+            assert_true(s.n < ROWS_MAX);
+            s.ids[s.n] = ids[i] == IMAGE_ID ? 0 : ids[i];
+            s.feature[s.n++] = ids[i] == IMAGE_ID ? n_features++ : -1;
+        }
+    }
+    return s;
+}
+
+/* Rows from .. from + n - 1 of s as one step of one sequence. all: logits of every row, else the last. */
+static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from, int n, bool all) {
+    static int32_t positions[ROWS_MAX], slots[ROWS_MAX], seqs[ROWS_MAX], images[ROWS_MAX], outs[ROWS_MAX];
+    size_t row_bytes = lm_decoder_feature_row_bytes(f->d);
+    unsigned char *features = malloc((size_t)n * row_bytes);
+    assert_non_null(features);
+    kv_seq_extend(f->kv, seq, n);
+    lm_batch b = {.n_rows = n,
+                  .ids = s->ids + from,
+                  .positions = positions,
+                  .slots = slots,
+                  .seqs = seqs,
+                  .image_rows = images,
+                  .features = features,
+                  .n_seqs = 1,
+                  .n_table_blocks = seq->n_blocks,
+                  .tables = seq->blocks,
+                  .out_rows = outs};
+    for (int i = 0; i < n; i++) {
+        positions[i] = from + i;
+        slots[i] = kv_seq_slot(seq, from + i);
+        seqs[i] = 0;
+        if (all || i == n - 1) outs[b.n_out++] = i;
+        if (s->feature[from + i] < 0) continue;
+        memcpy(features + (size_t)b.n_image_rows * row_bytes,
+               f->features + (size_t)s->feature[from + i] * row_bytes, row_bytes);
+        images[b.n_image_rows++] = i;
+    }
+    const float *logits;
+    err e;
+    if (lm_decoder_step(f->d, &logits, &b, &e) != STATUS_OK) fail_msg("%s", e.text);
+    free(features);
+    return logits;
+}
+
+/* ---- comparisons --------------------------------------------------------------------------- */
+
+typedef struct {
+    fixture *f;
+    int prompt;
+    int n_layers_seen;
+    double worst;
+} layer_check;
+
+static float *pick_rows(const float *x, const golden_tensor *rows, int64_t width) {
+    float *picked = malloc((size_t)(rows->dims[0] * width) * sizeof *picked);
+    assert_non_null(picked);
+    for (int64_t i = 0; i < rows->dims[0]; i++)
+        memcpy(picked + i * width, x + rows->i32[i] * width, (size_t)width * sizeof *picked);
+    return picked;
+}
+
+static void check_layer(void *user, int layer, const float *hidden, int64_t n_rows, int64_t width) {
+    layer_check *c = user;
+    const golden *g = c->f->g;
+    golden_tensor rows = golden_get(g, "prompt.%d.hidden_rows", c->prompt);
+    golden_tensor want = golden_get(g, "prompt.%d.hidden.%d", c->prompt, layer);
+    golden_tensor bound = golden_get(g, "prompt.%d.hidden.%d.bound", c->prompt, layer);
+    char what[64];
+    (void)snprintf(what, sizeof what, "prompt %d, layer %d", c->prompt, layer);
+    assert_true(rows.i32[rows.dims[0] - 1] < n_rows);
+    float *got = pick_rows(hidden, &rows, width);
+    double worst = golden_compare(got, &want, bound.f32, what);
+    if (worst > c->worst) c->worst = worst;
+    c->n_layers_seen++;
+    free(got);
+}
+
+static double check_prompt(fixture *f, int prompt) {
+    golden_tensor ids = golden_get(f->g, "prompt.%d.ids", prompt);
+    golden_tensor rows = golden_get(f->g, "prompt.%d.rows", prompt);
+    golden_tensor want = golden_get(f->g, "prompt.%d.logits", prompt);
+    golden_tensor bound = golden_get(f->g, "prompt.%d.logits.bound", prompt);
+    spliced s = splice(f, ids.i32, (int)ids.dims[0]);
+    layer_check c = {f, prompt, 0, 0.0};
+    kv_seq seq;
+    assert_int_equal(kv_seq_open(f->kv, &seq, s.n, 0), STATUS_OK);
+    lm_decoder_set_tap(f->d, check_layer, &c);
+    const float *logits = run_rows(f, &seq, &s, 0, s.n, true);
+    lm_decoder_set_tap(f->d, NULL, NULL);
+    assert_int_equal(c.n_layers_seen, f->c->decoder.n_layers + 1);
+    char what[64];
+    (void)snprintf(what, sizeof what, "prompt %d, logits", prompt);
+    float *got = pick_rows(logits, &rows, f->c->decoder.n_vocab_out);
+    double worst = golden_compare(got, &want, bound.f32, what);
+    free(got);
+    kv_seq_close(f->kv, &seq);
+    return worst > c.worst ? worst : c.worst;
+}
+
+/* The features of half-precision checkpoints are rounded to their dtype on the way through the cache;
+ * transformers in float32 does not do that, so prompts with images are compared for F32 only. */
+static bool is_comparable(const fixture *f, const golden_tensor *ids) {
+    if (model_tower_dtype(f->m) == OPS_DTYPE_F32) return true;
+    for (int64_t i = 0; i < ids->dims[0]; i++)
+        if (ids->i32[i] == IMAGE_ID) return false;
+    return true;
+}
+
+static void check_case(const char *case_name) {
+    fixture f;
+    open_fixture(&f, case_name, 2);
+    double worst = 0.0;
+    int n_checked = 0;
+    for (int p = 0; p < GOLDEN_PROMPTS; p++) {
+        golden_tensor ids = golden_get(f.g, "prompt.%d.ids", p);
+        if (!is_comparable(&f, &ids)) continue;
+        double here = check_prompt(&f, p);
+        if (here > worst) worst = here;
+        n_checked++;
+    }
+    assert_true(n_checked >= 4);
+    print_message("%s: %d prompts, largest error is %.2g of its bound\n", case_name, n_checked, worst);
+    close_fixture(&f);
+}
+
+static void states_and_logits_equal_transformers_with_five_heads_of_80(void **state) {
+    (void)state;
+    check_case("odd_heads");
+}
+
+static void states_and_logits_equal_transformers_from_bf16_with_shared_key_heads(void **state) {
+    (void)state;
+    check_case("grouped");
+}
+
+static void states_and_logits_equal_transformers_from_f16(void **state) {
+    (void)state;
+    check_case("one_head");
+}
+
+static void states_and_logits_equal_transformers_from_shards_with_fewer_output_rows(void **state) {
+    (void)state;
+    check_case("sharded");
+}
+
+/* Greedy decoding one row at a time, over the ids that can be read back. */
+static void check_greedy(fixture *f, int prompt) {
+    golden_tensor ids = golden_get(f->g, "prompt.%d.ids", prompt);
+    golden_tensor want = golden_get(f->g, "prompt.%d.greedy", prompt);
+    spliced s = splice(f, ids.i32, (int)ids.dims[0]);
+    const model_decoder_config *c = &f->c->decoder;
+    int n_ids = c->n_vocab_in < c->n_vocab_out ? c->n_vocab_in : c->n_vocab_out;
+    int n_new = (int)want.dims[0];
+    sampler *sample;
+    sampler_params greedy = {0};
+    sampled_token t;
+    err e;
+    kv_seq seq;
+    assert_int_equal(sampler_open(&sample, c->n_vocab_out, &e), STATUS_OK);
+    assert_int_equal(kv_seq_open(f->kv, &seq, s.n + n_new, 0), STATUS_OK);
+    const float *logits = run_rows(f, &seq, &s, 0, s.n, false);
+    for (int i = 0; i < n_new; i++) {
+        assert_int_equal(sampler_pick(sample, &t, logits, n_ids, &greedy, (uint64_t)i, &e), STATUS_OK);
+        if (t.id != want.i32[i])
+            fail_msg("prompt %d, token %d: %d, transformers has %d", prompt, i, t.id, want.i32[i]);
+        s.ids[s.n] = t.id;
+        s.feature[s.n++] = -1;
+        if (i + 1 < n_new) logits = run_rows(f, &seq, &s, s.n - 1, 1, false);
+    }
+    kv_seq_close(f->kv, &seq);
+    sampler_close(&sample);
+}
+
+static void greedy_tokens_equal_transformers(void **state) {
+    (void)state;
+    for (int i = 0; i < GOLDEN_CASES; i++) {
+        fixture f;
+        open_fixture(&f, golden_case_names[i], 2);
+        for (int p = 0; p < GOLDEN_PROMPTS; p++) {
+            golden_tensor ids = golden_get(f.g, "prompt.%d.ids", p);
+            if (is_comparable(&f, &ids)) check_greedy(&f, p);
+        }
+        close_fixture(&f);
+    }
+}
+
+static void projected_features_equal_transformers(void **state) {
+    (void)state;
+    for (int i = 0; i < GOLDEN_CASES; i++) {
+        fixture f;
+        err e;
+        open_fixture(&f, golden_case_names[i], 2);
+        if (model_tower_dtype(f.m) == OPS_DTYPE_F32) {
+            golden_tensor want = golden_get(f.g, "projected"), bound = golden_get(f.g, "projected.bound");
+            int n_rows = (int)(want.dims[0] * want.dims[1]);
+            projector *p;
+            ops_tensor projected;
+            float *got = malloc((size_t)n_rows * (size_t)want.dims[2] * sizeof *got);
+            assert_int_equal(projector_open(&p, f.ctx, f.m, n_rows, &e), STATUS_OK);
+            assert_int_equal(projector_run(p, &projected, f.features, n_rows, &e), STATUS_OK);
+            assert_int_equal(ops_download(f.ctx, got, &projected), STATUS_OK);
+            assert_int_equal(ops_sync(f.ctx), STATUS_OK);
+            (void)golden_compare(got, &want, bound.f32, golden_case_names[i]);
+            free(got);
+            projector_close(&p);
+        }
+        close_fixture(&f);
+    }
+}
+
+static void a_prompt_cut_into_any_pieces_has_the_same_logits(void **state) {
+    (void)state;
+    fixture f;
+    open_fixture(&f, "odd_heads", 2);
+    golden_tensor ids = golden_get(f.g, "prompt.%d.ids", 3);
+    spliced s = splice(&f, ids.i32, (int)ids.dims[0]);
+    size_t bytes = (size_t)f.c->decoder.n_vocab_out * sizeof(float);
+    float *whole = malloc(bytes);
+    const int pieces[] = {ROWS_MAX, 1, 7, 16, 17};
+    for (size_t k = 0; k < sizeof pieces / sizeof pieces[0]; k++) {
+        kv_seq seq;
+        assert_int_equal(kv_seq_open(f.kv, &seq, s.n, 0), STATUS_OK);
+        const float *logits = NULL;
+        for (int at = 0; at < s.n; at += pieces[k])
+            logits = run_rows(&f, &seq, &s, at, s.n - at < pieces[k] ? s.n - at : pieces[k], false);
+        if (k == 0) memcpy(whole, logits, bytes);
+        assert_memory_equal(logits, whole, bytes);
+        kv_seq_close(f.kv, &seq);
+    }
+    free(whole);
+    close_fixture(&f);
+}
+
+static void a_context_beyond_the_model_is_refused_with_both_numbers(void **state) {
+    (void)state;
+    fixture f;
+    err e;
+    lm_decoder *d;
+    open_fixture(&f, "one_head", 1);
+    lm_decoder_settings s = {
+        .max_rows = 4, .max_seqs = 1, .max_out = 1, .max_context = 4096, .kv_blocks = 2};
+    assert_int_equal(lm_decoder_open(&d, f.ctx, f.m, &s, &e), STATUS_BAD_ARGUMENT);
+    assert_null(d);
+    assert_non_null(strstr(e.text, "4096"));
+    assert_non_null(strstr(e.text, "2048"));
+    close_fixture(&f);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(states_and_logits_equal_transformers_with_five_heads_of_80),
+        cmocka_unit_test(states_and_logits_equal_transformers_from_bf16_with_shared_key_heads),
+        cmocka_unit_test(states_and_logits_equal_transformers_from_f16),
+        cmocka_unit_test(states_and_logits_equal_transformers_from_shards_with_fewer_output_rows),
+        cmocka_unit_test(projected_features_equal_transformers),
+        cmocka_unit_test(greedy_tokens_equal_transformers),
+        cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
+        cmocka_unit_test(a_context_beyond_the_model_is_refused_with_both_numbers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

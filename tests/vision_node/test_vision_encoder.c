@@ -1,0 +1,150 @@
+/* The tower against transformers, layer by layer, and against itself in other company. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/model.h"
+#include "tests/lm_node/golden.h"
+#include "tests/support/support.h"
+#include "vision_node/vision_encoder.h"
+
+typedef struct {
+    golden *g;
+    model *m;
+    ops_ctx *ctx;
+    vision_encoder *v;
+    int n_values; /* of one picture */
+} fixture;
+
+static void open_fixture(fixture *f, const char *case_name, int n_threads, int max_images) {
+    err e;
+    f->g = golden_open(case_name);
+    if (model_open(&f->m, golden_dir(f->g), MODEL_PART_TOWER, &e) != STATUS_OK) fail_msg("%s", e.text);
+    ops_settings settings = {.device = "cpu", .n_threads = n_threads};
+    if (ops_open(&f->ctx, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (vision_encoder_open(&f->v, f->ctx, f->m, max_images, &e) != STATUS_OK) fail_msg("%s", e.text);
+    int size = model_get_config(f->m)->tower.image_size;
+    f->n_values = 3 * size * size;
+}
+
+static void close_fixture(fixture *f) {
+    vision_encoder_close(&f->v);
+    ops_close(&f->ctx);
+    model_close(&f->m);
+    golden_close(&f->g);
+}
+
+static float *pictures(const fixture *f, const int *which, int n) {
+    float *all = malloc((size_t)n * (size_t)f->n_values * sizeof *all);
+    assert_non_null(all);
+    for (int i = 0; i < n; i++) {
+        float *one = golden_planes(which[i], f->n_values);
+        memcpy(all + (size_t)i * (size_t)f->n_values, one, (size_t)f->n_values * sizeof *one);
+        free(one);
+    }
+    return all;
+}
+
+typedef struct {
+    const golden *g;
+    const char *case_name;
+    int n_layers_seen;
+    double worst;
+} layer_check;
+
+static void check_layer(void *user, int layer, const float *hidden, int64_t n_rows, int64_t width) {
+    layer_check *c = user;
+    golden_tensor want = golden_get(c->g, "tower.%d", layer);
+    golden_tensor bound = golden_get(c->g, "tower.%d.bound", layer);
+    char what[64];
+    (void)snprintf(what, sizeof what, "%s, tower layer %d", c->case_name, layer);
+    assert_int_equal(n_rows, want.dims[0] * want.dims[1]);
+    assert_int_equal(width, want.dims[2]);
+    double worst = golden_compare(hidden, &want, bound.f32, what);
+    if (worst > c->worst) c->worst = worst;
+    c->n_layers_seen++;
+}
+
+static void check_case(const char *case_name) {
+    fixture f;
+    err e;
+    open_fixture(&f, case_name, 2, GOLDEN_IMAGES);
+    layer_check c = {f.g, case_name, 0, 0.0};
+    vision_encoder_set_tap(f.v, check_layer, &c);
+    float *planes = pictures(&f, (int[]){0, 1, 2}, GOLDEN_IMAGES);
+    unsigned char *features = malloc(GOLDEN_IMAGES * vision_encoder_feature_bytes(f.v));
+    assert_int_equal(vision_encoder_run(f.v, planes, GOLDEN_IMAGES, features, &e), STATUS_OK);
+    assert_int_equal(c.n_layers_seen, model_get_config(f.m)->tower.n_layers_run + 1);
+    print_message("%s: largest error is %.2g of its bound\n", case_name, c.worst);
+    free(features);
+    free(planes);
+    close_fixture(&f);
+}
+
+static void every_layer_equals_transformers_with_three_heads_of_72(void **state) {
+    (void)state;
+    check_case("odd_heads");
+}
+
+static void every_layer_equals_transformers_from_bf16(void **state) {
+    (void)state;
+    check_case("grouped");
+}
+
+static void every_layer_equals_transformers_from_f16_with_one_head_of_72(void **state) {
+    (void)state;
+    check_case("one_head");
+}
+
+static void every_layer_equals_transformers_from_shards_with_a_rest_of_pixels(void **state) {
+    (void)state;
+    check_case("sharded");
+}
+
+static void a_picture_has_the_same_features_in_any_company_and_with_any_threads(void **state) {
+    (void)state;
+    err e;
+    fixture f;
+    open_fixture(&f, "odd_heads", 1, 1);
+    size_t one = vision_encoder_feature_bytes(f.v);
+    unsigned char *alone = malloc(one), *together = malloc(5 * one);
+    float *planes = pictures(&f, (int[]){1}, 1);
+    assert_int_equal(vision_encoder_run(f.v, planes, 1, alone, &e), STATUS_OK);
+    free(planes);
+    close_fixture(&f);
+    for (int n_threads = 1; n_threads <= 4; n_threads++) {
+        open_fixture(&f, "odd_heads", n_threads, 5);
+        planes = pictures(&f, (int[]){0, 2, 1, 0, 1}, 5);
+        assert_int_equal(vision_encoder_run(f.v, planes, 5, together, &e), STATUS_OK);
+        assert_memory_equal(together + 2 * one, alone, one);
+        assert_memory_equal(together + 4 * one, alone, one);
+        free(planes);
+        close_fixture(&f);
+    }
+    free(alone);
+    free(together);
+}
+
+static void a_run_of_too_many_pictures_is_refused_with_both_numbers(void **state) {
+    (void)state;
+    fixture f;
+    err e;
+    float planes = 0.0f;
+    open_fixture(&f, "one_head", 1, 2);
+    assert_int_equal(vision_encoder_run(f.v, &planes, 3, &planes, &e), STATUS_BAD_ARGUMENT);
+    assert_non_null(strstr(e.text, "3 images"));
+    assert_non_null(strstr(e.text, "1 to 2"));
+    close_fixture(&f);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_layer_equals_transformers_with_three_heads_of_72),
+        cmocka_unit_test(every_layer_equals_transformers_from_bf16),
+        cmocka_unit_test(every_layer_equals_transformers_from_f16_with_one_head_of_72),
+        cmocka_unit_test(every_layer_equals_transformers_from_shards_with_a_rest_of_pixels),
+        cmocka_unit_test(a_picture_has_the_same_features_in_any_company_and_with_any_threads),
+        cmocka_unit_test(a_run_of_too_many_pictures_is_refused_with_both_numbers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
