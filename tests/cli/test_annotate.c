@@ -1,0 +1,299 @@
+/* `mipha annotate` with the demonstration model, as a person runs it: folders, manifests, bad input, being
+ * interrupted and being killed. */
+#include "tests/support/support.h"
+
+#include <jansson.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/rng.h"
+
+#define MIPHA      PROGRAM_DIR "/mipha"
+#define EXAMPLES   SOURCE_DIR "/examples"
+#define TIMEOUT_MS 240000
+#define LINES_MAX  4096
+#define KILLS      10
+
+typedef struct {
+    char *dir;
+} fixture;
+
+static int setup(void **state) {
+    fixture *f = calloc(1, sizeof *f);
+    f->dir = temp_dir_make();
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state) {
+    fixture *f = *state;
+    temp_dir_remove(f->dir);
+    free(f);
+    return 0;
+}
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+
+typedef struct {
+    char *lines[LINES_MAX]; /* sorted, without what may differ between two runs */
+    size_t n;
+} result_set;
+
+static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+static result_set results_read(const buf *text) {
+    result_set set = {.n = 0};
+    const char *at = (const char *)text->data, *end = at + text->len_bytes;
+    while (at && at < end) {
+        const char *newline = memchr(at, '\n', (size_t)(end - at));
+        assert_non_null(newline); /* no torn line */
+        json_error_t where;
+        json_t *line = json_loadb(at, (size_t)(newline - at), JSON_REJECT_DUPLICATES, &where);
+        if (!line) fail_msg("%.*s: %s", (int)(newline - at), at, where.text);
+        (void)json_object_del(line, "timing_ms");
+        (void)json_object_del(line, "cached");
+        assert_true(set.n < LINES_MAX);
+        set.lines[set.n++] = json_dumps(line, JSON_COMPACT | JSON_SORT_KEYS);
+        json_decref(line);
+        at = newline + 1;
+    }
+    qsort(set.lines, set.n, sizeof *set.lines, by_text);
+    return set;
+}
+
+static void results_free(result_set *set) {
+    for (size_t i = 0; i < set->n; i++) free(set->lines[i]);
+    set->n = 0;
+}
+
+static result_set results_of(const char *path) {
+    buf text;
+    buf_init(&text, 64 << 20);
+    assert_true(file_read(&text, path));
+    result_set set = results_read(&text);
+    buf_deinit(&text);
+    return set;
+}
+
+static void assert_same(const result_set *a, const result_set *b) {
+    assert_int_equal(a->n, b->n);
+    for (size_t i = 0; i < a->n; i++) assert_string_equal(a->lines[i], b->lines[i]);
+}
+
+static size_t n_with(const result_set *set, const char *text) {
+    size_t n = 0;
+    for (size_t i = 0; i < set->n; i++) n += strstr(set->lines[i], text) != NULL;
+    return n;
+}
+
+/* ---- runs ------------------------------------------------------------------------------------ */
+
+static int run(const char *const words[], buf *out, buf *errors) {
+    const char *argv[24] = {MIPHA, "annotate"};
+    for (size_t i = 0; words[i]; i++) argv[2 + i] = words[i];
+    return child_run(argv, out, errors, TIMEOUT_MS);
+}
+
+static char *put(fixture *f, const char *name, const char *text) {
+    char *path = path_join(f->dir, name);
+    file_write(path, text, strlen(text));
+    return path;
+}
+
+/* Items over the example images, each image many times under different names, one to three questions. */
+static char *big_manifest(fixture *f, int n_items) {
+    static const char *const images[] = {"farm.jpg", "cafe.webp", "frogs.jpg", "street.jpg", "music.png", "grey.jpg"};
+    char *path = path_join(f->dir, "big.jsonl");
+    FILE *out = fopen(path, "w");
+    assert_non_null(out);
+    for (int i = 0; i < n_items; i++)
+        (void)fprintf(out, "{\"id\":\"item-%d\",\"image\":\"%s/%s\",\"prompts\":[\"Describe the image.\"%s%s]}\n", i,
+                      EXAMPLES, images[i % 6], i % 2 ? ",\"What do you see?\"" : "",
+                      i % 3 == 2 ? ",\"Is there a dog?\"" : "");
+    (void)fclose(out);
+    return path;
+}
+
+/* ---- promises -------------------------------------------------------------------------------- */
+
+static void a_folder_is_annotated_with_one_line_for_each_question(void **state) {
+    (void)state;
+    buf out, errors;
+    buf_init(&out, 64 << 20);
+    buf_init(&errors, 1 << 20);
+    assert_int_equal(run((const char *const[]){EXAMPLES, "-p", "Describe the image.", "-p", "What do you see?", NULL},
+                         &out, &errors), 0);
+    result_set set = results_read(&out);
+    assert_true(set.n >= 24 && set.n % 2 == 0);
+    assert_int_equal(n_with(&set, "\"error\":null"), set.n);
+    assert_int_equal(n_with(&set, "\"exif\":true"), set.n);
+    assert_int_equal(n_with(&set, "\"prompt_index\":1"), set.n / 2);
+    assert_non_null(strstr((char *)errors.data, "100%"));
+    buf_clear(&out);
+    buf_clear(&errors);
+    assert_int_equal(run((const char *const[]){EXAMPLES "/farm.jpg", "--quiet", "--no-exif", NULL}, &out, &errors), 0);
+    assert_int_equal(errors.len_bytes, 0);
+    assert_non_null(strstr((char *)out.data, "\"exif\":false"));
+    results_free(&set);
+    buf_deinit(&out);
+    buf_deinit(&errors);
+}
+
+static void bad_items_fail_alone_and_are_named(void **state) {
+    fixture *f = *state;
+    free(put(f, "text.jpg", "this is not a picture"));
+    free(put(f, "empty.png", ""));
+    char *path = put(f, "items.jsonl",
+                     "{\"id\":\"text\",\"image\":\"text.jpg\"}\n"
+                     "{\"id\":\"broken\"\n"
+                     "{\"id\":\"empty\",\"image\":\"empty.png\"}\n"
+                     "{\"id\":\"absent\",\"image\":\"absent.png\",\"prompts\":[\"a\",\"b\"]}\n"
+                     "{\"id\":\"good\",\"image\":\"" EXAMPLES "/farm.jpg\"}\n");
+    buf out, errors;
+    buf_init(&out, 1 << 20);
+    buf_init(&errors, 1 << 20);
+    assert_int_equal(run((const char *const[]){"--input", path, NULL}, &out, &errors), 1);
+    assert_non_null(strstr((char *)errors.data, "items.jsonl line 2: "));
+    result_set set = results_read(&out);
+    assert_int_equal(set.n, 5);
+    assert_int_equal(n_with(&set, "\"code\":\"image_undecodable\""), 2);
+    assert_int_equal(n_with(&set, "\"code\":\"image_unreadable\""), 2);
+    assert_int_equal(n_with(&set, "\"error\":null"), 1);
+    results_free(&set);
+    buf_deinit(&out);
+    buf_deinit(&errors);
+    free(path);
+}
+
+static void duplicate_ids_and_empty_folders_are_usage_errors_before_anything_runs(void **state) {
+    fixture *f = *state;
+    char *path = put(f, "items.jsonl", "{\"id\":\"a\",\"image\":\"x\"}\n\n{\"id\":\"a\",\"image\":\"y\"}\n");
+    buf out, errors;
+    buf_init(&out, 1 << 20);
+    buf_init(&errors, 1 << 20);
+    assert_int_equal(run((const char *const[]){"--input", path, NULL}, &out, &errors), 2);
+    assert_non_null(strstr((char *)errors.data, "line 1 and again in line 3"));
+    assert_int_equal(out.len_bytes, 0);
+    char *empty = path_join(f->dir, "empty");
+    assert_int_equal(mkdir(empty, 0755), 0);
+    buf_clear(&errors);
+    assert_int_equal(run((const char *const[]){empty, NULL}, &out, &errors), 2);
+    assert_non_null(strstr((char *)errors.data, "no images in"));
+    free(empty);
+    buf_deinit(&out);
+    buf_deinit(&errors);
+    free(path);
+}
+
+static void results_do_not_depend_on_concurrency(void **state) {
+    fixture *f = *state;
+    char *items = big_manifest(f, 24), *one = path_join(f->dir, "one.jsonl"), *many = path_join(f->dir, "many.jsonl");
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", one, "-c", "1", "-q", NULL}, NULL, NULL), 0);
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", many, "-c", "64", "-q", "--threads", "2", NULL},
+                         NULL, NULL), 0);
+    result_set a = results_of(one), b = results_of(many);
+    assert_same(&a, &b);
+    results_free(&a);
+    results_free(&b);
+    free(items);
+    free(one);
+    free(many);
+}
+
+static off_t size_of(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 ? info.st_size : 0;
+}
+
+typedef struct {
+    const char *path;
+    off_t wanted;
+    child *c;
+} growth;
+
+static bool has_grown_or_ended(void *arg) {
+    growth *g = arg;
+    return size_of(g->path) >= g->wanted || !child_is_running(g->c);
+}
+
+/* Killed when its output has reached a random size, ten times over, then left to finish. */
+static void a_run_killed_ten_times_has_the_lines_of_an_undisturbed_one(void **state) {
+    fixture *f = *state;
+    char *items = big_manifest(f, 300);
+    char *calm = path_join(f->dir, "calm.jsonl"), *torn = path_join(f->dir, "torn.jsonl");
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", calm, "-q", NULL}, NULL, NULL), 0);
+    result_set want = results_of(calm);
+    off_t whole = size_of(calm);
+    rng r = rng_make(test_seed());
+    int n_killed = 0;
+    for (int i = 0; i < KILLS; i++) {
+        const char *const argv[] = {MIPHA, "annotate", "--input", items, "-o", torn, "--resume", "-q", NULL};
+        child c;
+        child_start(&c, argv, NULL);
+        /* Sometimes before the first new line, at most a fifth of the file further. */
+        growth g = {torn, size_of(torn) + (off_t)rng_below(&r, (uint64_t)whole / 5), &c};
+        (void)wait_until(has_grown_or_ended, &g, TIMEOUT_MS);
+        n_killed += child_stop(&c, SIGKILL, TIMEOUT_MS) == 128 + SIGKILL;
+        child_close(&c);
+    }
+    assert_true(n_killed >= 3); /* the others found everything done */
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", torn, "--resume", "-q", NULL}, NULL, NULL), 0);
+    result_set got = results_of(torn);
+    assert_same(&got, &want);
+    off_t before = size_of(torn);
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", torn, "--resume", "-q", NULL}, NULL, NULL), 0);
+    assert_int_equal(size_of(torn), before);
+    results_free(&got);
+    results_free(&want);
+    free(items);
+    free(calm);
+    free(torn);
+}
+
+static void an_interrupted_run_exits_130_and_resumes_without_losing_or_repeating(void **state) {
+    fixture *f = *state;
+    char *items = big_manifest(f, 300), *path = path_join(f->dir, "out.jsonl");
+    const char *const argv[] = {MIPHA, "annotate", "--input", items, "-o", path, NULL};
+    child c;
+    child_start(&c, argv, NULL);
+    growth g = {path, 1, &c};
+    assert_true(wait_until(has_grown_or_ended, &g, TIMEOUT_MS));
+    assert_int_equal(child_stop(&c, SIGINT, TIMEOUT_MS), 130);
+    child_close(&c);
+    result_set part = results_of(path); /* whole lines only */
+    assert_int_equal(n_with(&part, "\"cancelled\""), 0);
+    size_t n_part = part.n;
+    results_free(&part);
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", path, "--resume", NULL}, NULL, NULL), 0);
+    result_set all = results_of(path);
+    assert_true(n_part > 0 && n_part < all.n);
+    assert_int_equal(all.n, 300 + 150 + 100);
+    for (size_t i = 1; i < all.n; i++) assert_string_not_equal(all.lines[i - 1], all.lines[i]);
+    results_free(&all);
+    /* Other questions are another run. */
+    buf errors;
+    buf_init(&errors, 1 << 20);
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", path, "--resume", "-n", "7", NULL}, NULL,
+                         &errors), 2);
+    assert_non_null(strstr((char *)errors.data, "other images, prompts or settings"));
+    buf_deinit(&errors);
+    free(items);
+    free(path);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        T(a_folder_is_annotated_with_one_line_for_each_question),
+        T(bad_items_fail_alone_and_are_named),
+        T(duplicate_ids_and_empty_folders_are_usage_errors_before_anything_runs),
+        T(results_do_not_depend_on_concurrency),
+        T(a_run_killed_ten_times_has_the_lines_of_an_undisturbed_one),
+        T(an_interrupted_run_exits_130_and_resumes_without_losing_or_repeating),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,181 @@
+/* What the program says about itself: help, completion, manual pages, and exit statuses of wrong use. */
+#include "tests/support/support.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/commands.h"
+
+#define MIPHA      PROGRAM_DIR "/mipha"
+#define TIMEOUT_MS 60000
+#define WORDS_MAX  12
+
+typedef struct {
+    int exit_code;
+    buf out, errors;
+} outcome_of_run;
+
+/* Runs `mipha` with the words of a line, split at spaces. */
+static outcome_of_run run(const char *line) {
+    outcome_of_run r;
+    buf_init(&r.out, 1 << 22);
+    buf_init(&r.errors, 1 << 22);
+    const char *argv[WORDS_MAX + 2] = {MIPHA};
+    char *copy = strdup(line), *rest = NULL;
+    int n = 1;
+    for (char *word = strtok_r(copy, " ", &rest); word && n <= WORDS_MAX; word = strtok_r(NULL, " ", &rest))
+        argv[n++] = word;
+    r.exit_code = child_run(argv, &r.out, &r.errors, TIMEOUT_MS);
+    free(copy);
+    return r;
+}
+
+static void done(outcome_of_run *r) {
+    buf_deinit(&r->out);
+    buf_deinit(&r->errors);
+}
+
+static bool has(const buf *b, const char *text) { return b->data && strstr((const char *)b->data, text); }
+
+static void assert_run(const char *line, int exit_code, const char *in_out, const char *in_errors) {
+    outcome_of_run r = run(line);
+    if (r.exit_code != exit_code || (in_out && !has(&r.out, in_out)) || (in_errors && !has(&r.errors, in_errors)))
+        fail_msg("mipha %s: exit %d, not %d\nstdout: %s\nstderr: %s", line, r.exit_code, exit_code,
+                 r.out.data ? (char *)r.out.data : "", r.errors.data ? (char *)r.errors.data : "");
+    done(&r);
+}
+
+static void help_of_every_command_shows_an_example_and_every_environment_twin(void **state) {
+    (void)state;
+    size_t n = 0;
+    for (const command *c = commands; c->table; c++, n++) {
+        char line[128];
+        (void)snprintf(line, sizeof line, "%s --help", c->table->program + strlen("mipha "));
+        outcome_of_run r = run(line);
+        assert_int_equal(r.exit_code, 0);
+        assert_int_equal(r.errors.len_bytes, 0);
+        if (!has(&r.out, "Example:\n  ")) fail_msg("%s shows no example", line);
+        if (!has(&r.out, c->table->purpose + strlen(c->table->purpose) / 2 + 8) && !has(&r.out, c->table->program))
+            fail_msg("%s does not say what it is for", line);
+        for (const option_row *row = c->table->rows; row->name; row++) {
+            char twin[128] = "MIPHA_";
+            for (size_t i = 0; row->name[i]; i++)
+                twin[6 + i] = row->name[i] == '-' ? '_' : (char)toupper((unsigned char)row->name[i]);
+            char flag[128];
+            (void)snprintf(flag, sizeof flag, "--%.100s", row->name);
+            if (!has(&r.out, twin) || !has(&r.out, flag)) fail_msg("%s does not show %s", line, twin);
+        }
+        done(&r);
+    }
+    assert_true(n >= 12);
+}
+
+static void every_command_is_in_the_help_of_the_program(void **state) {
+    (void)state;
+    outcome_of_run r = run("--help");
+    assert_int_equal(r.exit_code, 0);
+    for (const command *c = commands; c->table; c++)
+        if (!has(&r.out, c->table->program + strlen("mipha "))) fail_msg("%s is not listed", c->table->program);
+    done(&r);
+    assert_run("--version", 0, "mipha ", NULL);
+    assert_run("annotate --version", 0, "mipha ", NULL);
+    assert_run("help model inspect", 0, "mipha model inspect", NULL);
+}
+
+static void wrong_use_exits_2_and_says_what_is_wrong(void **state) {
+    (void)state;
+    assert_run("", 2, NULL, "Usage:");
+    assert_run("annotat", 2, NULL, "no command \"annotat\"");
+    assert_run("model", 2, NULL, "model inspect");
+    assert_run("model frobnicate", 2, NULL, "model inspect");
+    assert_run("annotate", 2, NULL, "nothing to do");
+    assert_run("annotate --modle x", 2, NULL, "did you mean --model?");
+    assert_run("annotate --concurrency 0 x", 2, NULL, "--concurrency");
+    assert_run("annotate --temperature hot x", 2, NULL, "--temperature");
+    assert_run("annotate --resume x.jpg", 2, NULL, "-o");
+    assert_run("annotate --log-level loud x.jpg", 2, NULL, "--log-level");
+    assert_run("annotate --stop a --stop b --stop c --stop d --stop e x.jpg", 2, NULL, "--stop");
+    assert_run("annotate --prompts /nonexistent x.jpg", 2, NULL, "/nonexistent");
+    assert_run("ask", 2, NULL, "IMAGE");
+    assert_run("generate", 2, NULL, "--raw-prompt");
+    assert_run("embed x.jpg", 2, NULL, "-o");
+    assert_run("embed x.jpg -o /dev/null --layer top", 2, NULL, "--layer");
+    assert_run("status", 2, NULL, "--broker");
+    assert_run("completion fish", 2, NULL, "bash");
+    assert_run("man nothing", 2, NULL, "nothing");
+}
+
+static void what_cannot_be_opened_exits_3_and_says_why(void **state) {
+    (void)state;
+    assert_run("annotate --model /nonexistent x.jpg", 3, NULL, "/nonexistent");
+    assert_run("annotate --model /tmp x.jpg", 3, NULL, "/tmp");
+    assert_run("annotate --broker nonsense x.jpg", 3, NULL, "nonsense");
+    assert_run("annotate --input /nonexistent.jsonl", 3, NULL, "/nonexistent.jsonl");
+    assert_run("tokenize --model /tmp hello", 3, NULL, "/tmp");
+    assert_run("model verify /tmp", 3, NULL, "/tmp");
+    char line[96];
+    (void)snprintf(line, sizeof line, "status --broker tcp://127.0.0.1:%d", free_port());
+    assert_run(line, 3, NULL, "no broker answers");
+}
+
+static void completion_scripts_are_accepted_by_their_shells(void **state) {
+    (void)state;
+    static const char *const shells[] = {"bash", "zsh"};
+    char *dir = temp_dir_make();
+    for (size_t i = 0; i < 2; i++) {
+        char line[64];
+        (void)snprintf(line, sizeof line, "completion %s", shells[i]);
+        outcome_of_run r = run(line);
+        assert_int_equal(r.exit_code, 0);
+        assert_true(has(&r.out, "annotate") && has(&r.out, "--max-new-tokens"));
+        if (program_exists(shells[i])) {
+            char *path = path_join(dir, "script");
+            file_write(path, r.out.data, r.out.len_bytes);
+            const char *argv[] = {shells[i], "-n", path, NULL};
+            assert_int_equal(child_run(argv, NULL, NULL, TIMEOUT_MS), 0);
+            free(path);
+        }
+        done(&r);
+    }
+    temp_dir_remove(dir);
+}
+
+static void every_command_has_a_manual_page(void **state) {
+    (void)state;
+    for (const command *c = commands; c->table; c++) {
+        char line[64];
+        (void)snprintf(line, sizeof line, "man %s", c->table->program + strlen("mipha "));
+        outcome_of_run r = run(line);
+        assert_int_equal(r.exit_code, 0);
+        assert_true(has(&r.out, ".TH"));
+        done(&r);
+    }
+}
+
+static void text_becomes_ids_and_ids_become_text(void **state) {
+    (void)state;
+    outcome_of_run r = run("tokenize hello");
+    assert_int_equal(r.exit_code, 0);
+    char line[256];
+    (void)snprintf(line, sizeof line, "tokenize --decode %.*s", (int)strcspn((char *)r.out.data, "\n"),
+                   (char *)r.out.data);
+    assert_run(line, 0, "hello\n", NULL);
+    done(&r);
+    assert_run("tokenize --decode [-1]", 2, NULL, "element 0");
+    assert_run("tokenize --decode [99999999]", 2, NULL, "element 0");
+    assert_run("tokenize --decode nonsense", 2, NULL, "list");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(help_of_every_command_shows_an_example_and_every_environment_twin),
+        cmocka_unit_test(every_command_is_in_the_help_of_the_program),
+        cmocka_unit_test(wrong_use_exits_2_and_says_what_is_wrong),
+        cmocka_unit_test(what_cannot_be_opened_exits_3_and_says_why),
+        cmocka_unit_test(completion_scripts_are_accepted_by_their_shells),
+        cmocka_unit_test(every_command_has_a_manual_page),
+        cmocka_unit_test(text_becomes_ids_and_ids_become_text),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
