@@ -5,9 +5,9 @@
  *
  * Keys are taken in chunks of 64 counted from absolute position 0, with a running maximum and sum
  * (Milakov and Gimelshein 2018). Everything about a row depends on its own query and its own keys in
- * that order: s[j] sums over d in order, in blocks of 256 that reload their partial sum; the values of a chunk are
- * added one key after the other; keys past pos are never multiplied. So neither the other rows, nor
- * the block size of a cache, nor the cut into calls changes a bit.
+ * that order: s[j] sums over d in order, in blocks of 256 that reload their partial sum; the values of
+ * a chunk are added one key after the other; keys past pos are never multiplied. So neither the other
+ * rows, nor the block size of a cache, nor the cut into calls changes a bit.
  *
  * A task is one head and up to 192 rows. For each chunk, the rows whose keys lie in the same memory
  * are served together: all rows of one sequence, and rows of several sequences that share the block,
@@ -21,6 +21,7 @@
 #include "ops/cpu/cpu_internal.h"
 
 #define ROWS_A_TASK 192
+#define LINE_FLOATS 16 /* of one cache line */
 
 typedef struct {
     const simd_kernels *simd;
@@ -91,22 +92,29 @@ static bool same_keys(const attention_job *j, int64_t a, int64_t b, int64_t star
     return true;
 }
 
-/* Transposes the keys and copies the values of the n keys of row r from position start. */
+/* Transposes the keys and copies the values of the n keys of row r from position start. A head's part
+ * of a key is a few lines far from the next key's, which no processor foresees: asked for beforehand. */
 static void load_chunk(const attention_job *j, workspace *w, int64_t r, int64_t start, int n,
                        int64_t kv_offset) {
-    const float *keys[KEY_CHUNK];
+    const float *keys[KEY_CHUNK] = {0};
+    int64_t at[KEY_CHUNK] = {0};
     const int32_t *blocks = blocks_of(j, r);
     size_t head_bytes = (size_t)j->head_dim * sizeof(float);
     size_t pad_bytes = (size_t)(j->padded_dim - j->head_dim) * sizeof(float);
     for (int i = 0; i < n; i++) {
         int64_t pos = start + i, block = blocks[pos / j->block_tokens];
-        int64_t at = (block * j->block_tokens + pos % j->block_tokens) * j->kv_width + kv_offset;
-        float *value = w->values + i * j->padded_dim;
-        keys[i] = j->k + at;
-        memcpy(value, j->v + at, head_bytes);
-        memset(value + j->head_dim, 0, pad_bytes);
+        at[i] = (block * j->block_tokens + pos % j->block_tokens) * j->kv_width + kv_offset;
+        keys[i] = j->k + at[i];
+        for (int64_t d = 0; d < j->head_dim; d += LINE_FLOATS) __builtin_prefetch(keys[i] + d);
     }
     j->simd->transpose(w->keys_t, keys, n, j->head_dim);
+    for (int i = 0; i < n; i++)
+        for (int64_t d = 0; d < j->head_dim; d += LINE_FLOATS) __builtin_prefetch(j->v + at[i] + d);
+    for (int i = 0; i < n; i++) {
+        float *value = w->values + i * j->padded_dim;
+        memcpy(value, j->v + at[i], head_bytes);
+        memset(value + j->head_dim, 0, pad_bytes);
+    }
 }
 
 /* One chunk for a tile of rows: scores, softmax step, values. rows[] are relative to first. */
@@ -202,7 +210,8 @@ static void attend_task(void *arg, int64_t task, int thread) {
     }
 }
 
-/* Bytes in front of the threads' workspaces, for the tables of full attention. */
+/* Sizes, and scratch: table_bytes in front for the tables of full attention, then a workspace for each
+ * thread. */
 static status prepare(cpu_state *s, attention_job *j, const ops_attention_params *params,
                             size_t table_bytes) {
     j->simd = s->simd;

@@ -45,8 +45,8 @@ typedef struct {
     void (*layer_norm)(float *out, const float *x, const float *w, const float *b, int64_t n,
                        float eps);
 
-    /* out[i, j] = rows[j][i], i < width, j < n <= KEY_CHUNK; out [width, KEY_CHUNK]; columns up to
-     * the next multiple of 16 after n are filled with anything finite. */
+    /* out[i, j] = rows[j][i], i < width, j < n <= KEY_CHUNK; out [width, KEY_CHUNK]; a few columns
+     * after n may be written too. */
     void (*transpose)(float *out, const float *const *rows, int n, int64_t width);
 
     /* One step of a streaming softmax over s [KEY_CHUNK], of which n are valid:

@@ -1,0 +1,364 @@
+/* Each refusal of the checked front: a wrong shape, dtype, place, overlap or index is a status, nothing
+ * is written, nothing crashes; and what is empty or allowed in place works. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Before cmocka.h, which has a macro of the name of our function fail(). */
+#include "base/err.h"
+
+#include <cmocka.h>
+
+#include "tests/ops/ops_cases.h"
+
+static ops_ctx *ctx;
+static float memory[4096];
+static int32_t indices[64];
+
+/* Views of our own memory from element `at`. */
+static ops_tensor at2(int64_t at, int64_t rows, int64_t cols) {
+    return tensor_make(memory + at, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 2, (int64_t[]){rows, cols});
+}
+static ops_tensor at1(int64_t at, int64_t n) {
+    return tensor_make(memory + at, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 1, &n);
+}
+static ops_tensor at3(int64_t at, int64_t a, int64_t b, int64_t c) {
+    return tensor_make(memory + at, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 3, (int64_t[]){a, b, c});
+}
+static ops_tensor ids(int64_t at, int64_t n) {
+    return tensor_make(indices + at, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 1, &n);
+}
+static ops_tensor with_place(ops_tensor t, ops_place place) {
+    t.place = place;
+    return t;
+}
+static ops_tensor with_dtype(ops_tensor t, ops_dtype dtype) {
+    t.dtype = dtype;
+    return t;
+}
+static ops_tensor with_dim(ops_tensor t, int i, int64_t n) {
+    t.dims[i] = n;
+    return t;
+}
+static ops_tensor with_data(ops_tensor t, void *data) {
+    t.data = data;
+    return t;
+}
+
+static void opening_refuses_what_is_not_there(void **state) {
+    (void)state;
+    static const struct {
+        ops_settings settings;
+        status want;
+        const char *text;
+    } cases[] = {
+        {{.device = "cuda", .n_threads = 1}, STATUS_UNSUPPORTED, "CUDA"},
+        {{.device = "cuda:3", .n_threads = 1}, STATUS_UNSUPPORTED, "CUDA"},
+        {{.device = "cuda:", .n_threads = 1}, STATUS_BAD_ARGUMENT, "cuda:"},
+        {{.device = "cuda:-1", .n_threads = 1}, STATUS_BAD_ARGUMENT, "cuda:-1"},
+        {{.device = "cpu:1", .n_threads = 1}, STATUS_BAD_ARGUMENT, "cpu:1"},
+        {{.device = "tpu", .n_threads = 1}, STATUS_BAD_ARGUMENT, "tpu"},
+        {{.device = "", .n_threads = 1}, STATUS_BAD_ARGUMENT, "device"},
+        {{.device = "cpu", .n_threads = -1}, STATUS_BAD_ARGUMENT, "-1 threads"},
+        {{.device = "cpu", .n_threads = 257}, STATUS_BAD_ARGUMENT, "257 threads"},
+        {{.device = "cpu", .n_threads = 1, .simd = "sse9"}, STATUS_BAD_ARGUMENT, "sse9"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        err e = {0};
+        ops_ctx *c = ctx;
+        assert_int_equal(ops_open(&c, &cases[i].settings, &e), cases[i].want);
+        assert_null(c);
+        assert_non_null(strstr(e.text, cases[i].text));
+    }
+}
+
+static void no_threads_named_means_every_available_core(void **state) {
+    (void)state;
+    err e;
+    ops_ctx *c;
+    assert_int_equal(ops_open(&c, &(ops_settings){.device = "cpu"}, &e), STATUS_OK);
+    assert_non_null(strstr(ops_device_text(c), "cpu "));
+    assert_non_null(strstr(ops_device_text(c), "thread"));
+    ops_close(&c);
+    assert_null(c);
+    ops_close(&c);
+}
+
+static void memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device(void **state) {
+    (void)state;
+    err e;
+    ops_block block;
+    size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, 3) + ops_cut_bytes(OPS_DTYPE_F16, 5);
+    assert_int_equal(bytes, 128);
+    assert_int_equal(ops_block_open(ctx, &block, bytes, &e), STATUS_OK);
+    ops_tensor a = ops_block_cut(&block, OPS_DTYPE_F32, 1, (int64_t[]){3});
+    ops_tensor b = ops_block_cut(&block, OPS_DTYPE_F16, 1, (int64_t[]){5});
+    assert_int_equal((uintptr_t)b.data % 64, 0);
+    assert_int_equal((uintptr_t)b.data - (uintptr_t)a.data, 64);
+    float in[3] = {1, 2, 3}, out[3] = {9, 9, 9};
+    assert_int_equal(ops_download(ctx, out, &a), STATUS_OK);
+    assert_true(out[0] == 0 && out[2] == 0);
+    assert_int_equal(ops_upload(ctx, &a, in), STATUS_OK);
+    assert_int_equal(ops_download(ctx, out, &a), STATUS_OK);
+    assert_true(same_bits(in, out, 3));
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
+    ops_tensor host = with_place(a, OPS_PLACE_HOST), nothing = with_data(a, NULL);
+    assert_int_equal(ops_upload(ctx, &host, in), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_download(ctx, out, &host), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_upload(ctx, &nothing, in), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_upload(ctx, &a, NULL), STATUS_BAD_ARGUMENT);
+    ops_block_close(&block);
+    ops_block_close(&block);
+    assert_int_equal(ops_block_open(ctx, &block, (size_t)1 << 62, &e), STATUS_NO_MEMORY);
+    assert_int_equal(ops_block_open(ctx, &block, 0, &e), STATUS_OK);
+    ops_tensor empty = ops_block_cut(&block, OPS_DTYPE_F32, 2, (int64_t[]){0, 8});
+    assert_int_equal(ops_upload(ctx, &empty, in), STATUS_OK);
+    ops_block_close(&block);
+}
+
+static void matrices_refuse_bad_weights(void **state) {
+    (void)state;
+    err e;
+    ops_matrix *m;
+    ops_tensor w = with_place(at2(0, 4, 6), OPS_PLACE_HOST), b = with_place(at1(100, 4), OPS_PLACE_HOST);
+#define REFUSE(want, tw, tb)                                                                       \
+    do {                                                                                           \
+        ops_tensor w_ = (tw), b_ = (tb);                                                           \
+        assert_int_equal(ops_matrix_open(ctx, &m, &w_, &b_, &e), want);                            \
+        assert_null(m);                                                                            \
+    } while (0)
+    REFUSE(STATUS_UNSUPPORTED, with_place(w, OPS_PLACE_DEVICE), b);
+    REFUSE(STATUS_UNSUPPORTED, w, with_place(b, OPS_PLACE_DEVICE));
+    REFUSE(STATUS_UNSUPPORTED, with_dtype(w, OPS_DTYPE_I32), b);
+    REFUSE(STATUS_UNSUPPORTED, w, with_dtype(b, OPS_DTYPE_U8));
+    REFUSE(STATUS_BAD_SHAPE, with_dim(w, 0, 0), b);
+    REFUSE(STATUS_BAD_SHAPE, with_dim(w, 1, -6), b);
+    REFUSE(STATUS_BAD_SHAPE, with_dim(with_dim(w, 1, INT64_MAX / 2), 0, 4), b);
+    REFUSE(STATUS_BAD_SHAPE, w, with_dim(b, 0, 5));
+    REFUSE(STATUS_BAD_SHAPE, b, b);
+    REFUSE(STATUS_BAD_ARGUMENT, with_data(w, NULL), b);
+    REFUSE(STATUS_BAD_ARGUMENT, w, with_data(b, NULL));
+    REFUSE(STATUS_NO_MEMORY, with_dim(with_dim(w, 1, INT64_C(1) << 40), 0, 4), b);
+#undef REFUSE
+    ops_matrix_close(ctx, &m);
+}
+
+static void linear_refuses_and_takes_no_rows(void **state) {
+    (void)state;
+    err e;
+    ops_matrix *m;
+    ops_tensor w = with_place(at2(0, 4, 6), OPS_PLACE_HOST);
+    assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_OK);
+    assert_true(ops_matrix_bytes(m) >= 4 * 6 * sizeof(float));
+#define CALL(want, to, tx, act)                                                                    \
+    do {                                                                                           \
+        ops_tensor o_ = (to), x_ = (tx);                                                           \
+        assert_int_equal(ops_linear(ctx, &o_, &x_, m, act), want);                                 \
+    } while (0)
+    ops_tensor x = at2(0, 3, 6), out = at2(100, 3, 4);
+    CALL(STATUS_OK, out, x, OPS_ACT_NONE);
+    CALL(STATUS_OK, at2(100, 0, 4), at2(0, 0, 6), OPS_ACT_NONE);
+    CALL(STATUS_BAD_SHAPE, at2(100, 2, 4), x, OPS_ACT_NONE);
+    CALL(STATUS_BAD_SHAPE, at2(100, 3, 5), x, OPS_ACT_NONE);
+    CALL(STATUS_BAD_SHAPE, out, at2(0, 3, 7), OPS_ACT_NONE);
+    CALL(STATUS_BAD_SHAPE, with_dim(out, 0, -3), with_dim(x, 0, -3), OPS_ACT_NONE);
+    CALL(STATUS_BAD_SHAPE, with_dim(out, 0, INT64_MAX), with_dim(x, 0, INT64_MAX), OPS_ACT_NONE);
+    CALL(STATUS_BAD_SHAPE, at3(100, 3, 4, 1), x, OPS_ACT_NONE);
+    CALL(STATUS_UNSUPPORTED, out, with_dtype(x, OPS_DTYPE_F16), OPS_ACT_NONE);
+    CALL(STATUS_UNSUPPORTED, with_place(out, OPS_PLACE_HOST), x, OPS_ACT_NONE);
+    CALL(STATUS_UNSUPPORTED, out, with_place(x, OPS_PLACE_HOST), OPS_ACT_NONE);
+    CALL(STATUS_BAD_ARGUMENT, out, with_data(x, NULL), OPS_ACT_NONE);
+    CALL(STATUS_BAD_ARGUMENT, at2(17, 3, 4), x, OPS_ACT_NONE); /* overlap of one float */
+    CALL(STATUS_OK, at2(18, 3, 4), x, OPS_ACT_NONE);
+    CALL(STATUS_BAD_ARGUMENT, out, x, (ops_act)7);
+#undef CALL
+    ops_matrix_close(ctx, &m);
+}
+
+static void row_operators_refuse_wrong_shapes_and_half_overlaps(void **state) {
+    (void)state;
+    ops_tensor x = at2(0, 3, 6), out = at2(100, 3, 6), w = at1(200, 6), b = at1(300, 6);
+    ops_tensor shifted = at2(6, 3, 6), short_w = at1(200, 5), wide = at2(100, 3, 7);
+    assert_int_equal(ops_layer_norm(ctx, &out, &x, &w, &b, 1e-5f), STATUS_OK);
+    assert_int_equal(ops_layer_norm(ctx, &x, &x, &w, &b, 1e-5f), STATUS_OK);
+    assert_int_equal(ops_layer_norm(ctx, &shifted, &x, &w, &b, 1e-5f), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_layer_norm(ctx, &out, &x, &short_w, &b, 1e-5f), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_layer_norm(ctx, &out, &x, &w, &short_w, 1e-5f), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_layer_norm(ctx, &wide, &x, &w, &b, 1e-5f), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_layer_norm(ctx, &out, &x, &w, &b, 0.0f), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_layer_norm(ctx, &out, &x, &w, &b, NAN), STATUS_BAD_ARGUMENT);
+
+    assert_int_equal(ops_add(ctx, &x, &x, &x), STATUS_OK);
+    assert_int_equal(ops_add(ctx, &out, &x, &wide), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_add(ctx, &shifted, &x, &out), STATUS_BAD_ARGUMENT);
+
+    ops_tensor table = at2(400, 2, 6), no_table = at2(400, 0, 6), thin = at2(400, 2, 5);
+    assert_int_equal(ops_add_table(ctx, &x, &x, &table), STATUS_OK);
+    assert_int_equal(ops_add_table(ctx, &out, &x, &no_table), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_add_table(ctx, &out, &x, &thin), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_add_table(ctx, &table, &table, &table), STATUS_BAD_ARGUMENT);
+
+    ops_tensor best = ids(0, 3), few = ids(0, 2), none = at2(0, 3, 0);
+    assert_int_equal(ops_argmax_rows(ctx, &best, &x), STATUS_OK);
+    assert_int_equal(ops_argmax_rows(ctx, &few, &x), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_argmax_rows(ctx, &best, &none), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_argmax_rows(ctx, &out, &x), STATUS_UNSUPPORTED);
+
+    ops_tensor half = with_dtype(at2(100, 3, 6), OPS_DTYPE_F16), number = with_dtype(x, OPS_DTYPE_I32);
+    ops_tensor half_x = with_dtype(x, OPS_DTYPE_F16);
+    assert_int_equal(ops_cast(ctx, &half, &x), STATUS_OK);
+    assert_int_equal(ops_cast(ctx, &half_x, &x), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_cast(ctx, &out, &number), STATUS_UNSUPPORTED);
+}
+
+static void an_index_outside_its_table_is_refused_before_anything_is_written(void **state) {
+    (void)state;
+    static const int32_t bad[] = {-1, 4, INT32_MAX, INT32_MIN};
+    ops_tensor table = at2(0, 4, 6), out = at2(500, 2, 6), two = ids(0, 2), x = at2(100, 2, 6);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        memset(memory + 500, 0x5A, 12 * sizeof *memory);
+        float before[12];
+        memcpy(before, memory + 500, sizeof before);
+        indices[0] = 1;
+        indices[1] = bad[i];
+        assert_int_equal(ops_gather_rows(ctx, &out, &table, &two), STATUS_BAD_ARGUMENT);
+        assert_true(same_bits(before, memory + 500, 12));
+        ops_tensor target = at2(500, 4, 6);
+        assert_int_equal(ops_scatter_rows(ctx, &target, &x, &two), STATUS_BAD_ARGUMENT);
+        assert_true(same_bits(before, memory + 500, 12));
+        ops_tensor cache = at3(500, 2, 2, 6);
+        assert_int_equal(ops_kv_write(ctx, &cache, &x, &two), STATUS_BAD_ARGUMENT);
+        ops_tensor cos = at2(200, 4, 1), sin = at2(210, 4, 1);
+        assert_int_equal(ops_rope(ctx, &out, &cos, &sin, &two, 2), STATUS_BAD_ARGUMENT);
+        assert_true(same_bits(before, memory + 500, 12));
+        assert_int_equal(ops_kv_copy_block(ctx, &cache, bad[i], 0), STATUS_BAD_ARGUMENT);
+        assert_int_equal(ops_kv_copy_block(ctx, &cache, 0, bad[i]), STATUS_BAD_ARGUMENT);
+    }
+    indices[1] = 3;
+    assert_int_equal(ops_gather_rows(ctx, &out, &table, &two), STATUS_OK);
+    ops_tensor thin = at2(0, 4, 5), flat = at3(0, 4, 1, 6);
+    assert_int_equal(ops_gather_rows(ctx, &out, &thin, &two), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_gather_rows(ctx, &out, &flat, &two), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_gather_rows(ctx, &out, &table, &x), STATUS_UNSUPPORTED);
+}
+
+static void patches_refuse_what_does_not_fit(void **state) {
+    (void)state;
+    ops_tensor x = tensor_make(memory, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 4, (int64_t[]){1, 3, 5, 6});
+    ops_tensor out = at2(500, 6, 12), wrong = at2(500, 6, 11), none = at2(500, 0, 3 * 49);
+    ops_tensor grey = with_dim(x, 1, 1);
+    assert_int_equal(ops_patch_rows(ctx, &out, &x, 2), STATUS_OK);
+    assert_int_equal(ops_patch_rows(ctx, &wrong, &x, 2), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_patch_rows(ctx, &out, &grey, 2), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_patch_rows(ctx, &out, &x, 0), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_patch_rows(ctx, &none, &x, 7), STATUS_OK); /* smaller than one patch */
+}
+
+static void rope_refuses_heads_that_do_not_fit(void **state) {
+    (void)state;
+    memset(indices, 0, sizeof indices);
+    ops_tensor x = at2(0, 2, 12), cos = at2(100, 4, 2), sin = at2(200, 4, 2), pos = ids(0, 2);
+    ops_tensor long_half = at2(100, 4, 4), long_sin = at2(200, 4, 4), few = ids(0, 1);
+    assert_int_equal(ops_rope(ctx, &x, &cos, &sin, &pos, 3), STATUS_OK);
+    assert_int_equal(ops_rope(ctx, &x, &cos, &sin, &pos, 5), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_rope(ctx, &x, &cos, &sin, &pos, 0), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_rope(ctx, &x, &long_half, &long_sin, &pos, 2), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_rope(ctx, &x, &cos, &long_sin, &pos, 3), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_rope(ctx, &x, &cos, &sin, &few, 3), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_rope(ctx, &x, &x, &sin, &pos, 3), STATUS_BAD_SHAPE);
+}
+
+static void attention_refuses_heads_lengths_and_overlaps(void **state) {
+    (void)state;
+    ops_tensor q = at2(0, 6, 12), k = at2(100, 6, 4), v = at2(200, 6, 4), out = at2(300, 6, 12);
+    ops_tensor thin = at2(100, 6, 3), fewer = at2(100, 5, 4), shifted = at2(12, 6, 12);
+    ops_tensor over_k = at2(90, 6, 12);
+#define CALL(want, to, tk, tv, length, ...)                                                        \
+    assert_int_equal(ops_attention(ctx, &(to), &q, &(tk), &(tv), length,                           \
+                                   &(ops_attention_params){__VA_ARGS__}), want)
+    CALL(STATUS_OK, out, k, v, 3, 3, 1, 1.0f);
+    CALL(STATUS_OK, q, k, v, 6, 3, 1, 1.0f);
+    CALL(STATUS_BAD_SHAPE, out, k, v, 4, 3, 1, 1.0f);
+    CALL(STATUS_BAD_ARGUMENT, out, k, v, 0, 3, 1, 1.0f);
+    CALL(STATUS_BAD_ARGUMENT, out, k, v, 3, 3, 2, 1.0f);
+    CALL(STATUS_BAD_ARGUMENT, out, k, v, 3, 0, 1, 1.0f);
+    CALL(STATUS_BAD_ARGUMENT, out, k, v, 3, 3, 0, 1.0f);
+    CALL(STATUS_BAD_ARGUMENT, out, k, v, 3, 3, 1, NAN);
+    CALL(STATUS_BAD_SHAPE, out, k, v, 3, 5, 1, 1.0f);
+    CALL(STATUS_BAD_SHAPE, out, thin, thin, 3, 3, 1, 1.0f);
+    CALL(STATUS_BAD_SHAPE, out, fewer, fewer, 3, 3, 1, 1.0f);
+    CALL(STATUS_BAD_SHAPE, out, k, thin, 3, 3, 1, 1.0f);
+    CALL(STATUS_BAD_ARGUMENT, shifted, k, v, 3, 3, 1, 1.0f);
+    CALL(STATUS_BAD_ARGUMENT, over_k, k, v, 3, 3, 1, 1.0f);
+#undef CALL
+}
+
+static void paged_attention_refuses_rows_that_point_outside(void **state) {
+    (void)state;
+    static const struct {
+        int32_t seq, pos, first_block, second_block;
+        status want;
+    } cases[] = {
+        {0, 3, 0, 1, STATUS_OK},           {0, 1, 1, -1, STATUS_OK}, /* second not needed */
+        {0, 2, 1, -1, STATUS_BAD_ARGUMENT}, {0, 0, 2, 0, STATUS_BAD_ARGUMENT},
+        {1, 0, 0, 1, STATUS_BAD_ARGUMENT},  {-1, 0, 0, 1, STATUS_BAD_ARGUMENT},
+        {0, -1, 0, 1, STATUS_BAD_ARGUMENT}, {0, 4, 0, 1, STATUS_BAD_ARGUMENT},
+        {0, INT32_MAX, 0, 1, STATUS_BAD_ARGUMENT},
+    };
+    ops_tensor q = at2(0, 1, 4), out = at2(20, 1, 4), k = at3(40, 2, 2, 4), v = at3(80, 2, 2, 4);
+    ops_tensor tables = tensor_make(indices, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 2, (int64_t[]){1, 2});
+    ops_tensor seq = ids(10, 1), pos = ids(11, 1), two = ids(10, 2);
+    ops_attention_params p = {1, 1, 1.0f};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        indices[0] = cases[i].first_block;
+        indices[1] = cases[i].second_block;
+        indices[10] = cases[i].seq;
+        indices[11] = cases[i].pos;
+        assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &seq, &pos, &p),
+                         cases[i].want);
+    }
+    indices[0] = indices[1] = indices[10] = indices[11] = 0;
+    ops_tensor no_tokens = at3(40, 2, 0, 4), deep = at3(40, 1, 2, 4);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &two, &pos, &p),
+                     STATUS_BAD_SHAPE);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &deep, &tables, &seq, &pos, &p),
+                     STATUS_BAD_SHAPE);
+    assert_int_equal(
+        ops_attention_paged(ctx, &out, &q, &no_tokens, &no_tokens, &tables, &seq, &pos, &p),
+        STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_attention_paged(ctx, &k, &q, &k, &v, &tables, &seq, &pos, &p),
+                     STATUS_BAD_SHAPE);
+}
+
+static int open_one(void **state) {
+    (void)state;
+    err e;
+    return ops_open(&ctx, &(ops_settings){.device = "cpu", .n_threads = 1}, &e) == STATUS_OK ? 0 : 1;
+}
+
+static int close_one(void **state) {
+    (void)state;
+    ops_close(&ctx);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(opening_refuses_what_is_not_there),
+        cmocka_unit_test(no_threads_named_means_every_available_core),
+        cmocka_unit_test(memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device),
+        cmocka_unit_test(matrices_refuse_bad_weights),
+        cmocka_unit_test(linear_refuses_and_takes_no_rows),
+        cmocka_unit_test(row_operators_refuse_wrong_shapes_and_half_overlaps),
+        cmocka_unit_test(an_index_outside_its_table_is_refused_before_anything_is_written),
+        cmocka_unit_test(patches_refuse_what_does_not_fit),
+        cmocka_unit_test(rope_refuses_heads_that_do_not_fit),
+        cmocka_unit_test(attention_refuses_heads_lengths_and_overlaps),
+        cmocka_unit_test(paged_attention_refuses_rows_that_point_outside),
+    };
+    return cmocka_run_group_tests(tests, open_one, close_one);
+}
