@@ -1,0 +1,376 @@
+/* The operators on rows and single numbers against their definitions, on every variant and several
+ * threads: norms, activations, sums, moves, casts, argmax, patches, rotation, cache blocks. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Before cmocka.h, which has a macro of the name of our function fail(). */
+#include "base/err.h"
+
+#include <cmocka.h>
+
+#include "base/check.h"
+#include "tests/ops/ops_cases.h"
+#include "tests/ops/ref.h"
+
+#define U 0x1p-24
+
+static case_contexts contexts;
+
+#define EACH_CONTEXT(c)                                                                            \
+    for (int c##_i = 0; c##_i < contexts.n; c##_i++)                                               \
+        for (ops_ctx *c = contexts.ctx[c##_i]; c; c = NULL)
+
+static const int64_t widths[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 127, 1152, 2560, 4304};
+#define N_WIDTHS (sizeof widths / sizeof widths[0])
+
+static guarded floats(ops_ctx *ctx, int64_t rows, int64_t cols, const float *values) {
+    return values ? guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, cols}, values)
+                  : guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, cols});
+}
+
+static guarded integers(ops_ctx *ctx, int64_t n, const int32_t *values) {
+    return guarded_with(ctx, OPS_DTYPE_I32, 1, &n, values);
+}
+
+/* Large mean, small spread: what makes one-pass variances and f32 means fail. */
+static void layer_norm_keeps_the_spread_of_rows_with_a_large_mean(void **state) {
+    (void)state;
+    enum { R = 9 };
+    EACH_CONTEXT(ctx)
+    for (size_t i = 0; i < N_WIDTHS; i++) {
+        int64_t n = widths[i];
+        rng r = rng_make(20 + i);
+        float *x = random_floats(&r, R * n, 1.0f), *w = random_floats(&r, n, 2.0f);
+        float *b = random_floats(&r, n, 1.0f);
+        for (int64_t k = 0; k < R * n; k++)
+            if (k / n % 2) x[k] += 1000.0f;
+        double *want = test_alloc((size_t)(R * n), sizeof *want);
+        ref_layer_norm(want, x, w, b, R, n, (double)1e-6f);
+        guarded gx = floats(ctx, R, n, x), go = floats(ctx, R, n, NULL);
+        guarded gw = guarded_with(ctx, OPS_DTYPE_F32, 1, &n, w);
+        guarded gb = guarded_with(ctx, OPS_DTYPE_F32, 1, &n, b);
+        assert_int_equal(ops_layer_norm(ctx, &go.t, &gx.t, &gw.t, &gb.t, 1e-6f), STATUS_OK);
+        assert_int_equal(ops_layer_norm(ctx, &gx.t, &gx.t, &gw.t, &gb.t, 1e-6f), STATUS_OK);
+        assert_true(guarded_intact(&go) && guarded_intact(&gx));
+        assert_true(same_bits(go.t.data, gx.t.data, R * n)); /* in place is the same */
+        const float *got = go.t.data;
+        for (int64_t k = 0; k < R * n; k++) /* double inside: one rounding, plus doubles' own */
+            if (!(fabs((double)got[k] - want[k]) <= U * fabs(want[k]) + 1e-9))
+                fail_msg("layer_norm %s width %lld [%lld] got %.9g want %.9g", ops_device_text(ctx),
+                         (long long)n, (long long)k, (double)got[k], want[k]);
+        guarded_close(&gx), guarded_close(&go), guarded_close(&gw), guarded_close(&gb);
+        free(x), free(w), free(b), free(want);
+    }
+}
+
+static void layer_norm_of_equal_values_is_the_bias_and_nan_stays_in_its_row(void **state) {
+    (void)state;
+    EACH_CONTEXT(ctx) {
+        int64_t n = 50;
+        float x[150], w[50], b[50];
+        for (int i = 0; i < 150; i++) x[i] = i < 50 ? 3.0f : i < 100 ? NAN : (float)i;
+        for (int i = 0; i < 50; i++) w[i] = 2.0f, b[i] = (float)i;
+        guarded gx = floats(ctx, 3, n, x), gw = guarded_with(ctx, OPS_DTYPE_F32, 1, &n, w);
+        guarded gb = guarded_with(ctx, OPS_DTYPE_F32, 1, &n, b);
+        assert_int_equal(ops_layer_norm(ctx, &gx.t, &gx.t, &gw.t, &gb.t, 1e-5f), STATUS_OK);
+        const float *got = gx.t.data;
+        for (int i = 0; i < 50; i++) {
+            assert_true(got[i] == b[i]);
+            assert_true(isnan(got[50 + i]));
+            assert_true(isfinite(got[100 + i]));
+        }
+        guarded_close(&gx), guarded_close(&gw), guarded_close(&gb);
+    }
+}
+
+/* act through ops_linear with the matrix 1: x reaches the activation unchanged. */
+static void gelu_is_within_2e_7_of_x_everywhere(void **state) {
+    (void)state;
+    enum { N = 200000 };
+    static const float edges[] = {0.0f, -0.0f, 1e-30f, -1e-30f, 1e-40f, -1e-40f, 88.0f, -88.0f,
+                                  1e10f, -1e10f, 1e30f, -1e30f, 3e38f, -3e38f, 1.41421354f,
+                                  -1.41421354f, 1.4142137f, 7.07106781f, -7.07106781f};
+    float *x = test_alloc(N, sizeof *x);
+    for (int i = 0; i < N; i++) x[i] = (float)(i - N / 2) * (20.0f / N);
+    memcpy(x, edges, sizeof edges);
+    EACH_CONTEXT(ctx)
+    for (ops_act act = OPS_ACT_GELU_TANH; act <= OPS_ACT_GELU_ERF; act++) {
+        err e;
+        float one = 1.0f;
+        ops_matrix *m;
+        ops_tensor w = tensor_make(&one, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){1, 1});
+        assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_OK);
+        guarded gx = floats(ctx, N, 1, x), go = floats(ctx, N, 1, NULL);
+        assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, act), STATUS_OK);
+        const float *got = go.t.data;
+        for (int i = 0; i < N; i++) {
+            double want = ref_act((double)x[i], act);
+            if (!(fabs((double)got[i] - want) <= 2e-7 * fabs((double)x[i]) + 1e-44))
+                fail_msg("gelu %d %s: x %.9g got %.9g want %.9g", (int)act, ops_device_text(ctx),
+                         (double)x[i], (double)got[i], want);
+        }
+        ops_matrix_close(ctx, &m);
+        guarded_close(&gx), guarded_close(&go);
+    }
+    free(x);
+}
+
+static void gelu_passes_infinity_and_nan_as_the_formula_does(void **state) {
+    (void)state;
+    EACH_CONTEXT(ctx)
+    for (ops_act act = OPS_ACT_GELU_TANH; act <= OPS_ACT_GELU_ERF; act++) {
+        err e;
+        float one = 1.0f, x[3] = {INFINITY, -INFINITY, NAN};
+        ops_matrix *m;
+        ops_tensor w = tensor_make(&one, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){1, 1});
+        assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_OK);
+        guarded gx = floats(ctx, 3, 1, x), go = floats(ctx, 3, 1, NULL);
+        assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, act), STATUS_OK);
+        const float *got = go.t.data;
+        assert_true(got[0] == INFINITY);
+        assert_true(isnan(got[1])); /* -infinity times 0, as in PyTorch */
+        assert_true(isnan(got[2]));
+        ops_matrix_close(ctx, &m);
+        guarded_close(&gx), guarded_close(&go);
+    }
+}
+
+static void sums_with_rows_and_tables_are_exact(void **state) {
+    (void)state;
+    EACH_CONTEXT(ctx)
+    for (size_t i = 0; i < N_WIDTHS; i++) {
+        int64_t n = widths[i], rows = 130;
+        rng r = rng_make(30);
+        float *x = random_floats(&r, rows * n, 1.0f), *t = random_floats(&r, 7 * n, 1.0f);
+        guarded gx = floats(ctx, rows, n, x), gt = floats(ctx, 7, n, t), go = floats(ctx, rows, n, NULL);
+        assert_int_equal(ops_add_table(ctx, &go.t, &gx.t, &gt.t), STATUS_OK);
+        const float *got = go.t.data;
+        for (int64_t k = 0; k < rows * n; k++)
+            assert_true(got[k] == x[k] + t[k / n % 7 * n + k % n]);
+        assert_int_equal(ops_add(ctx, &gx.t, &gx.t, &go.t), STATUS_OK);
+        const float *sum = gx.t.data;
+        for (int64_t k = 0; k < rows * n; k++) assert_true(sum[k] == x[k] + got[k]);
+        assert_true(guarded_intact(&gx) && guarded_intact(&go));
+        guarded_close(&gx), guarded_close(&gt), guarded_close(&go);
+        free(x), free(t);
+    }
+}
+
+static void gather_and_scatter_move_whole_rows(void **state) {
+    (void)state;
+    static const ops_dtype dtypes[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+    static const int32_t which[] = {4, 0, 4, 2}, where[] = {1, 5, 3, 0};
+    EACH_CONTEXT(ctx)
+    for (size_t i = 0; i < N_WIDTHS; i++)
+        for (int d = 0; d < 3; d++) {
+            int64_t n = widths[i];
+            rng r = rng_make(40);
+            float *any = random_floats(&r, 5 * n, 1.0f), *t = rounded_floats(any, 5 * n, dtypes[d]);
+            void *stored = stored_as(t, 5 * n, dtypes[d]);
+            guarded gt = guarded_with(ctx, dtypes[d], 2, (int64_t[]){5, n}, stored);
+            guarded gi = integers(ctx, 4, which), gw = integers(ctx, 4, where);
+            guarded go = floats(ctx, 4, n, NULL), gs = floats(ctx, 6, n, NULL);
+            assert_int_equal(ops_gather_rows(ctx, &go.t, &gt.t, &gi.t), STATUS_OK);
+            assert_int_equal(ops_scatter_rows(ctx, &gs.t, &go.t, &gw.t), STATUS_OK);
+            for (int k = 0; k < 4; k++) {
+                assert_true(same_bits((float *)go.t.data + k * n, t + which[k] * n, n));
+                assert_true(same_bits((float *)gs.t.data + where[k] * n, t + which[k] * n, n));
+            }
+            const unsigned char *untouched = (void *)((float *)gs.t.data + 2 * n);
+            for (size_t k = 0; k < (size_t)n * 4; k++) assert_int_equal(untouched[k], 0xA5);
+            assert_true(guarded_intact(&go) && guarded_intact(&gs));
+            guarded_close(&gt), guarded_close(&gi), guarded_close(&gw);
+            guarded_close(&go), guarded_close(&gs);
+            free(any), free(t), free(stored);
+        }
+}
+
+static void cache_rows_land_in_their_slots_and_blocks_copy(void **state) {
+    (void)state;
+    static const int32_t slots[] = {7, 0, 5};
+    EACH_CONTEXT(ctx) {
+        float x[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+        guarded gc = guarded_open(ctx, OPS_DTYPE_F32, 3, (int64_t[]){3, 4, 3});
+        guarded gx = floats(ctx, 3, 3, x), gi = integers(ctx, 3, slots);
+        assert_int_equal(ops_kv_write(ctx, &gc.t, &gx.t, &gi.t), STATUS_OK);
+        float *cache = gc.t.data;
+        for (int i = 0; i < 3; i++) assert_true(same_bits(cache + slots[i] * 3, x + i * 3, 3));
+        assert_int_equal(ops_kv_copy_block(ctx, &gc.t, 2, 1), STATUS_OK);
+        assert_true(same_bits(cache + 24, cache + 12, 12));
+        assert_true(guarded_intact(&gc));
+        guarded_close(&gc), guarded_close(&gx), guarded_close(&gi);
+    }
+}
+
+/* Every one of the 65536 values comes back from f32; f32 in between goes to the nearer neighbour, the
+ * even one when halfway. The definition is applied to the neighbours in double, not to the bits. */
+static void storage_types_round_to_nearest_even(void **state) {
+    (void)state;
+    for (uint32_t v = 0; v < 0x10000; v++) {
+        float f = f16_to_f32((uint16_t)v), g = bf16_to_f32((uint16_t)v);
+        if (isnan(f))
+            assert_true(isnan(f16_to_f32(f32_to_f16(f))));
+        else
+            assert_int_equal(f32_to_f16(f), v);
+        if (isnan(g))
+            assert_true(isnan(bf16_to_f32(f32_to_bf16(g))));
+        else
+            assert_int_equal(f32_to_bf16(g), v);
+    }
+    /* independent of our own: value = fraction * 2^exponent, written out */
+    assert_true(f16_to_f32(0x0001) == 0x1p-24f && f16_to_f32(0x03ff) == 0x1.ff8p-15f);
+    assert_true(f16_to_f32(0x0400) == 0x1p-14f && f16_to_f32(0x7bff) == 65504.0f);
+    assert_true(f16_to_f32(0xc000) == -2.0f && f16_to_f32(0xfc00) == -INFINITY);
+    assert_true(bf16_to_f32(0x3f80) == 1.0f && bf16_to_f32(0xc0a0) == -5.0f);
+    for (uint32_t v = 0; v < 0x7bff; v++) {
+        float a = f16_to_f32((uint16_t)v), b = f16_to_f32((uint16_t)(v + 1));
+        float middle = (float)(((double)a + (double)b) / 2); /* exact: one bit more than f16 */
+        uint32_t even = v % 2 ? v + 1 : v;
+        assert_int_equal(f32_to_f16(middle), even);
+        assert_int_equal(f32_to_f16(nextafterf(middle, 0)), v);
+        assert_int_equal(f32_to_f16(nextafterf(middle, 1e9f)), v + 1);
+        assert_int_equal(f32_to_f16(-middle), even | 0x8000u);
+    }
+    assert_int_equal(f32_to_f16(65520.0f), 0x7c00);
+    assert_int_equal(f32_to_f16(nextafterf(65520.0f, 0)), 0x7bff);
+    for (uint32_t v = 0; v < 0x7f7f; v++) {
+        float a = bf16_to_f32((uint16_t)v), b = bf16_to_f32((uint16_t)(v + 1));
+        float middle = (float)(((double)a + (double)b) / 2);
+        assert_int_equal(f32_to_bf16(middle), v % 2 ? v + 1 : v);
+        assert_int_equal(f32_to_bf16(nextafterf(middle, 0)), v);
+        assert_int_equal(f32_to_bf16(nextafterf(middle, INFINITY)), v + 1);
+    }
+}
+
+static void cast_rounds_every_element_and_nothing_else(void **state) {
+    (void)state;
+    static const ops_dtype dtypes[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+    EACH_CONTEXT(ctx)
+    for (int from = 0; from < 3; from++)
+        for (int to = 0; to < 3; to++) {
+            int64_t n = 20011;
+            rng r = rng_make(50);
+            float *any = random_floats(&r, n, 10.0f), *x = rounded_floats(any, n, dtypes[from]);
+            void *in = stored_as(x, n, dtypes[from]), *want = stored_as(x, n, dtypes[to]);
+            guarded gx = guarded_with(ctx, dtypes[from], 1, &n, in);
+            guarded go = guarded_open(ctx, dtypes[to], 1, &n);
+            assert_int_equal(ops_cast(ctx, &go.t, &gx.t), STATUS_OK);
+            assert_memory_equal(go.t.data, want, (size_t)n * dtype_bytes(dtypes[to]));
+            assert_true(guarded_intact(&go));
+            guarded_close(&gx), guarded_close(&go);
+            free(any), free(x), free(in), free(want);
+        }
+}
+
+static void argmax_is_the_first_of_the_largest(void **state) {
+    (void)state;
+    static const float rows[][5] = {
+        {1, 5, 2, 5, 0},          {-3, -1, -2, -1, -9},   {-INFINITY, -INFINITY, -INFINITY, 1, 1},
+        {NAN, 2, NAN, 3, NAN},    {NAN, NAN, NAN, NAN, NAN}, {NAN, -INFINITY, 0.0f, -0.0f, 0.0f},
+        {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY}, {NAN, NAN, -INFINITY, NAN, -INFINITY},
+        {1, INFINITY, INFINITY, 2, 3},
+    };
+    static const int32_t want[] = {1, 1, 3, 3, 0, 2, 0, 2, 1};
+    EACH_CONTEXT(ctx) {
+        guarded gx = floats(ctx, 9, 5, rows[0]);
+        guarded go = guarded_open(ctx, OPS_DTYPE_I32, 1, (int64_t[]){9});
+        assert_int_equal(ops_argmax_rows(ctx, &go.t, &gx.t), STATUS_OK);
+        assert_memory_equal(go.t.data, want, sizeof want);
+        assert_true(guarded_intact(&go));
+        guarded_close(&gx), guarded_close(&go);
+    }
+}
+
+static void patches_are_cut_channel_by_channel_and_the_rest_left_unread(void **state) {
+    (void)state;
+    enum { N = 2, H = 31, W = 45, P = 7 };
+    rng r = rng_make(60);
+    float *x = random_floats(&r, N * 3 * H * W, 1.0f);
+    EACH_CONTEXT(ctx) {
+        int64_t rows = H / P, cols = W / P;
+        guarded gx = guarded_with(ctx, OPS_DTYPE_F32, 4, (int64_t[]){N, 3, H, W}, x);
+        guarded go = floats(ctx, N * rows * cols, 3 * P * P, NULL);
+        assert_int_equal(ops_patch_rows(ctx, &go.t, &gx.t, P), STATUS_OK);
+        const float *got = go.t.data;
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t y = 0; y < rows; y++)
+                for (int64_t c = 0; c < cols; c++)
+                    for (int64_t ch = 0; ch < 3; ch++)
+                        for (int64_t i = 0; i < P; i++)
+                            for (int64_t k = 0; k < P; k++) {
+                                int64_t row = (n * rows + y) * cols + c;
+                                assert_true(got[row * 3 * P * P + (ch * P + i) * P + k] ==
+                                            x[((n * 3 + ch) * H + y * P + i) * W + c * P + k]);
+                            }
+        assert_true(guarded_intact(&go));
+        guarded_close(&gx), guarded_close(&go);
+    }
+    free(x);
+}
+
+static void rope_rotates_pairs_and_leaves_the_rest(void **state) {
+    (void)state;
+    enum { R = 70, POSITIONS = 40 };
+    static const int shapes[][3] = {{1, 2, 1}, {3, 80, 16}, {5, 17, 8}, {32, 80, 16}, {2, 7, 1}};
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+        int heads = shapes[s][0];
+        int64_t hd = shapes[s][1], half = shapes[s][2], n = R * heads * hd;
+        rng r = rng_make(70);
+        float *x = random_floats(&r, n, 3.0f), *c = random_floats(&r, POSITIONS * half, 1.0f);
+        float *sn = random_floats(&r, POSITIONS * half, 1.0f);
+        int32_t positions[R];
+        for (int i = 0; i < R; i++) positions[i] = (int32_t)rng_below(&r, POSITIONS);
+        double *want = test_alloc((size_t)n, sizeof *want);
+        ref_rope(want, x, c, sn, positions, R, heads, hd, half);
+        EACH_CONTEXT(ctx) {
+            guarded gx = floats(ctx, R, heads * hd, x), gc = floats(ctx, POSITIONS, half, c);
+            guarded gs = floats(ctx, POSITIONS, half, sn), gp = integers(ctx, R, positions);
+            assert_int_equal(ops_rope(ctx, &gx.t, &gc.t, &gs.t, &gp.t, heads), STATUS_OK);
+            const float *got = gx.t.data;
+            for (int64_t i = 0; i < n; i++) {
+                if (i % hd >= 2 * half)
+                    assert_true(got[i] == x[i]);
+                else /* two products and a sum, each of size at most 3 + 3 */
+                    assert_true(fabs((double)got[i] - want[i]) <= 2 * 6 * U);
+            }
+            assert_true(guarded_intact(&gx));
+            guarded_close(&gx), guarded_close(&gc), guarded_close(&gs), guarded_close(&gp);
+        }
+        free(x), free(c), free(sn), free(want);
+    }
+}
+
+static int open_all(void **state) {
+    (void)state;
+    case_contexts_open(&contexts);
+    return 0;
+}
+
+static int close_all(void **state) {
+    (void)state;
+    case_contexts_close(&contexts);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(layer_norm_keeps_the_spread_of_rows_with_a_large_mean),
+        cmocka_unit_test(layer_norm_of_equal_values_is_the_bias_and_nan_stays_in_its_row),
+        cmocka_unit_test(gelu_is_within_2e_7_of_x_everywhere),
+        cmocka_unit_test(gelu_passes_infinity_and_nan_as_the_formula_does),
+        cmocka_unit_test(sums_with_rows_and_tables_are_exact),
+        cmocka_unit_test(gather_and_scatter_move_whole_rows),
+        cmocka_unit_test(cache_rows_land_in_their_slots_and_blocks_copy),
+        cmocka_unit_test(storage_types_round_to_nearest_even),
+        cmocka_unit_test(cast_rounds_every_element_and_nothing_else),
+        cmocka_unit_test(argmax_is_the_first_of_the_largest),
+        cmocka_unit_test(patches_are_cut_channel_by_channel_and_the_rest_left_unread),
+        cmocka_unit_test(rope_rotates_pairs_and_leaves_the_rest),
+    };
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}
