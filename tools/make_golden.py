@@ -12,7 +12,8 @@ same files again, byte for byte, and compares their SHA-256 with MANIFEST.json.
 
 The expected values come from transformers: SiglipVisionModel and PhiForCausalLM, eager attention,
 float32, on the weights as stored (half types upcast).  Mipha itself is put together from the pieces:
-hidden state of the selected layer, projector, features spliced in at each -200.
+hidden state of the selected layer, rounded to the stored type (in which features are cached), projector,
+features spliced in at each -200.  The bounds of the decoder start at these rounded features.
 
 Error bounds are stored beside the values.  u = 2^-24.  Rounding errors are taken as independent with
 mean zero (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019), so they add
@@ -190,7 +191,7 @@ class Mipha:
         for h in hooks:
             h.remove()
         states = states[:self.n_run + 1]
-        return states, self.projector(states[-1])
+        return states, self.projector(states[-1].to(TORCH[self.case["dtype"]]).float())
 
     def splice(self, ids, features):
         parts, image = [], 0
@@ -309,7 +310,7 @@ def e_attention(q, eq, k, ek, v, ev, heads, kv, causal):
     return out, np.sqrt(e2)
 
 
-def bounds_tower(mipha, planes):
+def bounds_tower(mipha, planes, features):
     t = mipha.tower if hasattr(mipha.tower, "encoder") else mipha.tower.vision_model
     size = mipha.case["tower"]
     p, grid, heads = size["patch"], size["image"] // size["patch"], size["heads"]
@@ -327,13 +328,15 @@ def bounds_tower(mipha, planes):
             y = e_gelu(*e_linear(layer.mlp.fc1, *e_norm(layer.layer_norm2, x, e)), True)
             x, e = e_add(x, e, *e_linear(layer.mlp.fc2, *y))
             rows.append(e)
+        per_state.append(rows)
+        x = arr(torch.from_numpy(features[len(per_projected)]).to(TORCH[mipha.case["dtype"]]))
+        e = np.zeros(len(x))
         modules = mipha.projector if isinstance(mipha.projector, nn.Sequential) else [mipha.projector]
         for m in modules:
             if isinstance(m, nn.Linear):
                 x, e = e_linear(m, x, e)
             elif isinstance(m, nn.GELU):
                 x, e = e_gelu(x, e, False)
-        per_state.append(rows)
         per_projected.append(e)
     return [np.stack([r[i] for r in per_state]) for i in range(mipha.n_run + 1)], \
         np.stack(per_projected)
@@ -503,7 +506,7 @@ def run_case(case, folder, out):
     golden, worst, leads = {}, 0.0, []
     with torch.no_grad():
         states, projected = mipha.encode(planes)
-        tower_bounds, projected_bound = bounds_tower(mipha, planes)
+        tower_bounds, projected_bound = bounds_tower(mipha, planes, states[-1].numpy())
         for i, (s, b) in enumerate(zip(states, tower_bounds)):
             golden[f"tower.{i}"], golden[f"tower.{i}.bound"] = f32(s), f32(8 * b)
         golden["projected"], golden["projected.bound"] = f32(projected), f32(8 * projected_bound)
