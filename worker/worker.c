@@ -24,7 +24,8 @@
 #include "base/stop.h"
 
 #define SILENT_HEARTBEATS 3   /* after this many without a word the broker is taken for gone */
-#define HELLO_RETRY_US    (1 * CLOCK_SECOND_US)
+#define HELLO_RETRY_US    (100 * CLOCK_MS_US) /* the first one fails while the connection is made */
+#define HELLO_PATIENCE_US (3 * CLOCK_SECOND_US)  /* a broker that is starting may take this long */
 #define RECEIVE_PER_TURN  64  /* messages read before anything else gets its turn */
 #define REOFFER_BEATS     2   /* unconfirmed answers are offered again after this many heartbeats */
 
@@ -487,7 +488,9 @@ static void keep_time(worker *w) {
     int64_t now_us = clock_now_us();
     int64_t beat_us = w->heartbeat_ms * CLOCK_MS_US;
     if (w->link == LINK_DOWN) return;
-    if (now_us - w->heard_us > SILENT_HEARTBEATS * beat_us) {
+    int64_t patience_us = SILENT_HEARTBEATS * beat_us;
+    if (w->link == LINK_HELLO && patience_us < HELLO_PATIENCE_US) patience_us = HELLO_PATIENCE_US;
+    if (now_us - w->heard_us > patience_us) {
         log_warn("broker_silent", "broker=%s ms=%lld", w->endpoint,
                  (long long)((now_us - w->heard_us) / CLOCK_MS_US));
         hang_up(w);
