@@ -149,12 +149,11 @@ static void encode_batch(vision_service *s) {
                          .n_tokens = (uint32_t)config->tower.n_tokens,
                          .width = (uint32_t)config->tower.hidden,
                          .values = {s->features + (size_t)i * s->feature_bytes, s->feature_bytes}};
-        status put = cache_put(s->parts.cache, &p->key, &features);
-        if (put != STATUS_OK) {
-            /* The language node would look in vain. Another attempt, later, may find the cache back. */
-            (void)fail(&e, STATUS_UNAVAILABLE, "features could not be stored: %s",
-                       status_text((int)put));
-            answer_failed(s, p, &e);
+        if (cache_put(s->parts.cache, &p->key, &features) != STATUS_OK) {
+            /* The language node would look in vain. The work goes back without blame, however long the
+             * cache is away: the item waits for it and does not fail. */
+            log_warn("features_not_stored", "key=%s", p->key.text);
+            worker_forget(s->worker, &p->work);
             continue;
         }
         p->report.encode_us = each_us;
