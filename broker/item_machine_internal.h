@@ -186,6 +186,8 @@ bool rule_allows(const item_machine *m, machine_rule rule, const item_row *it,
                  const rule_facts *facts);
 /* Moves it to state `to`, emits COMMIT and holds `then` back until it is durable. */
 void rule_commit(item_machine *m, machine_rule rule, uint32_t item, item_state to, held then);
+/* Was this attempt handed out for that stage, not more than 63 attempts ago? */
+bool was_for_stage(const item_row *it, uint32_t attempt, item_stage stage);
 bool crash_is_known(const item_row *it, uint64_t node, uint64_t incarnation, uint32_t attempt);
 
 /* --- item_dispatch.c --- */

@@ -98,11 +98,26 @@ static void acknowledge(item_machine *m, const event *e, uint32_t item) {
     send_about(m, ACTION_SEND_TAKEN, e->peer, &e->id, e->attempt);
 }
 
+static void released(item_machine *m, const event *e, uint32_t n, uint32_t item) {
+    item_row *it = item != SLOT_NONE ? &m->items[item] : NULL;
+    rule_facts facts = {.attempt = e->attempt};
+    if (!it || !rule_allows(m, RULE_RELEASE, it, &facts)) {
+        acknowledge(m, e, item);
+        return;
+    }
+    stop_other(m, it);
+    m->counts.releases++;
+    held then = held_for_node(m, HELD_PLACE, item, n, e->attempt);
+    if (++it->releases > FREE_RELEASES) then.backoff_us = m->limits.backoff_us;
+    rule_commit(m, RULE_RELEASE, item, waiting_state(it), then);
+    arm_item(m, item);
+}
+
 static void encoded(item_machine *m, const event *e, uint32_t n, uint32_t item) {
     item_row *it = item != SLOT_NONE ? &m->items[item] : NULL;
     rule_facts facts = {.attempt = e->attempt};
     image_row *image = NULL;
-    if (it && it->image != SLOT_NONE && e->attempt >= 1 && e->attempt <= it->attempt) {
+    if (it && it->image != SLOT_NONE && was_for_stage(it, e->attempt, STAGE_VISION)) {
         image = &m->images.rows[it->image]; /* true whatever became of the item */
         image->is_encoded = true;
         image->n_strong = image->n_crashes = 0;
@@ -110,7 +125,7 @@ static void encoded(item_machine *m, const event *e, uint32_t n, uint32_t item) 
     }
     if (!image || !rule_allows(m, RULE_ENCODED, it, &facts)) {
         release(m, e->payload);
-        acknowledge(m, e, item);
+        released(m, e, n, item); /* not a report this attempt could make */
         return;
     }
     stop_other(m, it);
@@ -129,7 +144,7 @@ static void result(item_machine *m, const event *e, uint32_t n, uint32_t item) {
     if (!it || !rule_allows(m, RULE_DONE, it, &facts)) {
         m->counts.late_results++;
         release(m, e->payload);
-        acknowledge(m, e, item);
+        released(m, e, n, item);
         return;
     }
     stop_other(m, it);
@@ -181,26 +196,11 @@ static void failed(item_machine *m, const event *e, uint32_t n, uint32_t item) {
     arm_item(m, item);
 }
 
-static void released(item_machine *m, const event *e, uint32_t n, uint32_t item) {
-    item_row *it = item != SLOT_NONE ? &m->items[item] : NULL;
-    rule_facts facts = {.attempt = e->attempt};
-    if (!it || !rule_allows(m, RULE_RELEASE, it, &facts)) {
-        acknowledge(m, e, item);
-        return;
-    }
-    stop_other(m, it);
-    m->counts.releases++;
-    held then = held_for_node(m, HELD_PLACE, item, n, e->attempt);
-    if (++it->releases > FREE_RELEASES) then.backoff_us = m->limits.backoff_us;
-    rule_commit(m, RULE_RELEASE, item, waiting_state(it), then);
-    arm_item(m, item);
-}
-
 static void features_missing(item_machine *m, const event *e, uint32_t n, uint32_t item) {
     item_row *it = item != SLOT_NONE ? &m->items[item] : NULL;
     rule_facts facts = {.attempt = e->attempt};
     if (!it || !rule_allows(m, RULE_REGRESS, it, &facts)) {
-        acknowledge(m, e, item);
+        released(m, e, n, item);
         return;
     }
     stop_other(m, it);

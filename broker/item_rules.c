@@ -18,8 +18,9 @@ static bool is_current(const item_machine *m, const item_row *it, const rule_fac
     return is_leased(it) && f->attempt == it->attempt && it->grant == SLOT_NONE;
 }
 
-static bool was_issued(const item_row *it, const rule_facts *f) {
-    return f->attempt >= 1 && f->attempt <= it->attempt;
+bool was_for_stage(const item_row *it, uint32_t attempt, item_stage stage) {
+    bool is_known = attempt >= 1 && attempt <= it->attempt && it->attempt - attempt < 64;
+    return is_known && (it->lm_attempts >> (attempt % 64) & 1) == (stage == STAGE_LM);
 }
 
 bool crash_is_known(const item_row *it, uint64_t node, uint64_t incarnation, uint32_t attempt) {
@@ -48,12 +49,13 @@ static bool may_renew(const item_machine *m, const item_row *it, const rule_fact
 
 static bool may_encoded(const item_machine *m, const item_row *it, const rule_facts *f) {
     (void)m;
-    return (it->state == ITEM_WAITING_FEATURES || it->state == ITEM_ENCODING) && was_issued(it, f);
+    return (it->state == ITEM_WAITING_FEATURES || it->state == ITEM_ENCODING) &&
+           was_for_stage(it, f->attempt, STAGE_VISION);
 }
 
 static bool may_done(const item_machine *m, const item_row *it, const rule_facts *f) {
     if (MUTANT(m, 2) && it->state == ITEM_DONE) return true;
-    return !item_state_is_final(it->state) && was_issued(it, f);
+    return !item_state_is_final(it->state) && was_for_stage(it, f->attempt, STAGE_LM);
 }
 
 static bool may_regress(const item_machine *m, const item_row *it, const rule_facts *f) {
