@@ -30,6 +30,7 @@
 #define HEARTBEAT_MS_MIN   20
 #define HEARTBEAT_MS_MAX   60000
 #define SILENT_HEARTBEATS  3
+#define GREETING_MS_MIN    3000 /* HELLO without WELCOME */
 #define RESEND_HEARTBEATS  5    /* SUBMIT without ACCEPTED */
 #define BACKOFF_MS_FIRST   100
 #define BACKOFF_MS_MAX     10000
@@ -75,7 +76,12 @@ struct client {
 
 /* ---- the link -------------------------------------------------------------------------------- */
 
-static int silence_ms(const client *c) { return SILENT_HEARTBEATS * c->heartbeat_ms; }
+/* How long the other side may say nothing. A connection that is being made takes its time whatever the
+ * heartbeat is. */
+static int silence_ms(const client *c) {
+    int ms = SILENT_HEARTBEATS * c->heartbeat_ms;
+    return c->link == LINK_GREETING && ms < GREETING_MS_MIN ? GREETING_MS_MIN : ms;
+}
 
 /* Everything the broker may not know any more is to be sent again. */
 static void requeue_all(client *c) {

@@ -11,8 +11,8 @@
 #include "client/client.h"
 #include "proto/socket.h"
 
-#define HEARTBEAT_MS 40
-#define WAIT_MS      5000
+#define HEARTBEAT_MS 150 /* a busy machine may stop us for a while */
+#define WAIT_MS      20000
 #define EVENTS_MAX   64
 
 typedef struct {
