@@ -1,6 +1,10 @@
-/* Three lists: prefixes (resident or being computed, newest use last), waiting questions in order, and
- * running ones. A step takes one row of every question that decodes, then fills its chunk with rows of
- * prefixes, then of questions whose prefix is there. */
+/* Three lists: prefixes (resident or being computed), waiting questions in order, and running ones. A step
+ * takes one row of every question that decodes, then fills its chunk with rows of prompts: of a prefix for
+ * the first question that wants it, of a question whose prefix is there.
+ *
+ * Room: a prefix nobody wants is evicted when its blocks are needed, the least recently used first. One
+ * that only waiting questions want stays, unless nothing runs: then nobody else would ever make room, so
+ * it is unloaded and computed again later from its features, which are kept as long as the prefix. */
 #include "lm_node/scheduler.h"
 
 #include <stdlib.h>
@@ -17,10 +21,12 @@ typedef struct prefix {
     scheduler_image image;
     int32_t *ids; /* before the image */
     int n_ids, n_tokens;
-    unsigned char *features; /* NULL once computed */
-    kv_seq seq;
-    int n_done; /* positions computed */
-    int n_users;
+    unsigned char *features;
+    kv_seq seq;    /* closed until a question that wants it is admitted */
+    int n_done;    /* positions computed */
+    int n_planned; /* positions of the current step, done when it succeeds */
+    int n_users;   /* questions, waiting and running */
+    bool is_broken; /* gave something that is not a number: no further question may share it */
     uint64_t used; /* step of last use */
 } prefix;
 
@@ -31,7 +37,8 @@ typedef struct running {
     int n_prompt, n_ids, n_max;
     int n_done; /* of ids, with keys and values */
     prefix *prefix;
-    bool prefix_cached, is_forked;
+    bool computes_prefix; /* it was the first to want it */
+    bool is_forked;
     kv_seq seq;
 } running;
 
@@ -43,6 +50,8 @@ struct scheduler {
     scheduler_callbacks callbacks;
     int32_t eos_id;
     int image_tokens, max_context, n_kv_blocks;
+    int n_vocab_in; /* ids that have an embedding */
+    int n_sampled;  /* ids offered: those that can be read back */
     size_t feature_row_bytes;
     prefix *prefixes;
     running *waiting, **waiting_last;
@@ -69,7 +78,7 @@ static int marker_at(const int32_t *ids, int n_ids) {
 static prefix *find_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
                            int n_ids) {
     for (prefix *p = s->prefixes; p; p = p->next)
-        if (p->n_ids == n_ids && p->image.flags == image->flags &&
+        if (!p->is_broken && p->n_ids == n_ids && p->image.flags == image->flags &&
             memcmp(p->image.sha256, image->sha256, sizeof image->sha256) == 0 &&
             (n_ids == 0 || memcmp(p->ids, ids, (size_t)n_ids * sizeof *ids) == 0))
             return p;
@@ -117,12 +126,21 @@ static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids)
     return p;
 }
 
-static bool evict_one(scheduler *s) {
+static void unload_prefix(scheduler *s, prefix *p) {
+    kv_seq_close(s->kv, &p->seq);
+    p->n_done = p->n_planned = 0;
+}
+
+/* For `wanted`: gives back the blocks of one prefix; false when there is none to take. */
+static bool make_room(scheduler *s, const prefix *wanted) {
     prefix *oldest = NULL;
     for (prefix *p = s->prefixes; p; p = p->next)
         if (p->n_users == 0 && p->seq.blocks && (!oldest || p->used < oldest->used)) oldest = p;
+    for (prefix *p = s->prefixes; p && !oldest && !s->active; p = p->next)
+        if (p != wanted && p->seq.blocks) oldest = p;
     if (!oldest) return false;
-    free_prefix(s, oldest);
+    if (oldest->n_users == 0) free_prefix(s, oldest);
+    else unload_prefix(s, oldest);
     s->counters.evictions++;
     return true;
 }
@@ -134,18 +152,39 @@ static void free_running(scheduler *s, running *r) {
     if (r->prefix) {
         prefix *p = r->prefix;
         p->used = s->counters.steps;
-        if (--p->n_users == 0 && p->n_done < p->n_tokens) free_prefix(s, p); /* never finished */
+        /* Nobody waits for the rest of it. */
+        if (--p->n_users == 0 && (p->n_done < p->n_tokens || p->is_broken)) free_prefix(s, p);
     }
     free(r->ids);
     free(r);
 }
 
+/* Ids come from a tokenizer, which may know more of them than the model has rows. */
+static status check_ids(const scheduler *s, const scheduler_question *q, err *e) {
+    int n_markers = 0;
+    for (int i = 0; i < q->n_ids; i++) {
+        if (q->ids[i] == PROMPT_IMAGE_ID) n_markers++;
+        else if (q->ids[i] < 0 || q->ids[i] >= s->n_vocab_in)
+            return fail(e, STATUS_BAD_PROMPT, "prompt: token %d at place %d, the model has 0 to %d",
+                        (int)q->ids[i], i, s->n_vocab_in - 1);
+    }
+    if (n_markers > 1)
+        return fail(e, STATUS_BAD_PROMPT, "prompt: %d images, need 0 or 1", n_markers);
+    if (q->n_ids < 1 || q->ids[q->n_ids - 1] == PROMPT_IMAGE_ID)
+        return fail(e, STATUS_BAD_PROMPT, "prompt: no token %s",
+                    q->n_ids < 1 ? "at all" : "behind the image");
+    if (q->max_new_tokens < 1)
+        return fail(e, STATUS_BAD_ARGUMENT, "max_new_tokens %d, need 1 or more", q->max_new_tokens);
+    return STATUS_OK;
+}
+
 static status check_length(const scheduler *s, const scheduler_question *q, int n_prompt, err *e) {
-    if (n_prompt + 1 > s->max_context)
-        return fail(e, STATUS_PROMPT_TOO_LONG, "prompt of %d tokens and room for an answer, context of %d",
-                    n_prompt, s->max_context);
-    int n_all = n_prompt + q->max_new_tokens;
-    if (n_all > s->max_context) n_all = s->max_context;
+    if (n_prompt >= s->max_context)
+        return fail(e, STATUS_PROMPT_TOO_LONG,
+                    "prompt of %d tokens, the context is %d and an answer needs room", n_prompt,
+                    s->max_context);
+    int64_t n_wanted = (int64_t)n_prompt + q->max_new_tokens;
+    int n_all = n_wanted > s->max_context ? s->max_context : (int)n_wanted;
     int need = kv_blocks_for(n_all) + 1; /* one more: the partial block of a prefix is there twice */
     if (need > s->n_kv_blocks)
         return fail(e, STATUS_PROMPT_TOO_LONG,
@@ -155,14 +194,15 @@ static status check_length(const scheduler *s, const scheduler_question *q, int 
 }
 
 status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
+    status st = check_ids(s, q, e);
+    if (st != STATUS_OK) return st;
     int at = marker_at(q->ids, q->n_ids);
     int n_own = q->n_ids - (at + 1); /* at is -1 without an image */
     int n_prompt = n_own + (at < 0 ? 0 : at + s->image_tokens);
-    CHECK(n_own > 0, "a prompt does not end with the image");
-    status st = check_length(s, q, n_prompt, e);
+    st = check_length(s, q, n_prompt, e);
     if (st != STATUS_OK) return st;
-    int n_new = q->max_new_tokens;
-    if (n_prompt + n_new > s->max_context) n_new = s->max_context - n_prompt;
+    int n_new = s->max_context - n_prompt;
+    if (n_new > q->max_new_tokens) n_new = q->max_new_tokens;
 
     running *r = calloc(1, sizeof *r);
     if (r) r->ids = malloc((size_t)(n_own + n_new) * sizeof *r->ids);
@@ -176,10 +216,9 @@ status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
     memcpy(r->ids, q->ids + at + 1, (size_t)n_own * sizeof *r->ids);
     if (at >= 0) {
         r->prefix = find_prefix(s, &q->image, q->ids, at);
-        r->prefix_cached = r->prefix && r->prefix->n_done == r->prefix->n_tokens;
-        if (r->prefix) s->counters.prefix_tokens_reused += (uint64_t)r->prefix->n_tokens;
-        else if (!q->features) st = fail(e, STATUS_NOT_FOUND, "question: no features of its image");
-        else if (!(r->prefix = make_prefix(s, q, at)))
+        if (!r->prefix && !q->features)
+            st = fail(e, STATUS_NOT_FOUND, "question: no features of its image");
+        else if (!r->prefix && !(r->prefix = make_prefix(s, q, at)))
             st = fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
         if (st != STATUS_OK) {
             free(r->ids);
@@ -220,36 +259,48 @@ void scheduler_cancel(scheduler *s, const void *user) {
 
 static void finish(scheduler *s, running *r, scheduler_finish reason, const err *why) {
     unlink_running(&s->active, &s->active_last, &s->n_active, r);
-    s->callbacks.finished(r->q.user, r->q.question_idx, reason, r->prefix_cached, why);
+    bool prefix_cached = r->prefix && !r->computes_prefix;
+    s->callbacks.finished(r->q.user, r->q.question_idx, reason, prefix_cached, why);
     free_running(s, r);
 }
 
 /* ---- admission ---------------------------------------------------------------------------------- */
 
-/* Reserves everything the question can need; false when there is no room now. */
-static bool reserve(scheduler *s, running *r) {
-    int n_prefix = r->prefix ? r->prefix->n_tokens : 0;
-    status st;
-    if (r->prefix && !r->prefix->seq.blocks) {
-        while ((st = kv_seq_open(s->kv, &r->prefix->seq, n_prefix, 0)) == STATUS_BUSY && evict_one(s)) {}
-        if (st != STATUS_OK) return false;
+/* Reserves everything the question can need. BUSY: no room now, but running questions will make some. */
+static status reserve(scheduler *s, running *r) {
+    prefix *p = r->prefix;
+    int n_prefix = p ? p->n_tokens : 0;
+    status st = STATUS_OK;
+    if (p && !p->seq.blocks) {
+        while ((st = kv_seq_open(s->kv, &p->seq, n_prefix, 0)) == STATUS_BUSY && make_room(s, p)) {}
+        if (st != STATUS_OK) return st;
+        r->computes_prefix = true;
     }
     while ((st = kv_seq_open(s->kv, &r->seq, n_prefix + r->n_max, n_prefix)) == STATUS_BUSY &&
-           evict_one(s)) {}
-    return st == STATUS_OK;
+           make_room(s, p)) {}
+    return st;
 }
 
 static void admit(scheduler *s) {
     while (s->waiting && s->n_active < s->settings.max_questions) {
         running *r = s->waiting;
-        if (!reserve(s, r)) return;
-        s->waiting = r->next;
-        if (!s->waiting) s->waiting_last = &s->waiting;
-        s->n_waiting--;
+        status st = reserve(s, r);
+        if (st == STATUS_BUSY) {
+            CHECK(s->active, "what was accepted fits when nothing else runs");
+            return;
+        }
+        unlink_running(&s->waiting, &s->waiting_last, &s->n_waiting, r);
         r->next = NULL;
         *s->active_last = r;
         s->active_last = &r->next;
         s->n_active++;
+        if (st != STATUS_OK) {
+            err e;
+            IGNORE(fail(&e, st, "question: no memory to start"), "the reason goes to the asker");
+            finish(s, r, SCHEDULER_ERROR, &e);
+        } else if (r->prefix && !r->computes_prefix) {
+            s->counters.prefix_tokens_reused += (uint64_t)r->prefix->n_tokens;
+        }
     }
 }
 
@@ -289,17 +340,14 @@ static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
         if (position < p->n_ids) add_row(s, seq_idx, &p->seq, p->ids[position], position);
         else add_image_row(s, seq_idx, p, position);
     }
-    p->n_done += n;
+    p->n_planned = n;
     *room -= n;
     s->counters.prefill_tokens += (uint64_t)n;
-    if (p->n_done < p->n_tokens) return;
-    free(p->features);
-    p->features = NULL;
 }
 
 static status fork_prefix(scheduler *s, running *r, err *e) {
+    if (r->is_forked || !r->prefix) return STATUS_OK;
     r->is_forked = true;
-    if (!r->prefix) return STATUS_OK;
     kv_copy copy = kv_seq_fork(s->kv, &r->seq, &r->prefix->seq, r->prefix->n_tokens);
     return copy.from >= 0 ? lm_decoder_copy_block(s->decoder, copy.to, copy.from, e) : STATUS_OK;
 }
@@ -324,20 +372,23 @@ static void add_decode_rows(scheduler *s) {
         }
 }
 
-/* Prefixes first, in the order of the questions that want them. A question starts in the step after its
- * prefix is complete, because its partial block is copied before the step runs. */
+/* In the order of the questions. A question starts in the step after its prefix is complete, because the
+ * prefix's partial block is copied before the step runs. */
 static void add_prompt_rows(scheduler *s) {
     int room = s->settings.chunk_rows;
-    for (running *r = s->active; r && room > 0; r = r->next) {
+    for (running *r = s->active, *next; r && room > 0; r = next) {
         prefix *p = r->prefix;
+        next = r->next;
         if (r->n_ids > r->n_prompt) continue;
         if (p && p->n_done < p->n_tokens) {
-            add_prefix_rows(s, p, &room);
+            if (p->n_planned == 0) add_prefix_rows(s, p, &room);
             continue;
         }
-        if (p && p->used == s->counters.steps) continue; /* completed in this very step */
         err e;
-        if (!r->is_forked && fork_prefix(s, r, &e) != STATUS_OK) continue; /* tried again next step */
+        if (fork_prefix(s, r, &e) != STATUS_OK) {
+            finish(s, r, SCHEDULER_ERROR, &e);
+            continue;
+        }
         int n = r->n_prompt - r->n_done;
         if (n > room) n = room;
         add_own_rows(s, r, n);
@@ -346,10 +397,12 @@ static void add_prompt_rows(scheduler *s) {
     }
 }
 
-/* Marks prefixes that this step completes, so that nobody forks them before it ran. */
-static void mark_unfinished(scheduler *s) {
-    for (prefix *p = s->prefixes; p; p = p->next)
-        if (p->n_done < p->n_tokens) p->used = s->counters.steps;
+static void settle_prefixes(scheduler *s, bool has_run) {
+    for (prefix *p = s->prefixes; p; p = p->next) {
+        if (!has_run && p->n_planned > 0) unload_prefix(s, p);
+        p->n_done += p->n_planned;
+        p->n_planned = 0;
+    }
 }
 
 static void fill_tables(scheduler *s) {
@@ -363,11 +416,13 @@ static void fill_tables(scheduler *s) {
     s->batch.n_table_blocks = columns;
 }
 
-static void take_token(scheduler *s, running *r, const float *logits, int n_vocab) {
+static void take_token(scheduler *s, running *r, const float *logits) {
     sampled_token t;
     err e;
     uint64_t position = (uint64_t)(r->n_ids - r->n_prompt);
-    if (sampler_pick(s->sampler, &t, logits, n_vocab, &r->q.sampling, position, &e) != STATUS_OK) {
+    if (sampler_pick(s->sampler, &t, logits, s->n_sampled, &r->q.sampling, position, &e) !=
+        STATUS_OK) {
+        if (r->prefix) r->prefix->is_broken = true;
         finish(s, r, SCHEDULER_ERROR, &e);
         return;
     }
@@ -394,20 +449,20 @@ bool scheduler_step(scheduler *s) {
                           .features = s->features,
                           .tables = s->tables,
                           .out_rows = s->out_rows};
-    mark_unfinished(s);
     add_decode_rows(s);
     add_prompt_rows(s);
-    if (s->batch.n_rows == 0) return true;
+    if (s->batch.n_rows == 0) return s->active || s->waiting;
     fill_tables(s);
     const float *logits;
     err e;
     if (lm_decoder_step(s->decoder, &logits, &s->batch, &e) != STATUS_OK) {
+        settle_prefixes(s, false);
         fail_all(s, &e);
         return s->waiting != NULL;
     }
-    int n_vocab = lm_decoder_n_vocab(s->decoder), n_out = s->batch.n_out;
-    for (int i = 0; i < n_out; i++)
-        take_token(s, s->out_of[i], logits + (size_t)i * (size_t)n_vocab, n_vocab);
+    settle_prefixes(s, true);
+    size_t row = (size_t)lm_decoder_n_vocab(s->decoder);
+    for (int i = 0; i < s->batch.n_out; i++) take_token(s, s->out_of[i], logits + (size_t)i * row);
     return s->active || s->waiting;
 }
 
@@ -464,6 +519,8 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
     s->image_tokens = c->tower.n_tokens;
     s->max_context = c->decoder.max_positions;
     s->n_kv_blocks = (int)n_blocks;
+    s->n_vocab_in = c->decoder.n_vocab_in;
+    s->n_sampled = c->decoder.n_vocab_out < s->n_vocab_in ? c->decoder.n_vocab_out : s->n_vocab_in;
     s->waiting_last = &s->waiting;
     s->active_last = &s->active;
     s->max_rows = settings->chunk_rows + settings->max_questions;

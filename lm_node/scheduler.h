@@ -12,7 +12,7 @@
  *
  * A question is admitted when the blocks it can ever need are free; until then it waits in order, and
  * nothing that runs is ever thrown out. What a question answers does not depend on what runs beside it.
- * One thread, that of the context. */
+ * One thread, that of the context. Callbacks do not call the scheduler. */
 #ifndef LM_NODE_SCHEDULER_H
 #define LM_NODE_SCHEDULER_H
 
@@ -44,7 +44,7 @@ typedef struct {
     const void *features;  /* [n_tokens, tower hidden] in model_tower_dtype, copied; may be NULL when
                               scheduler_has_prefix said so */
     sampler_params sampling;
-    int max_new_tokens;
+    int max_new_tokens; /* 1 or more; cut to what the context leaves */
 } scheduler_question;
 
 typedef enum { SCHEDULER_STOP, SCHEDULER_LENGTH, SCHEDULER_ERROR } scheduler_finish;
@@ -52,7 +52,8 @@ typedef enum { SCHEDULER_STOP, SCHEDULER_LENGTH, SCHEDULER_ERROR } scheduler_fin
 typedef struct {
     /* A token, the end token included. True: enough, finish with SCHEDULER_STOP. */
     bool (*token)(void *user, int question_idx, const sampled_token *t);
-    /* The last word about a question. prefix_cached: its prefix was resident when it was submitted. */
+    /* The last word about a question. prefix_cached: another question had its prefix computed. why: with
+     * SCHEDULER_ERROR only, else NULL. */
     void (*finished)(void *user, int question_idx, scheduler_finish reason, bool prefix_cached,
                      const err *why);
 } scheduler_callbacks;
@@ -72,7 +73,8 @@ void scheduler_close(scheduler **s);
 bool scheduler_has_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
                           int n_ids);
 
-/* Errors: PROMPT_TOO_LONG (with both numbers), NO_MEMORY, NOT_FOUND (no features and no prefix). */
+/* q->sampling was checked. Errors: PROMPT_TOO_LONG (with both numbers), BAD_PROMPT (empty, an unknown id,
+ * two images, nothing behind the image), BAD_ARGUMENT, NO_MEMORY, NOT_FOUND (no features and no prefix). */
 MUST_USE status scheduler_submit(scheduler *s, const scheduler_question *q, err *e);
 
 /* Drops every question of user; nothing is called back for them. */

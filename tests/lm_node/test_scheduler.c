@@ -1,0 +1,643 @@
+/* The scheduler's promises: the same bytes in any company, one prefill of a shared image, waiting instead
+ * of dying. The network is the golden case with five heads of 80, so answers can also be compared with
+ * those of transformers. */
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "lm_node/kv_cache.h"
+#include "lm_node/lm_decoder.h"
+#include "lm_node/prompt.h"
+#include "lm_node/scheduler.h"
+#include "model/model.h"
+#include "tests/lm_node/golden.h"
+#include "tests/support/support.h"
+
+#define ASKS       17
+#define TOKENS_MAX 64
+#define STEPS_MAX  20000
+
+/* ---- the world of a test ------------------------------------------------------------------- */
+
+static golden *g;
+static model *m;
+static float *features; /* [GOLDEN_IMAGES, n_tokens, hidden] */
+static size_t image_values;
+
+/* What came out of one question. */
+typedef struct {
+    int n;
+    sampled_token tokens[TOKENS_MAX];
+    bool is_finished, prefix_cached;
+    scheduler_finish reason;
+    err why;
+    int stop_after; /* the callback asks to stop after so many tokens; 0: never */
+} record;
+
+typedef struct {
+    int32_t ids[400];
+    int n_ids;
+    int image; /* -1: none */
+    sampler_params sampling;
+    int max_new;
+} ask;
+
+typedef struct {
+    ops_ctx *ctx;
+    scheduler *s;
+} engine;
+
+typedef struct {
+    int n_threads, chunk_rows, max_questions;
+    int kv_blocks;
+} engine_settings;
+
+static const engine_settings usual = {
+    .n_threads = 2, .chunk_rows = 256, .max_questions = 16, .kv_blocks = 600};
+
+static bool on_token(void *user, int question_idx, const sampled_token *t) {
+    record *r = (record *)user + question_idx;
+    assert_false(r->is_finished);
+    assert_true(r->n < TOKENS_MAX);
+    r->tokens[r->n++] = *t;
+    return r->n == r->stop_after;
+}
+
+static void on_finished(void *user, int question_idx, scheduler_finish reason, bool prefix_cached,
+                        const err *why) {
+    record *r = (record *)user + question_idx;
+    assert_false(r->is_finished);
+    r->is_finished = true;
+    r->reason = reason;
+    r->prefix_cached = prefix_cached;
+    if (why) r->why = *why;
+}
+
+static engine open_engine(engine_settings wanted) {
+    engine en;
+    err e;
+    ops_settings o = {.device = "cpu", .n_threads = wanted.n_threads};
+    if (ops_open(&en.ctx, &o, &e) != STATUS_OK) fail_msg("%s", e.text);
+    scheduler_settings settings = {
+        .kv_bytes = (uint64_t)wanted.kv_blocks * lm_decoder_block_bytes(model_get_config(m)),
+        .max_questions = wanted.max_questions,
+        .chunk_rows = wanted.chunk_rows};
+    const scheduler_callbacks callbacks = {on_token, on_finished};
+    if (scheduler_open(&en.s, en.ctx, m, &settings, &callbacks, &e) != STATUS_OK) fail_msg("%s", e.text);
+    return en;
+}
+
+static void close_engine(engine *en) {
+    scheduler_close(&en->s);
+    ops_close(&en->ctx);
+}
+
+static scheduler_question question_of(const ask *a, record *records, int idx) {
+    scheduler_question q = {.user = records,
+                            .question_idx = idx,
+                            .ids = a->ids,
+                            .n_ids = a->n_ids,
+                            .sampling = a->sampling,
+                            .max_new_tokens = a->max_new};
+    if (a->image < 0) return q;
+    q.image.sha256[0] = (unsigned char)(a->image + 1);
+    q.features = features + (size_t)a->image * image_values;
+    return q;
+}
+
+static status try_submit(engine *en, const ask *a, record *records, int idx, err *e) {
+    scheduler_question q = question_of(a, records, idx);
+    return scheduler_submit(en->s, &q, e);
+}
+
+static void submit(engine *en, const ask *a, record *records, int idx) {
+    err e;
+    if (try_submit(en, a, records, idx, &e) != STATUS_OK) fail_msg("%s", e.text);
+}
+
+static void run_to_end(engine *en) {
+    for (int i = 0; i < STEPS_MAX; i++)
+        if (!scheduler_step(en->s)) return;
+    fail_msg("the scheduler did not finish in %d steps", STEPS_MAX);
+}
+
+/* ---- what is asked ------------------------------------------------------------------------- */
+
+static void add_words(ask *a, rng *r, int n) {
+    int n_vocab = model_get_config(m)->decoder.n_vocab_in;
+    for (int i = 0; i < n; i++) a->ids[a->n_ids++] = (int32_t)rng_below(r, (uint64_t)n_vocab);
+}
+
+/* Images, prefixes, lengths and ways of sampling in every mixture; the same list every time. */
+static void make_asks(ask asks[ASKS]) {
+    rng r = rng_make(7);
+    for (int i = 0; i < ASKS; i++) {
+        ask *a = &asks[i];
+        *a = (ask){.image = i % 5 == 4 ? -1 : i % 3, .max_new = 1 + (int)rng_below(&r, 24)};
+        if (a->image >= 0) {
+            rng same = rng_make((uint64_t)(i % 2)); /* two prefixes in use */
+            add_words(a, &same, i % 2 ? 13 : 7);    /* 13 + 9 rows: a partial block; 7 + 9: a full one */
+            a->ids[a->n_ids++] = PROMPT_IMAGE_ID;
+        }
+        add_words(a, &r, 1 + (int)rng_below(&r, i == 8 ? 300 : 40));
+        a->sampling.n_logprobs = i % 4;
+        if (i % 2) continue;
+        a->sampling.temperature = 1.5f;
+        a->sampling.top_p = i % 3 ? 0.9f : 0.0f;
+        a->sampling.top_k = i % 5 ? 0 : 20;
+        a->sampling.seed = 11;
+        a->sampling.stream = (uint64_t)i;
+    }
+}
+
+static void assert_same(const record *got, const record *want, int i) {
+    assert_true(got->is_finished);
+    if (got->reason != want->reason || got->n != want->n ||
+        memcmp(got->tokens, want->tokens, (size_t)want->n * sizeof *want->tokens) != 0)
+        fail_msg("question %d: %d tokens and reason %d, alone %d and %d, or other bytes", i, got->n,
+                 (int)got->reason, want->n, (int)want->reason);
+}
+
+/* Each question in an engine of its own: what all others are compared with. */
+static record *alone;
+static ask asks[ASKS];
+
+static void ask_all_alone(void) {
+    for (int i = 0; i < ASKS; i++) {
+        engine_settings one = usual;
+        one.n_threads = 1;
+        one.max_questions = 1;
+        engine en = open_engine(one);
+        submit(&en, &asks[i], alone, i);
+        run_to_end(&en);
+        assert_true(alone[i].is_finished);
+        assert_int_not_equal(alone[i].reason, SCHEDULER_ERROR);
+        close_engine(&en);
+    }
+}
+
+static record *new_records(void) {
+    record *records = calloc(ASKS, sizeof *records);
+    assert_non_null(records);
+    return records;
+}
+
+static void check_together(engine_settings settings, uint64_t shuffle_seed) {
+    int order[ASKS];
+    rng r = rng_make(shuffle_seed);
+    for (int i = 0; i < ASKS; i++) order[i] = i;
+    for (int i = ASKS - 1; i > 0 && shuffle_seed; i--) {
+        int k = (int)rng_below(&r, (uint64_t)i + 1), kept = order[i];
+        order[i] = order[k];
+        order[k] = kept;
+    }
+    record *records = new_records();
+    engine en = open_engine(settings);
+    for (int i = 0; i < ASKS; i++) submit(&en, &asks[order[i]], records, order[i]);
+    run_to_end(&en);
+    for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
+    close_engine(&en);
+    free(records);
+}
+
+/* ---- the same bytes ------------------------------------------------------------------------ */
+
+static void a_question_is_answered_as_by_transformers(void **state) {
+    (void)state;
+    const int prompts[] = {0, 1, 2, 3, 5, 6};
+    engine en = open_engine(usual);
+    for (size_t k = 0; k < sizeof prompts / sizeof prompts[0]; k++) {
+        golden_tensor ids = golden_get(g, "prompt.%d.ids", prompts[k]);
+        golden_tensor want = golden_get(g, "prompt.%d.greedy", prompts[k]);
+        ask a = {.n_ids = (int)ids.dims[0], .image = 0, .max_new = (int)want.dims[0]};
+        memcpy(a.ids, ids.i32, (size_t)a.n_ids * sizeof *a.ids);
+        record r = {0};
+        submit(&en, &a, &r, 0);
+        run_to_end(&en);
+        int n = 0;
+        int32_t eos = tokenizer_eos_id(model_get_tokenizer(m));
+        while (n < a.max_new && (n == 0 || want.i32[n - 1] != eos)) n++;
+        assert_int_equal(r.n, n);
+        for (int i = 0; i < n; i++) assert_int_equal(r.tokens[i].id, want.i32[i]);
+    }
+    close_engine(&en);
+}
+
+static void the_company_of_others_changes_no_byte(void **state) {
+    (void)state;
+    check_together(usual, 0);
+}
+
+static void the_order_of_submission_changes_no_byte(void **state) {
+    (void)state;
+    for (uint64_t seed = 1; seed <= 3; seed++) check_together(usual, seed);
+}
+
+static void the_size_of_prefill_chunks_changes_no_byte(void **state) {
+    (void)state;
+    const int sizes[] = {1, 7, 64};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        engine_settings s = usual;
+        s.chunk_rows = sizes[i];
+        check_together(s, i);
+    }
+}
+
+static void the_number_of_threads_changes_no_byte(void **state) {
+    (void)state;
+    for (int n = 1; n <= 4; n++) {
+        engine_settings s = usual;
+        s.n_threads = n;
+        check_together(s, 0);
+    }
+}
+
+static void scarce_memory_and_evictions_change_no_byte(void **state) {
+    (void)state;
+    for (int n_blocks = 24; n_blocks <= 40; n_blocks += 4) {
+        engine_settings s = usual;
+        s.kv_blocks = n_blocks;
+        check_together(s, (uint64_t)n_blocks);
+    }
+}
+
+static void a_prefix_shared_or_not_changes_no_byte(void **state) {
+    (void)state;
+    record *records = new_records();
+    engine en = open_engine(usual);
+    for (int i = 0; i < ASKS; i++) {
+        err e;
+        scheduler_question q = question_of(&asks[i], records, i);
+        q.image.flags = (uint32_t)i; /* another image to the scheduler, the same features */
+        assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    }
+    run_to_end(&en);
+    assert_int_equal(scheduler_read_counters(en.s).prefix_tokens_reused, 0);
+    for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
+    close_engine(&en);
+    free(records);
+}
+
+static void a_warm_engine_changes_no_byte(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    for (int round = 0; round < 2; round++) {
+        record *records = new_records();
+        for (int i = 0; i < ASKS; i++) submit(&en, &asks[i], records, i);
+        run_to_end(&en);
+        for (int i = 0; i < ASKS; i++) {
+            assert_same(&records[i], &alone[i], i);
+            if (round == 1) assert_int_equal(records[i].prefix_cached, asks[i].image >= 0);
+        }
+        free(records);
+    }
+    close_engine(&en);
+}
+
+static void cancelled_neighbours_change_no_byte(void **state) {
+    (void)state;
+    for (int n_steps = 0; n_steps < 12; n_steps++) {
+        record *records = new_records(), *dropped = new_records();
+        engine_settings s = usual;
+        s.chunk_rows = 32;
+        s.max_questions = 8;
+        engine en = open_engine(s);
+        for (int i = 0; i < ASKS; i++) {
+            submit(&en, &asks[i], dropped, i);
+            submit(&en, &asks[ASKS - 1 - i], records, ASKS - 1 - i);
+        }
+        for (int k = 0; k < n_steps; k++) assert_true(scheduler_step(en.s));
+        scheduler_cancel(en.s, dropped);
+        record *kept = new_records();
+        memcpy(kept, dropped, ASKS * sizeof *kept);
+        run_to_end(&en);
+        assert_memory_equal(kept, dropped, ASKS * sizeof *kept); /* not a word after cancelling */
+        for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
+        close_engine(&en);
+        free(records);
+        free(dropped);
+        free(kept);
+    }
+}
+
+static void features_that_are_no_numbers_fail_their_own_questions_only(void **state) {
+    (void)state;
+    float *broken = malloc(image_values * sizeof *broken);
+    assert_non_null(broken);
+    for (size_t i = 0; i < image_values; i++) broken[i] = NAN;
+    engine_settings s = usual;
+    s.kv_blocks = 40; /* so that blocks full of NaN are used again */
+    engine en = open_engine(s);
+    record *records = new_records();
+    record bad[4] = {{0}};
+    for (int i = 0; i < ASKS; i++) {
+        if (i % 5 == 0) {
+            err e;
+            scheduler_question q = question_of(&asks[1], bad, i / 5);
+            q.features = broken;
+            q.image.sha256[0] = 200;
+            assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+        }
+        submit(&en, &asks[i], records, i);
+    }
+    run_to_end(&en);
+    for (int i = 0; i < 4; i++) {
+        assert_true(bad[i].is_finished);
+        assert_int_equal(bad[i].reason, SCHEDULER_ERROR);
+        assert_int_equal(bad[i].why.code, STATUS_INTERNAL);
+    }
+    for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
+    scheduler_question q = question_of(&asks[1], bad, 0);
+    q.image.sha256[0] = 200;
+    assert_false(scheduler_has_prefix(en.s, &q.image, q.ids, q.n_ids)); /* nobody shares it again */
+    close_engine(&en);
+    free(records);
+    free(broken);
+}
+
+/* ---- work done once ------------------------------------------------------------------------ */
+
+static ask question_on(int image, uint64_t seed, int n_own, int max_new) {
+    ask a = {.image = image, .max_new = max_new};
+    rng same = rng_make(3), own = rng_make(seed);
+    add_words(&a, &same, 13);
+    a.ids[a.n_ids++] = PROMPT_IMAGE_ID;
+    add_words(&a, &own, n_own);
+    return a;
+}
+
+static int prefix_rows(void) { return 13 + model_get_config(m)->tower.n_tokens; }
+
+static void ten_questions_about_one_image_compute_its_prefix_once(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record *records = new_records();
+    for (int i = 0; i < 10; i++) {
+        ask a = question_on(0, 100 + (uint64_t)i, 5, 3);
+        submit(&en, &a, records, i);
+    }
+    run_to_end(&en);
+    scheduler_counters c = scheduler_read_counters(en.s);
+    assert_int_equal(c.prefill_tokens, prefix_rows() + 10 * 5);
+    assert_int_equal(c.prefix_tokens_reused, 9 * prefix_rows());
+    assert_int_equal(c.prefixes, 1);
+    int n_cached = 0;
+    for (int i = 0; i < 10; i++) n_cached += records[i].prefix_cached;
+    assert_int_equal(n_cached, 9);
+    /* What stays is the prefix, and nothing else. */
+    assert_int_equal(c.kv_blocks_in_use, kv_blocks_for(prefix_rows()));
+    assert_int_equal(c.n_running + c.n_waiting, 0);
+    close_engine(&en);
+    free(records);
+}
+
+static void a_resident_prefix_needs_no_features(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record r[2] = {{0}};
+    err e;
+    ask a = question_on(1, 5, 4, 3);
+    scheduler_question q = question_of(&a, r, 0);
+    q.features = NULL;
+    assert_false(scheduler_has_prefix(en.s, &q.image, q.ids, q.n_ids));
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_NOT_FOUND);
+    submit(&en, &a, r, 0);
+    run_to_end(&en);
+    assert_true(scheduler_has_prefix(en.s, &q.image, q.ids, q.n_ids));
+    q.question_idx = 1;
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    run_to_end(&en);
+    assert_false(r[0].prefix_cached);
+    assert_true(r[1].prefix_cached);
+    assert_memory_equal(r[0].tokens, r[1].tokens, sizeof r[0].tokens);
+    close_engine(&en);
+}
+
+/* ---- waiting and refusing ------------------------------------------------------------------- */
+
+static void a_prefix_only_waiting_questions_want_cannot_block_the_first_in_line(void **state) {
+    (void)state;
+    engine_settings s = usual;
+    ask a = question_on(0, 1, 30, 20), b = question_on(1, 2, 30, 20), again = question_on(0, 3, 30, 20);
+    s.kv_blocks = kv_blocks_for(prefix_rows() + 50) + 1; /* room for one image and its question */
+    engine en = open_engine(s);
+    record r[3] = {{0}};
+    submit(&en, &a, r, 0);
+    run_to_end(&en);
+    submit(&en, &b, r, 1);
+    err e;
+    scheduler_question q = question_of(&again, r, 2);
+    q.features = NULL; /* its prefix is resident, and pinned by it */
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    run_to_end(&en);
+    for (int i = 0; i < 3; i++) assert_true(r[i].is_finished && r[i].reason != SCHEDULER_ERROR);
+    close_engine(&en);
+}
+
+static void questions_wait_in_order_when_keys_and_values_are_full(void **state) {
+    (void)state;
+    engine_settings s = usual;
+    s.kv_blocks = 8; /* two text questions of 3 blocks at a time */
+    engine en = open_engine(s);
+    record *records = new_records();
+    ask a = {.image = -1, .max_new = 8};
+    rng r = rng_make(1);
+    add_words(&a, &r, 40);
+    for (int i = 0; i < 6; i++) submit(&en, &a, records, i);
+    int first_unfinished = 0;
+    for (int step = 0; step < STEPS_MAX && scheduler_step(en.s); step++) {
+        scheduler_counters c = scheduler_read_counters(en.s);
+        assert_true(c.n_running <= 2);
+        assert_true(c.kv_blocks_in_use <= c.kv_blocks);
+        while (first_unfinished < 6 && records[first_unfinished].is_finished) first_unfinished++;
+        for (int i = first_unfinished + 2; i < 6; i++) assert_false(records[i].n > 0);
+    }
+    for (int i = 0; i < 6; i++) assert_true(records[i].is_finished);
+    assert_int_equal(scheduler_read_counters(en.s).kv_blocks_in_use, 0);
+    close_engine(&en);
+    free(records);
+}
+
+static void a_long_prompt_does_not_stall_who_is_decoding(void **state) {
+    (void)state;
+    engine_settings s = usual;
+    s.chunk_rows = 10;
+    engine en = open_engine(s);
+    record r[2] = {{0}};
+    ask quick = {.image = -1, .max_new = 40}, slow = {.image = -1, .max_new = 1};
+    rng random = rng_make(2);
+    add_words(&quick, &random, 3);
+    add_words(&slow, &random, 300);
+    submit(&en, &quick, r, 0);
+    assert_true(scheduler_step(en.s));
+    assert_int_equal(r[0].n, 1);
+    submit(&en, &slow, r, 1);
+    for (int k = 2; k <= 30 && !r[0].is_finished; k++) {
+        assert_true(scheduler_step(en.s));
+        assert_int_equal(r[0].n, k); /* one token each step, whatever is prefilled beside */
+    }
+    assert_int_equal(r[1].n, 0);
+    run_to_end(&en);
+    assert_int_equal(r[1].n, 1);
+    close_engine(&en);
+}
+
+static void what_can_never_fit_is_refused_with_both_numbers(void **state) {
+    (void)state;
+    engine_settings s = usual;
+    s.kv_blocks = 4;
+    engine en = open_engine(s);
+    record r = {0};
+    err e;
+    ask a = {.image = -1, .max_new = 30};
+    rng random = rng_make(2);
+    add_words(&a, &random, 40);
+    assert_int_equal(try_submit(&en, &a, &r, 0, &e), STATUS_PROMPT_TOO_LONG);
+    assert_non_null(strstr(e.text, "need 6 blocks"));
+    assert_non_null(strstr(e.text, "there are 4"));
+    close_engine(&en);
+
+    en = open_engine(usual);
+    int32_t *ids = calloc(2000, sizeof *ids);
+    scheduler_question q = {.user = &r, .ids = ids, .n_ids = 512, .max_new_tokens = 1};
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_PROMPT_TOO_LONG);
+    assert_non_null(strstr(e.text, "512"));
+    q.n_ids = 2000;
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_PROMPT_TOO_LONG);
+    assert_non_null(strstr(e.text, "2000"));
+    free(ids);
+    close_engine(&en);
+}
+
+static void an_answer_is_cut_to_what_the_context_leaves(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record r = {0};
+    err e;
+    int32_t *ids = calloc(500, sizeof *ids);
+    scheduler_question q = {.user = &r, .ids = ids, .n_ids = 500, .max_new_tokens = INT_MAX};
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    run_to_end(&en);
+    assert_true(r.is_finished);
+    assert_true(r.n <= 12);
+    if (r.reason == SCHEDULER_LENGTH) assert_int_equal(r.n, 12);
+    free(ids);
+    close_engine(&en);
+}
+
+static void hostile_prompts_are_refused_and_named(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record r = {0};
+    err e;
+    const int32_t too_large[] = {3, 277}, negative[] = {-1}, only_image[] = {3, PROMPT_IMAGE_ID};
+    const int32_t two_images[] = {PROMPT_IMAGE_ID, 1, PROMPT_IMAGE_ID, 1}, fine[] = {1};
+    const struct {
+        const int32_t *ids;
+        int n_ids, max_new;
+        status want;
+        const char *text;
+    } cases[] = {
+        {too_large, 2, 4, STATUS_BAD_PROMPT, "token 277 at place 1"},
+        {negative, 1, 4, STATUS_BAD_PROMPT, "token -1 at place 0"},
+        {only_image, 2, 4, STATUS_BAD_PROMPT, "behind the image"},
+        {two_images, 4, 4, STATUS_BAD_PROMPT, "2 images"},
+        {fine, 0, 4, STATUS_BAD_PROMPT, "no token at all"},
+        {fine, 1, 0, STATUS_BAD_ARGUMENT, "max_new_tokens 0"},
+        {fine, 1, INT_MIN, STATUS_BAD_ARGUMENT, "max_new_tokens"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        scheduler_question q = {.user = &r,
+                                .ids = cases[i].ids,
+                                .n_ids = cases[i].n_ids,
+                                .features = features,
+                                .max_new_tokens = cases[i].max_new};
+        assert_int_equal(scheduler_submit(en.s, &q, &e), cases[i].want);
+        if (!strstr(e.text, cases[i].text)) fail_msg("\"%s\" does not say \"%s\"", e.text, cases[i].text);
+    }
+    assert_false(scheduler_step(en.s));
+    close_engine(&en);
+}
+
+static void a_callback_that_has_seen_enough_ends_the_answer(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record r = {.stop_after = 2};
+    ask a = {.image = -1, .max_new = 30};
+    rng random = rng_make(2);
+    add_words(&a, &random, 5);
+    submit(&en, &a, &r, 0);
+    run_to_end(&en);
+    assert_int_equal(r.n, 2);
+    assert_int_equal(r.reason, SCHEDULER_STOP);
+    close_engine(&en);
+}
+
+static void closing_in_the_middle_of_work_releases_everything(void **state) {
+    (void)state;
+    for (int n_steps = 0; n_steps < 4; n_steps++) {
+        engine_settings s = usual;
+        s.max_questions = 3;
+        engine en = open_engine(s);
+        record *records = new_records();
+        for (int i = 0; i < ASKS; i++) submit(&en, &asks[i], records, i);
+        for (int k = 0; k < n_steps; k++) assert_true(scheduler_step(en.s));
+        close_engine(&en); /* the sanitizers and kv_cache_close look for what is left */
+        free(records);
+    }
+}
+
+/* ---- group --------------------------------------------------------------------------------- */
+
+static int set_up(void **state) {
+    (void)state;
+    err e;
+    g = golden_open("odd_heads");
+    if (model_open(&m, golden_dir(g), MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    golden_tensor t = golden_get(g, "tower.%d", model_get_config(m)->tower.n_layers_run);
+    image_values = (size_t)(t.dims[1] * t.dims[2]);
+    features = malloc(GOLDEN_IMAGES * image_values * sizeof *features);
+    assert_non_null(features);
+    memcpy(features, t.f32, GOLDEN_IMAGES * image_values * sizeof *features);
+    make_asks(asks);
+    alone = new_records();
+    ask_all_alone();
+    return 0;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    free(alone);
+    free(features);
+    model_close(&m);
+    golden_close(&g);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_question_is_answered_as_by_transformers),
+        cmocka_unit_test(the_company_of_others_changes_no_byte),
+        cmocka_unit_test(the_order_of_submission_changes_no_byte),
+        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
+        cmocka_unit_test(the_number_of_threads_changes_no_byte),
+        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
+        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+        cmocka_unit_test(a_warm_engine_changes_no_byte),
+        cmocka_unit_test(cancelled_neighbours_change_no_byte),
+        cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
+        cmocka_unit_test(ten_questions_about_one_image_compute_its_prefix_once),
+        cmocka_unit_test(a_resident_prefix_needs_no_features),
+        cmocka_unit_test(a_prefix_only_waiting_questions_want_cannot_block_the_first_in_line),
+        cmocka_unit_test(questions_wait_in_order_when_keys_and_values_are_full),
+        cmocka_unit_test(a_long_prompt_does_not_stall_who_is_decoding),
+        cmocka_unit_test(what_can_never_fit_is_refused_with_both_numbers),
+        cmocka_unit_test(an_answer_is_cut_to_what_the_context_leaves),
+        cmocka_unit_test(hostile_prompts_are_refused_and_named),
+        cmocka_unit_test(a_callback_that_has_seen_enough_ends_the_answer),
+        cmocka_unit_test(closing_in_the_middle_of_work_releases_everything),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
