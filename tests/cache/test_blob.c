@@ -66,6 +66,21 @@ static void every_flipped_bit_is_noticed(void **state) {
     assert_int_equal(decode(stored, stored_bytes), STATUS_OK);
 }
 
+/* With the checksum made right again, so that only the check of the field itself is left. */
+static void fields_that_must_have_one_value_are_looked_at(void **state) {
+    (void)state;
+    static const size_t offsets[] = {0, 3, 4, 5, 7, 16, 23, 24, 55};
+    unsigned char whole[64];
+    for (size_t i = 0; i < sizeof offsets / sizeof *offsets; i++) {
+        stored[offsets[i]] ^= 1;
+        memcpy(whole, stored, 56);
+        bytes_store_le(whole + 56, hash_xxh3(want.values.data, want.values.len_bytes), 8);
+        bytes_store_le(stored + 56, hash_xxh3(whole, sizeof whole), 8);
+        if (decode(stored, stored_bytes) != STATUS_BAD_FORMAT) fail_msg("byte %zu", offsets[i]);
+        stored[offsets[i]] ^= 1;
+    }
+}
+
 static void every_truncation_and_every_extra_byte_is_noticed(void **state) {
     (void)state;
     for (size_t len = 0; len < stored_bytes; len++) {
@@ -131,6 +146,7 @@ int main(void) {
         TEST(a_blob_comes_back_as_it_was),
         TEST(the_header_has_its_fields_where_the_drawing_says),
         TEST(every_flipped_bit_is_noticed),
+        TEST(fields_that_must_have_one_value_are_looked_at),
         TEST(every_truncation_and_every_extra_byte_is_noticed),
         TEST(a_blob_under_another_key_is_refused),
         TEST(a_blob_at_an_odd_address_is_read),
