@@ -37,7 +37,7 @@ static double now_us(void) {
 
 /* Best time in microseconds of call(arg). */
 static double best_us(void (*call)(void *), void *arg) {
-    double best = INFINITY;
+    double best = (double)INFINITY;
     call(arg);
     double start = now_us(), now = start;
     for (int round = 0; round < 3 || now - start < ROUND_MIN_US; round++) {

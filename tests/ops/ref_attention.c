@@ -8,7 +8,7 @@ void ref_attention_row(double *out, double *size, const float *q, const float *k
                        const int64_t *at, int64_t n_keys, int64_t head_dim, double scale) {
     double *p = calloc((size_t)n_keys, sizeof *p);
     CHECK(p, "memory for a reference");
-    double top = -INFINITY, sum = 0.0;
+    double top = (double)-INFINITY, sum = 0.0;
     for (int64_t j = 0; j < n_keys; j++) {
         for (int64_t d = 0; d < head_dim; d++) p[j] += (double)q[d] * (double)k[at[j] + d];
         p[j] *= scale;
