@@ -186,7 +186,8 @@ static void send_work(broker *b, const action *a) {
     m.flags |= asked->flags & MESSAGE_FLAG_STREAM;
     m.n_questions = a->work.n_questions;
     m.body = payload_view(asked);
-    send_to(b, a->peer, &m, NULL);
+    const payload *features = payload_find(&b->payloads, a->work.features_payload);
+    send_to(b, a->peer, &m, features ? features->frames : NULL);
 }
 
 static void send_plain(broker *b, const action *a, message_kind kind) {
@@ -386,6 +387,13 @@ static void take_from_node(broker *b, uint64_t peer, wire_message *in) {
         ev.kind = EVENT_ENCODED;
         ev.payload = payload_add_bytes(&b->payloads, m->report);
         ev.payload_bytes = (uint32_t)m->report.len_bytes;
+        if (!in->payload) break;
+        ev.encoded.features_bytes = (uint32_t)wire_payload_bytes(in->payload);
+        ev.encoded.features = payload_add_frames(&b->payloads, &in->payload);
+        if (!ev.encoded.features) { /* out of memory: offered again */
+            payload_release(&b->payloads, ev.payload);
+            return;
+        }
         break;
     case MESSAGE_GENERATED:
     case MESSAGE_TOKENS:
@@ -444,13 +452,14 @@ static size_t machine_metrics(const broker *b, metric *out) {
         {"generates", (double)c->generates},
         {"shared_encodings", (double)c->shared},
         {"features_missing", (double)c->regressions},
+        {"features_handed_over", (double)c->handed_over},
         {"retries", (double)c->retries},
         {"leases_expired", (double)c->lease_expiries},
         {"crashes", (double)c->crashes},
         {"quarantined", (double)c->quarantined},
         {"nodes_lost", (double)c->nodes_lost},
         {"busy_answers", (double)c->busy},
-        {"kept_bytes", (double)c->bytes},
+        {"kept_bytes", (double)(c->bytes + c->features_bytes)},
         {"clients", (double)c->n_clients},
         {"nodes", (double)c->n_nodes},
         {"bad_messages", (double)b->bad_messages},

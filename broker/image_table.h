@@ -22,6 +22,8 @@ typedef struct {
     uint32_t n_strong, n_crashes; /* of engines that died encoding it, until one succeeds */
     uint64_t payload;  /* of one of its items, kept for all of them */
     uint32_t bytes;
+    uint64_t features; /* payload, handed over while the cache was away, 0: in the cache */
+    uint32_t features_bytes;
     uint32_t n_items;
     uint32_t encoder;  /* item that wants or has the vision stage, SLOT_NONE */
     item_list waiters; /* items that wait for the encoder */

@@ -38,7 +38,7 @@ void machine_audit(const item_machine *m) {
     const machine_counts *k = &m->counts;
     CHECK(k->accepted == k->done + k->failed + k->cancelled + k->expired + k->in_flight,
           "accepted = done + failed + cancelled + expired + in flight");
-    uint64_t in_flight = 0, rows = 0, bytes = 0, owed = 0, parked = 0;
+    uint64_t in_flight = 0, rows = 0, bytes = 0, features = 0, owed = 0, parked = 0;
     for (uint32_t i = 0; i < m->items_end; i++) {
         const item_row *it = &m->items[i];
         if (!it->is_used) continue;
@@ -52,11 +52,14 @@ void machine_audit(const item_machine *m) {
     }
     for (uint32_t i = 0; i < m->images.end; i++) {
         bytes += m->images.rows[i].bytes;
+        features += m->images.rows[i].features_bytes;
+        CHECK(m->images.rows[i].n_items > 0 || m->images.rows[i].features == 0,
+              "features are kept for items that want them");
         uint32_t encoder = m->images.rows[i].encoder;
         CHECK(encoder == SLOT_NONE || m->items[encoder].image == i, "an encoder has the image");
     }
     CHECK(rows == k->n_rows && in_flight == k->in_flight, "rows are counted");
-    CHECK(bytes == k->bytes, "bytes are counted");
+    CHECK(bytes == k->bytes && features == k->features_bytes, "bytes are counted");
     CHECK(owed == m->n_owed, "what is owed to connected clients is counted");
     CHECK(parked == m->n_parked, "parked items are counted");
     uint32_t grants = 0;

@@ -310,8 +310,9 @@ void wake_some(item_machine *m) {
 
 static uint32_t role_of(item_stage stage) { return stage == STAGE_LM ? ROLE_LM : ROLE_VISION; }
 
-static uint32_t work_bytes(const item_row *it, item_stage stage) {
-    return stage == STAGE_LM ? it->request_bytes : it->image_bytes;
+uint32_t work_bytes(const item_machine *m, const item_row *it, item_stage stage) {
+    if (stage == STAGE_VISION) return it->image_bytes;
+    return it->request_bytes + (it->image != SLOT_NONE ? m->images.rows[it->image].features_bytes : 0);
 }
 
 static bool has_room(const item_machine *m, uint32_t n, uint32_t bytes) {
@@ -328,7 +329,7 @@ static void claim(item_machine *m, uint32_t item, item_stage stage, uint32_t n) 
     uint64_t bit = UINT64_C(1) << (it->attempt % 64);
     it->lm_attempts = stage == STAGE_LM ? it->lm_attempts | bit : it->lm_attempts & ~bit;
     grant_row grant = {.state = GRANT_CLAIMING, .id = it->id, .attempt = it->attempt, .stage = stage,
-                       .item = item, .bytes = work_bytes(it, stage), .is_solo = is_suspect(m, it),
+                       .item = item, .bytes = work_bytes(m, it, stage), .is_solo = is_suspect(m, it),
                        .started_us = m->now_us, .renewed_us = m->now_us};
     it->grant = grant_add(&m->nodes, n, &grant);
     CHECK(it->grant != SLOT_NONE, "a free grant was seen before");
@@ -359,7 +360,7 @@ static bool has_crashed(const item_row *it, uint64_t node) {
 
 /* The idle node for a suspect: rather one it has not crashed yet, so that blame needs several. */
 static uint32_t find_idle(const item_machine *m, const item_row *it, item_stage stage) {
-    uint32_t best = SLOT_NONE, bytes = work_bytes(it, stage);
+    uint32_t best = SLOT_NONE, bytes = work_bytes(m, it, stage);
     for (uint32_t n = 0; n < m->nodes.nodes_end; n++) {
         const node_row *row = &m->nodes.nodes[n];
         if (!(row->roles & role_of(stage)) || !node_table_is_idle_for(&m->nodes, n, bytes)) continue;
@@ -388,7 +389,7 @@ static bool dispatch_suspect(item_machine *m, item_stage stage) {
         claim(m, item, stage, n);
         return true;
     }
-    uint32_t bytes = work_bytes(it, stage), kept = m->reserved[stage];
+    uint32_t bytes = work_bytes(m, it, stage), kept = m->reserved[stage];
     if (kept != SLOT_NONE && may_be_emptied(&m->nodes.nodes[kept], role_of(stage), bytes)) return false;
     unreserve(m, stage);
     uint32_t best = SLOT_NONE;
@@ -406,7 +407,7 @@ static bool dispatch_parked(item_machine *m) {
         const node_row *row = &m->nodes.nodes[n];
         if (row->parked.n == 0 || row->reserved_for) continue;
         uint32_t item = row->parked.first;
-        if (!has_room(m, n, work_bytes(&m->items[item], STAGE_LM))) continue;
+        if (!has_room(m, n, work_bytes(m, &m->items[item], STAGE_LM))) continue;
         item_unplace(m, item);
         claim(m, item, STAGE_LM, n);
         return true;
@@ -442,7 +443,7 @@ static bool dispatch_first(item_machine *m, item_stage stage) {
     uint32_t item = item_queue_first(q);
     if (item == SLOT_NONE) return false;
     item_row *it = &m->items[item];
-    uint32_t bytes = work_bytes(it, stage), home = prefix_home(m, it, stage);
+    uint32_t bytes = work_bytes(m, it, stage), home = prefix_home(m, it, stage);
     uint32_t n = home != SLOT_NONE && has_room(m, home, bytes)
                      ? home
                      : node_table_pick(&m->nodes, role_of(stage), bytes);

@@ -173,6 +173,9 @@ static void hand_over(item_machine *m, const held *h) {
     grant_row *grant = &m->nodes.grants[h->grant];
     if (grant->generation != h->grant_generation || grant->state != GRANT_CLAIMING) return;
     node_row *node = &m->nodes.nodes[grant->node];
+    node->bytes -= grant->bytes;
+    grant->bytes = work_bytes(m, it, grant->stage); /* features may have come or gone since the claim */
+    node->bytes += grant->bytes;
     bool may_work = !node->is_draining && (node->n_holds == 0 || MUTANT(m, 8)) &&
                     (grant->is_solo || !is_suspect(m, it)) &&
                     (MUTANT(m, 6) ||
@@ -203,6 +206,7 @@ static void hand_over(item_machine *m, const held *h) {
     a->work.image = m->images.rows[it->image].key;
     a->work.is_again = it->regressions > 0;
     if (grant->stage == STAGE_VISION) a->work.image_payload = m->images.rows[it->image].payload;
+    else a->work.features_payload = m->images.rows[it->image].features;
 }
 
 static void tell_node(item_machine *m, const held *h) {
@@ -491,7 +495,8 @@ const char *machine_mutant_name(int mutant) {
         "the request digest is not compared",
         "tokens of an old attempt are forwarded",
         "an item with a crash on record travels in company",
-        "a lost node keeps its items"};
+        "a lost node keeps its items",
+        "features that were let go are still handed out"};
     return mutant >= 0 && mutant <= MACHINE_MUTANTS ? names[mutant] : "unknown";
 }
 #endif

@@ -99,7 +99,7 @@ typedef enum {
     EVENT_NODE_BYE,         /* leaves; gives back what it has */
     EVENT_NODE_GONE,        /* the connection is gone */
     EVENT_PROGRESS,         /* id, attempt, progress: renews the lease when progress has grown */
-    EVENT_ENCODED,          /* id, attempt, payload (a report, kept for the result, or 0) */
+    EVENT_ENCODED,          /* id, attempt, encoded, payload (a report, kept for the result, or 0) */
     EVENT_TOKENS,           /* id, attempt, payload */
     EVENT_RESULT,           /* id, attempt, payload */
     EVENT_FAILED,           /* id, attempt, failed, payload (a text for the result, or 0) */
@@ -151,6 +151,10 @@ typedef struct {
             uint32_t items; /* capacity, not what is left; 0 pauses */
             uint64_t bytes;
         } credit;
+        struct {
+            uint64_t features; /* a payload handed over because the cache is away, 0: in the cache */
+            uint32_t features_bytes;
+        } encoded;
         struct {
             status code;
             bool is_permanent; /* trying again cannot help */
@@ -231,6 +235,7 @@ typedef struct {
             bool has_image;
             image_key image;
             uint64_t image_payload; /* vision stage only */
+            uint64_t features_payload; /* lm stage: the features themselves, 0: in the cache */
             bool is_again;          /* features were missing or broken: do not trust the cache */
             uint32_t n_questions;
         } work;
@@ -248,6 +253,7 @@ typedef struct {
 typedef struct {
     uint32_t n_items_max;      /* rows, finished ones included until they are delivered */
     uint64_t bytes_max;        /* image, request and result bytes kept */
+    uint64_t features_bytes_max; /* of features handed over while the cache is away; one always fits */
     uint32_t n_clients_max;
     uint32_t client_items_max; /* one client's undelivered rows */
     uint64_t client_bytes_max;
@@ -280,10 +286,12 @@ typedef struct {
     uint64_t duplicates, conflicts, busy;   /* answers to SUBMIT other than ACCEPTED */
     uint64_t encodes, generates;            /* WORK handed out */
     uint64_t shared;                        /* items that did not need an encoding of their own */
+    uint64_t handed_over;                   /* ENCODED that brought the features along */
     uint64_t retries, releases, lease_expiries, regressions;
     uint64_t crashes, quarantined, nodes_lost, tokens_stale, late_results;
     uint64_t ignored;                       /* "anything else" */
-    uint64_t bytes;                         /* kept now */
+    uint64_t bytes;                         /* kept now, without features */
+    uint64_t features_bytes;                /* handed over and kept now */
     uint32_t queued[STAGE_COUNT], leased[STAGE_COUNT], waiting; /* now; waiting: for others' encoding */
     uint32_t n_rows, n_clients, n_nodes, n_images;
 } machine_counts;
@@ -319,7 +327,7 @@ const fingerprint *machine_tower(const item_machine *m);
 void machine_audit(const item_machine *m);
 
 #ifdef MIPHA_MUTANTS
-#define MACHINE_MUTANTS 18
+#define MACHINE_MUTANTS 19
 /* Switches one seeded mistake on (1 .. MACHINE_MUTANTS), 0: none. Exists only in the library the
  * mutants test is linked with. */
 void machine_set_mutant(item_machine *m, int mutant);

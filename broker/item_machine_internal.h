@@ -198,6 +198,7 @@ void arm_item(item_machine *m, uint32_t item);
 void arm_grant(item_machine *m, uint32_t g);
 void arm_node(item_machine *m, uint32_t n);
 void arm_client(item_machine *m, uint32_t c);
+uint32_t work_bytes(const item_machine *m, const item_row *it, item_stage stage); /* of payload */
 void item_place_somewhere(item_machine *m, uint32_t item, int64_t backoff_us);
 void item_unplace(item_machine *m, uint32_t item);
 void image_wake(item_machine *m, uint32_t image);
@@ -221,6 +222,7 @@ uint32_t client_add(item_machine *m, uint64_t peer, uint64_t tenant); /* SLOT_NO
 void client_lose(item_machine *m, uint32_t c);
 uint32_t item_add(item_machine *m, const event *e, uint32_t c);
 void item_drop_inputs(item_machine *m, item_row *it); /* the bytes only nodes needed */
+void image_drop_features(item_machine *m, image_row *image);
 void item_keep_payload(item_machine *m, uint64_t *payload, uint32_t *bytes, const event *e);
 void item_remove(item_machine *m, uint32_t item); /* leaves a tombstone */
 

@@ -113,12 +113,30 @@ static void released(item_machine *m, const event *e, uint32_t n, uint32_t item)
     arm_item(m, item);
 }
 
+/* Features that came with the report because the cache is away stay with the image until its last item
+ * has gone. False: there is no room for them now. */
+static bool keep_features(item_machine *m, image_row *image, const event *e) {
+    uint64_t others = m->counts.features_bytes - image->features_bytes;
+    bool fits = others == 0 || (others <= m->limits.features_bytes_max &&
+                                e->encoded.features_bytes <= m->limits.features_bytes_max - others);
+    if (!fits) return false;
+    image_drop_features(m, image);
+    image->features = e->encoded.features;
+    image->features_bytes = e->encoded.features_bytes;
+    m->counts.features_bytes += image->features_bytes;
+    m->counts.handed_over++;
+    return true;
+}
+
 static void encoded(item_machine *m, const event *e, uint32_t n, uint32_t item) {
     item_row *it = item != SLOT_NONE ? &m->items[item] : NULL;
     rule_facts facts = {.attempt = e->attempt};
     image_row *image = NULL;
-    if (it && it->image != SLOT_NONE && was_for_stage(it, e->attempt, STAGE_VISION)) {
-        image = &m->images.rows[it->image]; /* true whatever became of the item */
+    bool is_true = it && it->image != SLOT_NONE && was_for_stage(it, e->attempt, STAGE_VISION);
+    if (is_true && e->encoded.features && !keep_features(m, &m->images.rows[it->image], e)) is_true = false;
+    if (!is_true) release(m, e->encoded.features);
+    if (is_true) {
+        image = &m->images.rows[it->image]; /* encoded, whatever became of the item */
         image->is_encoded = true;
         image->n_strong = image->n_crashes = 0;
         image_wake(m, it->image);
@@ -206,6 +224,7 @@ static void features_missing(item_machine *m, const event *e, uint32_t n, uint32
     stop_other(m, it);
     m->counts.regressions++;
     m->images.rows[it->image].is_encoded = false;
+    image_drop_features(m, &m->images.rows[it->image]);
     if (!MUTANT(m, 10)) it->regressions++;
     if (it->regressions >= m->limits.regressions_max) {
         item_finish(m, RULE_FAIL, item, ITEM_FAILED, STATUS_UNAVAILABLE,
@@ -328,6 +347,7 @@ void node_event(item_machine *m, const event *e) {
     if (n == SLOT_NONE) {
         m->counts.ignored++;
         release(m, e->payload);
+        if (e->kind == EVENT_ENCODED) release(m, e->encoded.features);
         if (e->kind != EVENT_NODE_GONE && e->kind != EVENT_NODE_BYE)
             emit(m, ACTION_SEND_WHO, e->peer);
         return;

@@ -83,6 +83,7 @@ machine_limits machine_limits_default(void) {
     const int64_t s = 1000000;
     return (machine_limits){
         .n_items_max = 16384, .bytes_max = UINT64_C(1) << 30,
+        .features_bytes_max = UINT64_C(1) << 28,
         .n_clients_max = 1024, .client_items_max = 4096, .client_bytes_max = UINT64_C(1) << 29,
         .n_nodes_max = 256, .n_grants_max = 16384, .n_images_max = 65536,
         .n_tombstones_max = 65536, .n_tenants = 1024,
@@ -255,6 +256,13 @@ uint32_t item_add(item_machine *m, const event *e, uint32_t c) {
     return item;
 }
 
+void image_drop_features(item_machine *m, image_row *image) {
+    release(m, image->features);
+    m->counts.features_bytes -= image->features_bytes;
+    if (!MUTANT(m, 19)) image->features = 0;
+    image->features_bytes = 0;
+}
+
 void item_drop_inputs(item_machine *m, item_row *it) {
     client_row *c = client_of(m, it);
     if (c) c->bytes -= (uint64_t)it->image_bytes + it->request_bytes;
@@ -265,6 +273,7 @@ void item_drop_inputs(item_machine *m, item_row *it) {
     if (it->image == SLOT_NONE) return;
     image_row *image = &m->images.rows[it->image];
     if (image_table_let_go(&m->images, it->image)) {
+        image_drop_features(m, image);
         release(m, image->payload);
         m->counts.bytes -= image->bytes;
         image->payload = 0;

@@ -21,6 +21,8 @@ static const option_row rows[] = {
      "items kept at once; more are answered BUSY"},
     {"queue-bytes", 0, OPTION_BYTES, "BYTES", "1G", 1 << 20, 1e15,
      "bytes of images, questions and results kept at once"},
+    {"features-bytes", 0, OPTION_BYTES, "BYTES", "256M", 0, 1e15,
+     "bytes of features kept at once while the cache is away and they travel with the work"},
     {"heartbeat-ms", 0, OPTION_INT, "MS", "1000", 10, 60000,
      "a side that is silent for three of these is taken for gone"},
     {"lease-ms", 0, OPTION_INT, "MS", "30000", 40, 3600000,
@@ -46,6 +48,7 @@ static broker_settings settings_from(const options *o) {
     s.limits.n_items_max = (uint32_t)options_int(o, "queue-items");
     s.limits.n_images_max = 2 * s.limits.n_items_max;
     s.limits.bytes_max = options_bytes(o, "queue-bytes");
+    s.limits.features_bytes_max = options_bytes(o, "features-bytes");
     s.limits.heartbeat_us = options_int(o, "heartbeat-ms") * CLOCK_MS_US;
     s.limits.lease_us = options_int(o, "lease-ms") * CLOCK_MS_US;
     s.drain_ms = (int)options_int(o, "drain-ms");

@@ -1,7 +1,8 @@
 /* Jobs become questions of the scheduler; tokens become text; the answers of a job go out together.
  *
- * The features of an image are only fetched when its prefix is not resident. A miss is told to the
- * broker, which has the image encoded again: it is nobody's fault. */
+ * The features of an image are only fetched when its prefix is not resident: from the cache, or from the
+ * job itself when the cache was away. A miss is told to the broker, which has the image encoded again: it
+ * is nobody's fault. */
 #include "lm_node/lm_service.h"
 
 #include <stdlib.h>
@@ -122,7 +123,7 @@ static void finish_job(lm_service *s, service_job *j) {
     buf_init(&body, MESSAGE_ENVELOPE_BYTES_MAX - 4096);
     if (outcome_encode(&o, &body) == STATUS_OK) {
         message m = {.kind = MESSAGE_GENERATED, .body = {body.data, body.len_bytes}};
-        worker_answer(s->worker, &j->work, &m);
+        worker_answer(s->worker, &j->work, &m, NULL);
     } else {
         worker_answer_failed(s->worker, &j->work, STATUS_TOO_LARGE,
                              "the answers are too large for one message; ask for fewer log-probabilities",
@@ -261,7 +262,23 @@ static scheduler_question question_of(service_job *j, size_t i, const int32_t *i
     return q;
 }
 
-/* The features of the job's image, fetched once. NOT_FOUND: not in the cache, or not as they should be. */
+/* The blob of the job's features: it came with the job when the cache was away, else it is in the cache. */
+static status find_blob(lm_service *s, const service_job *j, const cache_key *key, blob *b) {
+    const wire_payload *handed = j->work->wire.payload;
+    if (!handed) return cache_get(s->parts.cache, b, &s->features, key);
+    size_t n = wire_payload_bytes(handed);
+    buf_clear(&s->features);
+    unsigned char *to = buf_reserve(&s->features, n);
+    if (!to) return STATUS_NOT_FOUND;
+    wire_payload_copy(handed, to);
+    s->features.len_bytes = n;
+    err e;
+    status st = blob_decode(b, (bytes){s->features.data, n}, key, &e);
+    if (st != STATUS_OK) log_warn("features_refused", "key=%s reason=\"%s\"", key->text, e.text);
+    return st;
+}
+
+/* The features of the job's image, fetched once. NOT_FOUND: nowhere to be had, or not as they should be. */
 static status fetch_features(lm_service *s, const service_job *j, const void **features) {
     const message *m = &j->work->wire.in.m;
     const model_config *c = model_get_config(s->parts.model);
@@ -271,7 +288,7 @@ static status fetch_features(lm_service *s, const service_job *j, const void **f
                    (cache_preprocess){VISION_PREPROCESS_VERSION, (m->flags & MESSAGE_FLAG_EXIF) != 0},
                    m->image_sha256);
     blob b;
-    status st = cache_get(s->parts.cache, &b, &s->features, &key);
+    status st = find_blob(s, j, &key, &b);
     if (st != STATUS_OK) return st;
     size_t want = (size_t)c->tower.n_tokens * (size_t)c->tower.hidden *
                   dtype_bytes(model_tower_dtype(s->parts.model));
@@ -312,12 +329,13 @@ static void start_job(lm_service *s, service_job *j) {
         if (st == STATUS_NOT_FOUND) {
             scheduler_cancel(s->scheduler, j);
             message m = {.kind = MESSAGE_FEATURES_MISSING};
-            worker_answer(s->worker, &j->work, &m);
+            worker_answer(s->worker, &j->work, &m, NULL);
             free_service_job(s, j);
             return;
         }
         if (st != STATUS_OK) question_refused(j, i, &e);
     }
+    wire_payload_close(&j->work->wire.payload); /* what was handed over is with the scheduler now */
     if (j->n_unfinished == 0) finish_job(s, j);
 }
 

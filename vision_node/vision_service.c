@@ -1,6 +1,6 @@
 /* A batch at a time: jobs are taken in order until the batch is full or none is left; those whose
  * features are in the cache are answered at once, the others are decoded, encoded together, stored and
- * answered.
+ * answered. Features that cannot be stored travel with the answer.
  *
  * The node checks the SHA-256 of what it was sent, whoever says it is right: a wrong entry in the cache
  * would be served to everybody who asks about that image. */
@@ -36,7 +36,7 @@ struct vision_service {
     mailbox_letter *first; /* jobs not yet looked at, in order */
     mailbox_letter **last;
     struct {
-        uint64_t encoded, cached, failed, encode_us, decode_us;
+        uint64_t encoded, cached, handed_over, failed, encode_us, decode_us;
     } counts;
 };
 
@@ -50,13 +50,14 @@ static job *pop_job(vision_service *s) {
 
 static bool applies_exif(const job *j) { return (j->wire.in.m.flags & MESSAGE_FLAG_EXIF) != 0; }
 
-static void answer_encoded(vision_service *s, pending *p) {
+/* handed: the features themselves, for when the cache is away; NULL: they are in the cache. */
+static void answer_encoded(vision_service *s, pending *p, wire_payload *handed) {
     buf report;
     buf_init(&report, 4096);
     message m = {.kind = MESSAGE_ENCODED};
     CHECK(vision_report_encode(&p->report, &report) == STATUS_OK, "a vision report is small");
     m.report = (bytes){report.data, report.len_bytes};
-    worker_answer(s->worker, &p->work, &m);
+    worker_answer(s->worker, &p->work, &m, handed);
     buf_deinit(&report);
 }
 
@@ -115,7 +116,7 @@ static void take_job(vision_service *s, job *j) {
     if (trusts_cache && cache_has(s->parts.cache, &p.key) == STATUS_OK) {
         p.report.features_cached = true;
         s->counts.cached++;
-        answer_encoded(s, &p);
+        answer_encoded(s, &p, NULL);
         return;
     }
     if (decode_image(s, &p, &e) != STATUS_OK) {
@@ -131,6 +132,19 @@ static blob_dtype blob_dtype_of(ops_dtype dtype) {
     case OPS_DTYPE_BF16: return BLOB_BF16;
     default: return BLOB_F32;
     }
+}
+
+/* The cache is away, or has no room for them: the features travel with the report, as the cache would
+ * have held them. */
+static status wrap_features(wire_payload **handed, const cache_key *key, const blob *features, err *e) {
+    size_t n = BLOB_HEADER_BYTES + features->values.len_bytes;
+    unsigned char *whole = malloc(n);
+    if (!whole) return fail(e, STATUS_NO_MEMORY, "features of %zu bytes: no memory", n);
+    blob_header(whole, key, features);
+    memcpy(whole + BLOB_HEADER_BYTES, features->values.data, features->values.len_bytes);
+    status st = wire_payload_open(handed, whole, n, e);
+    free(whole);
+    return st;
 }
 
 static void encode_batch(vision_service *s) {
@@ -149,17 +163,17 @@ static void encode_batch(vision_service *s) {
                          .n_tokens = (uint32_t)config->tower.n_tokens,
                          .width = (uint32_t)config->tower.hidden,
                          .values = {s->features + (size_t)i * s->feature_bytes, s->feature_bytes}};
-        if (cache_put(s->parts.cache, &p->key, &features) != STATUS_OK) {
-            /* The language node would look in vain. The work goes back without blame, however long the
-             * cache is away: the item waits for it and does not fail. */
-            log_warn("features_not_stored", "key=%s", p->key.text);
-            worker_forget(s->worker, &p->work);
+        wire_payload *handed = NULL;
+        if (cache_put(s->parts.cache, &p->key, &features) != STATUS_OK &&
+            wrap_features(&handed, &p->key, &features, &e) != STATUS_OK) {
+            answer_failed(s, p, &e);
             continue;
         }
         p->report.encode_us = each_us;
         s->counts.encode_us += each_us;
         s->counts.encoded++;
-        answer_encoded(s, p);
+        s->counts.handed_over += handed != NULL;
+        answer_encoded(s, p, handed);
     }
     s->n_batch = 0;
 }
@@ -202,6 +216,7 @@ static size_t service_metrics(void *self, metric *out, size_t max) {
     const metric all[] = {
         {"images_encoded", (double)s->counts.encoded},
         {"images_cached", (double)s->counts.cached},
+        {"images_handed_over", (double)s->counts.handed_over},
         {"images_failed", (double)s->counts.failed},
         {"decode_seconds", (double)s->counts.decode_us * 1e-6},
         {"encode_seconds", (double)s->counts.encode_us * 1e-6},

@@ -38,6 +38,7 @@ typedef struct {
     uint32_t attempt;
     job *work;       /* LETTER_JOB */
     message m;       /* LETTER_OUT: views into the buffers below */
+    wire_payload *payload; /* LETTER_OUT: behind m, or NULL */
     buf body, report;
     char text[MESSAGE_TEXT_BYTES_MAX + 1];
     bool is_final;   /* LETTER_OUT: ends the lease, kept until confirmed */
@@ -98,6 +99,7 @@ void job_free(job **j) {
 
 static void letter_free(letter *l) {
     if (l->work) job_free(&l->work);
+    wire_payload_close(&l->payload);
     buf_deinit(&l->body);
     buf_deinit(&l->report);
     free(l);
@@ -171,7 +173,7 @@ void worker_forget(worker *w, job **moved) {
     job_free(moved);
 }
 
-void worker_answer(worker *w, job **moved, message *m) {
+void worker_answer(worker *w, job **moved, message *m, wire_payload *payload) {
     if (w->settings.supervised && (*moved)->breadcrumb >= 0)
         supervisor_breadcrumb_clear(w->settings.supervised, (*moved)->breadcrumb);
     letter *l = letter_new(LETTER_OUT);
@@ -179,6 +181,7 @@ void worker_answer(worker *w, job **moved, message *m) {
     m->item = l->item = (*moved)->wire.in.m.item;
     m->attempt = l->attempt = (*moved)->wire.in.m.attempt;
     letter_set_message(l, m);
+    l->payload = payload;
     l->is_final = true;
     mailbox_push(&w->outbox, &l->letter);
     job_free(moved);
@@ -191,7 +194,7 @@ void worker_answer_failed(worker *w, job **moved, status code, const char *text,
                  .code = (uint32_t)code,
                  .flags = is_retryable ? MESSAGE_FLAG_RETRYABLE : 0,
                  .text = text};
-    worker_answer(w, moved, &m);
+    worker_answer(w, moved, &m, NULL);
 }
 
 void worker_made_progress(worker *w) { atomic_fetch_add(&w->n_steps, 1); }
@@ -228,13 +231,15 @@ static void end_lease(worker *w, const item_id *item, uint32_t attempt) {
 
 /* A message that cannot be sent is not lost: what matters is offered again, and a broker that is
  * really gone is noticed by its silence. */
-static void send_to_broker(worker *w, const message *m) {
+static void send_with_payload(worker *w, const message *m, const wire_payload *payload) {
     if (!w->socket) return;
-    status st = wire_send(w->socket, NULL, m, NULL);
+    status st = wire_send(w->socket, NULL, m, payload);
     if (st != STATUS_OK && st != STATUS_BUSY)
         log_warn("send_failed", "kind=%s reason=\"%s\"", message_kind_name((int)m->kind),
                  status_text((int)st));
 }
+
+static void send_to_broker(worker *w, const message *m) { send_with_payload(w, m, NULL); }
 
 static void send_credit(worker *w) {
     message m = {.kind = MESSAGE_CREDIT,
@@ -298,7 +303,7 @@ static void offer_again(worker *w, bool all) {
     int64_t wait_us = REOFFER_BEATS * (int64_t)w->heartbeat_ms * CLOCK_MS_US;
     for (letter *l = w->unconfirmed; l; l = (letter *)l->letter.next) {
         if (!all && now_us - l->sent_us < wait_us) continue;
-        send_to_broker(w, &l->m);
+        send_with_payload(w, &l->m, l->payload);
         l->sent_us = now_us;
     }
 }
@@ -443,7 +448,7 @@ static void keep_unconfirmed(worker *w, letter *l) {
 
 static void take_out(worker *w, letter *l) {
     if (l->is_final) end_lease(w, &l->item, l->attempt);
-    if (w->link != LINK_DOWN) send_to_broker(w, &l->m);
+    if (w->link != LINK_DOWN) send_with_payload(w, &l->m, l->payload);
     if (l->is_final && l->m.kind != MESSAGE_RELEASE) {
         l->sent_us = clock_now_us();
         keep_unconfirmed(w, l);

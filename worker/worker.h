@@ -68,8 +68,9 @@ void worker_stop(worker *w); /* any thread, any number of times */
 void worker_close(worker **w);
 
 /* Sends the answer to a job (ENCODED, GENERATED, FEATURES_MISSING, FAILED) and frees the job. m needs
- * kind, code, flags, text, body and report only; item and attempt are the job's. Computing thread. */
-void worker_answer(worker *w, job **moved, message *m);
+ * kind, code, flags, text, body and report only; item and attempt are the job's. payload is taken over;
+ * NULL: there is none. Computing thread. */
+void worker_answer(worker *w, job **moved, message *m, wire_payload *payload);
 
 /* A FAILED answer from a status and its text. */
 void worker_answer_failed(worker *w, job **moved, status code, const char *text, bool is_retryable);

@@ -14,7 +14,8 @@
  *      more for each that breaks the rule "no credit before the crash is recorded")
  *   6  blame needs a report from the attempt in force
  *   7  when faults end, everything finishes
- *   8  every payload is released once; the counters agree */
+ *   8  every payload is released once; the counters agree
+ *   9  features that were handed over because the cache was away reach the language node of that image */
 #include "tests/broker/sim.h"
 
 #include <stdarg.h>
@@ -34,6 +35,7 @@ enum {
     UNTAKEN_MAX = 48,
     THINGS_MAX = 6000,
     PAYLOADS_MAX = 16384,
+    FEATURES_BYTES = 50,
     TOKENS_MAX = 8192,
     K = 3
 };
@@ -97,7 +99,7 @@ typedef struct {
     item_stage stage;
     int item;
     uint32_t progress, bytes;
-    bool is_stuck;
+    bool is_stuck, has_features;
 } sim_held;
 
 typedef struct {
@@ -134,7 +136,7 @@ typedef struct {
 } sim_node;
 
 typedef struct {
-    uint8_t kind; /* 0 free, 1 input, 2 result, 3 other */
+    uint8_t kind; /* 0 free, 1 input, 2 result, 3 other, 4 features */
     uint64_t content;
 } sim_payload;
 
@@ -161,7 +163,7 @@ struct sim {
     uint64_t token, durable;
     int64_t last_commit_us;
     /* intensities in per mille */
-    uint32_t drop, repeat, late, kill, hang, stuck, flaky, lose_features, slow_commit, vanish,
+    uint32_t drop, repeat, late, kill, hang, stuck, flaky, lose_features, cache_away, slow_commit, vanish,
         hostile, gone_told;
     int64_t late_us;
     sim_verdict verdict;
@@ -560,8 +562,9 @@ static void node_finishes(sim *s, uint32_t who, const item_ident *id, uint32_t a
         it->failed_attempts |= UINT64_C(1) << (attempt % 64);
     } else if (h.stage == STAGE_VISION) {
         e.kind = EVENT_ENCODED;
-        s->features[it->image] = !s->is_black_hole[it->image];
-    } else if (it->image >= 0 && (!s->features[it->image])) {
+        if (fault(s, s->cache_away)) e.encoded.features_bytes = FEATURES_BYTES;
+        else s->features[it->image] = !s->is_black_hole[it->image];
+    } else if (it->image >= 0 && !s->features[it->image] && !h.has_features) {
         e.kind = EVENT_FEATURES_MISSING;
         it->n_missing++;
     }
@@ -587,7 +590,9 @@ static void node_gets_work(sim *s, uint32_t who, const action *a) {
     }
     const sim_item *it = &s->items[i];
     sim_held h = {.id = a->id, .attempt = a->attempt, .stage = a->work.stage, .item = i,
-                  .bytes = a->work.stage == STAGE_VISION ? it->image_bytes : it->request_bytes};
+                  .has_features = a->work.features_payload != 0,
+                  .bytes = a->work.stage == STAGE_VISION ? it->image_bytes
+                           : it->request_bytes + (a->work.features_payload ? FEATURES_BYTES : 0)};
     uint64_t bytes = h.bytes;
     for (uint32_t k = 0; k < n->n_held; k++) bytes += n->held[k].bytes;
     if (bytes > n->bytes_max) violation(s, "node %u has %llu bytes, over its credit", who,
@@ -717,6 +722,10 @@ static void check_work(sim *s, const action *a) {
     if (!payload_is(s, a->payload, 1)) violation(s, "item %d: work without its request", i);
     if (a->work.stage == STAGE_VISION && !payload_is(s, a->work.image_payload, 1))
         violation(s, "item %d: work without its image", i);
+    if (a->work.stage == STAGE_LM && a->work.features_payload &&
+        (!payload_is(s, a->work.features_payload, 4) ||
+         s->payloads[a->work.features_payload].content != (uint64_t)it->image))
+        violation(s, "item %d: work with freed or foreign features", i);
     if (who < 0) return;
     sim_node *n = &s->nodes[who];
     if (n->n_unrecorded) violation(s, "node %d: work before its crash is recorded", who);
@@ -824,6 +833,10 @@ static void broker_gets(sim *s, event *e) {
         e->payload = payload_new(s, 3, 0);
         e->payload_bytes = 1;
     }
+    if (e->kind == EVENT_ENCODED && e->encoded.features_bytes) {
+        int i = item_of(s, &e->id);
+        e->encoded.features = payload_new(s, 4, i >= 0 ? (uint64_t)s->items[i].image : 0);
+    }
     int who = node_of_peer(s, e->peer);
     if (who >= 0 && (e->kind == EVENT_ENCODED || e->kind == EVENT_RESULT || e->kind == EVENT_FAILED ||
                      e->kind == EVENT_FEATURES_MISSING || e->kind == EVENT_RELEASED))
@@ -847,6 +860,7 @@ static void draw_world(sim *s) {
     s->stuck = intensity(s, 200);
     s->flaky = intensity(s, 700);
     s->lose_features = intensity(s, 300);
+    s->cache_away = intensity(s, 900);
     s->slow_commit = intensity(s, 300);
     s->vanish = intensity(s, 100);
     s->hostile = intensity(s, 400);
@@ -904,6 +918,7 @@ static machine_limits small_limits(void) {
     machine_limits l = machine_limits_default();
     l.n_items_max = 24;
     l.bytes_max = 4000;
+    l.features_bytes_max = 120;
     l.n_clients_max = 64;
     l.client_items_max = 16;
     l.client_bytes_max = 3000;

@@ -136,6 +136,7 @@ static int set_up(void **state) {
     w->limits.client_items_max = 12;
     w->limits.n_grants_max = 16;
     w->limits.bytes_max = 100000;
+    w->limits.features_bytes_max = 1000;
     w->now_us = 1000;
     assert_int_equal(machine_open(&w->m, &w->limits, &e), STATUS_OK);
     hello_client(w, CLIENT);
@@ -550,6 +551,74 @@ static void missing_features_are_made_again_and_given_up_after_five(void **state
     assert_int_equal(said(w, ACTION_SEND_RESULT, 1)->code, STATUS_UNAVAILABLE);
 }
 
+static uint64_t report_encoded_with_features(world *w, unsigned char id, uint32_t n, uint32_t bytes) {
+    event e = report_of(VISION, EVENT_ENCODED, id, n);
+    e.encoded.features = ++w->payloads;
+    e.encoded.features_bytes = bytes;
+    send(w, e);
+    return e.encoded.features;
+}
+
+static bool was_released(const world *w, uint64_t payload) {
+    for (size_t i = 0; i < w->n_said; i++)
+        if (w->said[i].kind == ACTION_RELEASE && w->said[i].payload == payload) return true;
+    return false;
+}
+
+static void features_handed_over_go_to_every_item_of_the_image_and_leave_with_the_last(void **state) {
+    world *w = *state;
+    both_nodes(w);
+    submit(w, 1, 1);
+    submit(w, 2, 1);
+    uint64_t features = report_encoded_with_features(w, 1, 1, 500);
+    assert_int_equal(said(w, ACTION_SEND_WORK, 1)->work.image_payload, 1);
+    forget(w);
+    report(w, LM, EVENT_RELEASED, 1, 2); /* handed out again: they go along again */
+    assert_int_equal(said(w, ACTION_SEND_WORK, 1)->work.features_payload, features);
+    report(w, LM, EVENT_RESULT, 1, 3);
+    report(w, LM, EVENT_RELEASED, 2, 1);
+    assert_int_equal(said(w, ACTION_SEND_WORK, 2)->work.features_payload, features);
+    assert_int_equal(machine_numbers(w->m)->features_bytes, 500);
+    assert_false(was_released(w, features));
+    report(w, LM, EVENT_RESULT, 2, 2);
+    assert_true(was_released(w, features));
+    assert_int_equal(machine_numbers(w->m)->features_bytes, 0);
+}
+
+static void features_without_room_send_the_work_back_without_blame(void **state) {
+    world *w = *state;
+    both_nodes(w);
+    submit(w, 1, 1);
+    submit(w, 2, 2);
+    uint64_t first = report_encoded_with_features(w, 1, 1, 2000); /* one always fits */
+    assert_false(was_released(w, first));
+    uint64_t second = report_encoded_with_features(w, 2, 1, 1);
+    assert_true(was_released(w, second));
+    const machine_counts *k = machine_numbers(w->m);
+    assert_int_equal(k->releases, 1);
+    assert_int_equal(k->handed_over, 1);
+    report(w, LM, EVENT_RESULT, 1, 2);
+    forget(w);
+    second = report_encoded_with_features(w, 2, 2, 1);
+    assert_int_equal(said(w, ACTION_SEND_WORK, 2)->work.features_payload, second);
+}
+
+static void features_nobody_can_use_are_let_go_and_made_again(void **state) {
+    world *w = *state;
+    both_nodes(w);
+    submit(w, 1, 1);
+    uint64_t features = report_encoded_with_features(w, 1, 1, 500);
+    forget(w);
+    report(w, LM, EVENT_FEATURES_MISSING, 1, 2);
+    assert_true(was_released(w, features));
+    assert_int_equal(said(w, ACTION_SEND_WORK, 1)->work.stage, STAGE_VISION);
+    forget(w);
+    event stranger = report_of(99, EVENT_ENCODED, 1, 3);
+    stranger.encoded.features = features = ++w->payloads;
+    send(w, stranger);
+    assert_true(was_released(w, features));
+}
+
 static void cancel_is_recorded_first_then_told(void **state) {
     world *w = *state;
     both_nodes(w);
@@ -732,6 +801,9 @@ int main(void) {
         TEST(a_node_gets_no_work_before_its_crash_is_recorded),
         TEST(an_image_that_killed_three_takes_its_waiters_along),
         TEST(missing_features_are_made_again_and_given_up_after_five),
+        TEST(features_handed_over_go_to_every_item_of_the_image_and_leave_with_the_last),
+        TEST(features_without_room_send_the_work_back_without_blame),
+        TEST(features_nobody_can_use_are_let_go_and_made_again),
         TEST(cancel_is_recorded_first_then_told),
         TEST(a_passed_deadline_expires_an_item),
         TEST(results_nobody_fetches_are_dropped_after_their_time),

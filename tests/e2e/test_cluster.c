@@ -209,6 +209,16 @@ static void redis_killed_and_started_again_costs_no_answer(void **state) {
     run_items(*state, kill_redis);
 }
 
+static void kill_redis_for_good(cluster *k, size_t n) {
+    if (n == 10) redis_server_kill(&k->redis);
+}
+
+static void redis_that_stays_away_costs_no_answer_because_features_travel_with_the_work(void **state) {
+    cluster *k = *state;
+    run_items(k, kill_redis_for_good);
+    assert_true(metric_of(k, "features_handed_over") > 0);
+}
+
 static void every_program_drains_on_sigterm_and_ends_with_0(void **state) {
     cluster *k = *state;
     run_items(k, none);
@@ -227,6 +237,7 @@ int main(void) {
         STORY(two_hundred_items_give_the_bytes_of_embedded_mode_and_one_encoding_an_image),
         STORY(a_vision_node_and_a_language_node_killed_in_the_middle_cost_no_answer),
         STORY(redis_killed_and_started_again_costs_no_answer),
+        STORY(redis_that_stays_away_costs_no_answer_because_features_travel_with_the_work),
         STORY(every_program_drains_on_sigterm_and_ends_with_0),
     };
     return cmocka_run_group_tests(tests, ask_embedded_mode, free_expected);

@@ -69,6 +69,11 @@ static event event_from(run *r, const uint8_t *p) {
         break;
     case EVENT_PROGRESS: e.progress = arg; break;
     case EVENT_ENCODED:
+        e.payload = payload_new(r);
+        e.payload_bytes = arg;
+        e.encoded.features = arg & 1 ? payload_new(r) : 0;
+        e.encoded.features_bytes = arg & 1 ? 2u * arg : 0;
+        break;
     case EVENT_TOKENS:
     case EVENT_RESULT:
         e.payload = payload_new(r);
@@ -95,6 +100,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     limits.n_tombstones_max = 3;
     limits.client_items_max = 5;
     limits.bytes_max = 1000;
+    limits.features_bytes_max = 400;
     limits.n_tenants = 2;
     limits.retention_us = 3000000;
     err e;

@@ -42,7 +42,7 @@ static bool engine_step(void *self) {
     while (f->n_held > 0 && atomic_load(&f->n_to_answer) > 0) {
         atomic_fetch_sub(&f->n_to_answer, 1);
         message m = {.kind = MESSAGE_GENERATED, .body = {(const unsigned char *)"answer", 6}};
-        worker_answer(f->w, &f->held[--f->n_held], &m);
+        worker_answer(f->w, &f->held[--f->n_held], &m, NULL);
     }
     return atomic_load(&f->n_to_answer) == 0 && f->n_held > 0;
 }
