@@ -26,7 +26,7 @@
          "shown in status; without it, host and process number"},                                  \
         {"slots", 0, OPTION_INT, "N", slots, 1, 1024, "items taken at once"},                      \
         {"slot-bytes", 0, OPTION_BYTES, "BYTES", "256M", 1 << 20, 1e13,                            \
-         "image or feature bytes taken at once"},                                                       \
+         "image or feature bytes taken at once"},                                                  \
         {"drain-ms", 0, OPTION_INT, "MS", "30000", 0, 86400000,                                    \
          "how long running work may take after a stop before it is handed back"},                  \
         {"log-level", 0, OPTION_STRING, "LEVEL", "info", 0, 0,                                     \

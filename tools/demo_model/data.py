@@ -14,7 +14,7 @@ import random
 import numpy
 from PIL import Image
 
-from .draw import compress, draw_scene
+from .draw import compress, draw_scene, draw_sheet
 from .model import CONFIG
 from .things import COLOURS, SHAPES, THINGS, WORDS
 
@@ -85,8 +85,15 @@ def make(seed):
     return to_pixels(image), patch_labels(size, objects), objects
 
 
-def pool(folder, count, workers=2):
-    """Loads the pool from folder, drawing what is missing.  Returns (pixels, labels, objects)."""
+def make_sheet(seed):
+    image, objects = draw_sheet(seed)
+    size = image.size
+    image = compress(image, random.Random(seed).randint(60, 96))
+    return to_pixels(image), patch_labels(size, objects), objects
+
+
+def pool(folder, count, make=make, workers=2):
+    """Loads what `make` draws from folder, drawing what is missing.  Returns (pixels, labels, objects)."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     step = 4096

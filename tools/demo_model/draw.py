@@ -107,6 +107,20 @@ def word_sprite(text, font_name, width, colour):
     return sprite
 
 
+def sprite_of(rng, o, side, text_colour):
+    """The picture of one object, slightly turned, shaded or set in some font by lot."""
+    if o["kind"] == "thing":
+        sprite = thing_sprite(o["name"])
+        f = side / max(sprite.size)
+        sprite = sprite.resize((max(1, round(sprite.width * f)), max(1, round(sprite.height * f))), Image.LANCZOS)
+        angle = rng.uniform(-12, 12)
+        return sprite.rotate(angle, Image.BICUBIC, expand=True)
+    if o["kind"] == "shape":
+        return shape_sprite(o["name"], jitter(rng, COLOURS[o["colour"]], 8), side, rng.uniform(-10, 10))
+    text = o["name"].upper() if rng.random() < 0.5 else o["name"]
+    return word_sprite(text, rng.choice(TEXT_FONTS), side, text_colour)
+
+
 def distance(a, b):
     return math.dist(a, b)
 
@@ -236,19 +250,7 @@ def draw_scene(seed, long_side=None, objects=None, size=None):
         text_colour = rng.choice([COLOURS["black"], COLOURS["white"]])
         avoid = colours + ([text_colour] * any(o["kind"] == "word" for o in objects))
         for o, side in zip(objects, sides):
-            side = max(10, round(side))
-            if o["kind"] == "thing":
-                sprite = thing_sprite(o["name"])
-                f = side / max(sprite.size)
-                sprite = sprite.resize((max(1, round(sprite.width * f)), max(1, round(sprite.height * f))), Image.LANCZOS)
-                angle = rng.uniform(-12, 12)
-                sprite = sprite.rotate(angle, Image.BICUBIC, expand=True)
-            elif o["kind"] == "shape":
-                sprite = shape_sprite(o["name"], jitter(rng, COLOURS[o["colour"]], 8), side, rng.uniform(-10, 10))
-            else:
-                text = o["name"].upper() if rng.random() < 0.5 else o["name"]
-                sprite = word_sprite(text, rng.choice(TEXT_FONTS), side, text_colour)
-            sprites.append(sprite)
+            sprites.append(sprite_of(rng, o, max(10, round(side)), text_colour))
         centres = place(rng, size, [s.size for s in sprites])
         if centres:
             break
@@ -258,6 +260,41 @@ def draw_scene(seed, long_side=None, objects=None, size=None):
         corner = round(cx - sprite.width / 2), round(cy - sprite.height / 2)
         image.paste(sprite, corner, sprite)
         o.update(x=cx / size[0], y=cy / size[1], w=sprite.width / size[0], h=sprite.height / size[1])
+    return image, objects
+
+
+def draw_sheet(seed):
+    """A crowded picture, mostly of words, that only the pre-training of the tower sees.
+
+    A scene holds a word in one of three pictures; a sheet holds six to ten at once, so the tower
+    learns to read from far fewer pictures.  Returns what draw_scene returns.
+    """
+    rng = random.Random(f"sheet {seed}")
+    side = rng.choice([128, 160, 200, 256])
+    text_colour = rng.choice([COLOURS["black"], COLOURS["white"]])
+    shape_colour = rng.choice(list(COLOURS))
+    image, _ = background(rng, (side, side), [text_colour, COLOURS[shape_colour]])
+    objects, boxes = [], []
+    names = rng.sample(WORDS, 14) + rng.sample(list(THINGS), 5) + rng.sample(SHAPES, 1)
+    rng.shuffle(names)
+    for name in names:
+        if name in WORDS:
+            o = {"kind": "word", "name": name}
+            extent = max(0.2, min(0.62, rng.uniform(0.07, 0.13) * len(name)))
+        else:
+            o = {"kind": "thing", "name": name} if name in THINGS else \
+                {"kind": "shape", "name": name, "colour": shape_colour}
+            extent = rng.uniform(0.2, 0.34)
+        sprite = sprite_of(rng, o, max(10, round(extent * side)), text_colour)
+        w, h = sprite.size
+        for trial in range(30):
+            cx, cy = (rng.uniform(s / 2 + 1, side - s / 2 - 1) for s in (w, h))
+            if all(abs(cx - x) > (w + bw) / 2 + 2 or abs(cy - y) > (h + bh) / 2 + 2 for x, y, bw, bh in boxes):
+                boxes.append((cx, cy, w, h))
+                image.paste(sprite, (round(cx - w / 2), round(cy - h / 2)), sprite)
+                o.update(x=cx / side, y=cy / side, w=w / side, h=h / side)
+                objects.append(o)
+                break
     return image, objects
 
 

@@ -9,7 +9,9 @@ Stages, each resumable from --work:
           it comes pre-trained as Phi-2);
   align   paper, first stage: only the projector learns, on captions;
   all     paper, second stage: everything learns, on all kinds of questions;
-  more    only when named in --stages: the same for longer.
+  sheets  the tower alone again, on crowded sheets of words and things beside the scenes, because
+          reading was what the model did worst;
+  more    everything again, on all kinds of questions, with sheets beside the scenes for the tower.
 """
 
 import argparse
@@ -38,10 +40,9 @@ STAGES = {
     "text": dict(steps=120, batch=32, rate=2e-3, matrix_rate=1.0),
     "align": dict(steps=80, batch=32, rate=2e-3, matrix_rate=1.0),
     "all": dict(steps=2600, batch=32, rate=2e-3, matrix_rate=1.0),
+    "sheets": dict(steps=4200, batch=8, sheets=24, rate=1.5e-3, matrix_rate=1.0),
+    "more": dict(steps=2400, batch=32, sheets=8, rate=1.5e-3, matrix_rate=1.0),
 }
-# Optional, by --stages: the stage "all" for longer, on the weights it left.
-DEFAULT_STAGES = list(STAGES)
-STAGES["more"] = dict(steps=2600, batch=32, rate=1.5e-3, matrix_rate=1.0)
 TOWER_RATE_IN_ALL = 0.5
 PATCH_LOSS_IN_ALL = 0.3  # The patch labels go on supporting the tower while everything learns.
 
@@ -121,7 +122,7 @@ def normalise(pixels):
 def batch_order(count, batch, steps, seed):
     """Indices of every step: shuffled passes over the pool."""
     rng = numpy.random.default_rng(seed)
-    passes = math.ceil(batch * steps / count)
+    passes = max(1, math.ceil(batch * steps / count))
     order = numpy.concatenate([rng.permutation(count) for _ in range(passes)])
     return order[:batch * steps].reshape(steps, batch)
 
@@ -201,6 +202,8 @@ class Run:
     def load_data(self):
         if self.pixels is None:
             self.pixels, self.labels, self.objects = data.pool(self.args.cache, self.args.scenes)
+            self.sheet_pixels, self.sheet_labels, _ = data.pool(
+                self.args.cache / "sheets", self.args.sheets, data.make_sheet)
             made = [data.make(VALIDATION_SEED + i) for i in range(256)]
             self.check = numpy.stack([m[0] for m in made]), [m[2] for m in made]
 
@@ -233,7 +236,7 @@ class Run:
         tower = [(n, p) for n, p in named if "vision_tower" in n]
         projector = [(n, p) for n, p in named if "mm_projector" in n]
         decoder = [(n, p) for n, p in named if "vision_tower" not in n and "mm_projector" not in n]
-        if stage == "tower":
+        if stage in ("tower", "sheets"):
             return [(tower, 1.0), (list(self.head.named_parameters()), 1.0),
                     (list(self.head2.named_parameters()), 1.0)]
         if stage == "text":
@@ -265,10 +268,12 @@ class Run:
         first = 0
         if self.state_path(stage, False).exists():
             first = self.restore(self.state_path(stage, False), optimizer)
-        order = batch_order(self.args.scenes, size, steps, self.args.seed * 1000 + list(STAGES).index(stage))
+        seed = self.args.seed * 1000 + list(STAGES).index(stage)
+        order = batch_order(self.args.scenes, size, steps, seed)
+        sheets = batch_order(self.args.sheets, settings.get("sheets", 0), steps, seed + 500)
         began, recent, saved = time.time(), [], time.time()
         for step in range(first, steps):
-            loss, scores = self.loss(stage, step, order[step])
+            loss, scores = self.loss(stage, step, order[step], sheets[step])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step(schedule(step, steps, settings["rate"]))
@@ -284,11 +289,17 @@ class Run:
                 saved = time.time()
         self.save(stage, steps, optimizer, True)
 
-    def loss(self, stage, step, index):
-        if stage == "tower":
-            labels = torch.from_numpy(self.labels[index])
+    def patches(self, index, sheets):
+        """Pixels and patch labels of the scenes and, behind them, the sheets of one step."""
+        pixels = numpy.concatenate([self.pixels[index], self.sheet_pixels[sheets]])
+        labels = numpy.concatenate([self.labels[index], self.sheet_labels[sheets]])
+        return normalise(pixels), torch.from_numpy(labels)
+
+    def loss(self, stage, step, index, sheets):
+        pixels, labels = self.patches(index, sheets)
+        if stage in ("tower", "sheets"):
             layers = self.model.model.vision_tower.vision_model.encoder.layers
-            before = self.model.tower(normalise(self.pixels[index]))
+            before = self.model.tower(pixels)
             # Both the hidden state that will be used and the one after the last layer are trained.
             used, scores = self.head(before, labels)
             last, _ = self.head2(layers[-1](before), labels)
@@ -303,14 +314,14 @@ class Run:
             # One empty patch stands where the image would be.
             image = torch.zeros(len(index), 1, CONFIG["text"]["hidden_size"], dtype=torch.bfloat16)
         else:
-            features = self.model.tower(normalise(self.pixels[index]))
-            image = self.model.project(features)
+            features = self.model.tower(pixels)
+            image = self.model.project(features[:len(index)])
         states = self.model.answer_states(torch.tensor(self.text.system), image, [p[0] for p in packed])
         logits, targets = answer_logits(self.model, states, [p[1] for p in packed])
         right = (logits.argmax(-1) == targets).float().mean().item()
         loss, scores = F.cross_entropy(logits, targets), {"token_accuracy": right}
         if stage in ("all", "more"):
-            patch_loss, patch_scores = self.head(features, torch.from_numpy(self.labels[index]))
+            patch_loss, patch_scores = self.head(features, labels)
             scores.update(answer_loss=loss.item(), patch_class=patch_scores["class"])
             loss = loss + PATCH_LOSS_IN_ALL * patch_loss
         return loss, scores
@@ -320,13 +331,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=98304, help="scenes in the training pool")
+    parser.add_argument("--sheets", type=int, default=32768, help="crowded sheets for the tower")
     parser.add_argument("--cache", type=pathlib.Path, required=True, help="where the pool of scenes is kept")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="where states and the log are kept")
     parser.add_argument("--out", type=pathlib.Path, help="where the checkpoint is written at the end")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", help="STAGE=N, to shorten a stage for a trial")
-    parser.add_argument("--stages", default=",".join(DEFAULT_STAGES),
-                        help="in order; finished ones are only loaded; add ,more to go on")
+    parser.add_argument("--stages", default=",".join(STAGES),
+                        help="in order; finished ones are only loaded")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run = Run(args)
