@@ -72,8 +72,28 @@ static void *take_nil(const redisReadTask *task) {
 
 static void free_nothing(void *object) { (void)object; }
 
-static const redisReplyObjectFunctions reply_functions = {take_string, take_array, take_number,
-                                                          take_nil, free_nothing};
+#if HIREDIS_MAJOR >= 1
+/* Of RESP3, which we never ask for: refused like an array. */
+static void *take_double(const redisReadTask *task, double number, char *text, size_t len) {
+    (void)task, (void)number, (void)text, (void)len;
+    return NULL;
+}
+
+static void *take_bool(const redisReadTask *task, int value) {
+    (void)task, (void)value;
+    return NULL;
+}
+#endif
+
+static const redisReplyObjectFunctions reply_functions = {.createString = take_string,
+                                                          .createArray = take_array,
+                                                          .createInteger = take_number,
+#if HIREDIS_MAJOR >= 1
+                                                          .createDouble = take_double,
+                                                          .createBool = take_bool,
+#endif
+                                                          .createNil = take_nil,
+                                                          .freeObject = free_nothing};
 
 /* ---- bytes ---- */
 
