@@ -52,7 +52,13 @@ static void *take_string(const redisReadTask *task, char *text, size_t len) {
     return l;
 }
 
-static void *take_array(const redisReadTask *task, int n) {
+#if HIREDIS_MAJOR >= 1
+typedef size_t array_length;
+#else
+typedef int array_length;
+#endif
+
+static void *take_array(const redisReadTask *task, array_length n) {
     (void)task, (void)n;
     return NULL;
 }

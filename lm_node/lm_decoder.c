@@ -140,7 +140,7 @@ static status fill_rope_tables(lm_decoder *d, err *e) {
 done:
     free(cosines);
     free(sines);
-    return st == STATUS_OK ? st : fail(e, st, "decoder: rotary tables: %s", status_text(st));
+    return st == STATUS_OK ? st : fail(e, st, "decoder: rotary tables: %s", status_text((int)st));
 }
 
 static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i, err *e) {
@@ -414,7 +414,7 @@ status lm_decoder_step(lm_decoder *d, const float **logits, const lm_batch *batc
     check_batch(d, batch);
     *logits = d->host_logits;
     status st = run_step(d, batch, e);
-    return st == STATUS_OK ? st : fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text(st));
+    return st == STATUS_OK ? st : fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text((int)st));
 }
 
 status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e) {
@@ -426,5 +426,5 @@ status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e) {
         if (st == STATUS_OK) st = ops_kv_copy_block(d->ctx, &d->layers[i].values, to, from);
     }
     return st == STATUS_OK ? st
-                           : fail(e, st, "decoder: copying block %d: %s", (int)from, status_text(st));
+                           : fail(e, st, "decoder: copying block %d: %s", (int)from, status_text((int)st));
 }

@@ -93,5 +93,5 @@ status projector_run(projector *p, ops_tensor *projected, const void *features, 
         x = y;
     }
     *projected = x;
-    return st == STATUS_OK ? st : fail(e, st, "projector: %d rows: %s", n_rows, status_text(st));
+    return st == STATUS_OK ? st : fail(e, st, "projector: %d rows: %s", n_rows, status_text((int)st));
 }

@@ -11,6 +11,7 @@
 
 #define NAME_BYTES 160
 
+__attribute__((format(printf, 2, 0)))
 static void format_name(char name[NAME_BYTES], const char *format, va_list args) {
     int n = vsnprintf(name, NAME_BYTES, format, args);
     CHECK(n > 0 && n < NAME_BYTES, "names of weights are short");
@@ -59,7 +60,7 @@ status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err 
     status st = ops_upload(block->ctx, out, wide);
     if (st == STATUS_OK) st = ops_sync(block->ctx); /* wide is read until then */
     free(wide);
-    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text(st));
+    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text((int)st));
 }
 
 status device_table_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
@@ -68,5 +69,5 @@ status device_table_cut(ops_block *block, ops_tensor *out, const model *m, err *
     *out = ops_block_cut(block, w.dtype, w.n_dims, w.dims);
     status st = ops_upload(block->ctx, out, w.data);
     if (st == STATUS_OK) st = ops_sync(block->ctx);
-    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text(st));
+    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text((int)st));
 }

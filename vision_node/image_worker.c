@@ -85,7 +85,7 @@ static _Noreturn void worker_main(const image_worker_slot *slots, int n_slots, i
         atomic_store(&slot->shared->taken_seq, request.seq);
         err e = {0};
         answer = (image_answer){.seq = request.seq};
-        answer.code = serve(slot, limits, &request, &answer.info, &e);
+        answer.code = (int32_t)serve(slot, limits, &request, &answer.info, &e);
         memcpy(answer.text, e.text, sizeof answer.text);
         if (!send_answer(slot->work_fd, &answer)) _exit(EXIT_CALLER_GONE);
     }

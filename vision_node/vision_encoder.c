@@ -260,5 +260,5 @@ status vision_encoder_run(vision_encoder *v, const float *planes, int n_images, 
                     v->max_images);
     status st = run(v, planes, n_images, features);
     return st == STATUS_OK ? st
-                           : fail(e, st, "tower: %d images: %s", n_images, status_text(st));
+                           : fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
 }

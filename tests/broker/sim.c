@@ -373,13 +373,13 @@ static void client_gets(sim *s, uint32_t c, const action *a) {
     }
     switch (a->kind) {
     case ACTION_SEND_ACCEPTED: it->was_accepted = true; break;
-    case ACTION_SEND_REFUSED: violation(s, "item %d refused: %s", i, status_code(a->code)); break;
+    case ACTION_SEND_REFUSED: violation(s, "item %d refused: %s", i, status_code((int)a->code)); break;
     case ACTION_SEND_STATE:
         if (a->state == ITEM_DELIVERED && !it->has_result)
             violation(s, "item %d: delivered to nobody", i);
         if (a->state == ITEM_DELIVERED && a->code != it->code)
             violation(s, "item %d: its tombstone says %s, its result said %s", i,
-                      status_code(a->code), status_code(it->code));
+                      status_code((int)a->code), status_code((int)it->code));
         if (!item_state_is_final(a->state) && a->state != ITEM_NONE) it->was_accepted = true;
         break;
     case ACTION_SEND_RESULT:
@@ -1014,7 +1014,7 @@ static void check_outcomes(sim *s) {
         case STATUS_TIMEOUT: fair = it->claimed > 20; break;
         default: fair = false; break;
         }
-        if (!fair) violation(s, "item %u failed with %s for no reason", i, status_code(it->final_code));
+        if (!fair) violation(s, "item %u failed with %s for no reason", i, status_code((int)it->final_code));
     }
     if (s->n_live_payloads) {
         uint64_t kept = 0;

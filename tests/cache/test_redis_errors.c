@@ -281,7 +281,9 @@ static void no_refusal_and_no_nonsense_is_taken_for_success(void **state) {
             /* To a GET an endless value is one that is too long: as a corrupt entry. */
             bool is_long = command == 0 && st == STATUS_NOT_FOUND &&
                            (refusals[i].then == THEN_FLOOD || strncmp(refusals[i].reply, "$9", 2) == 0);
-            if (st != STATUS_UNAVAILABLE && !is_long)
+            /* hiredis 1 knows the nil of RESP3, and a nil is an honest "no such key". */
+            bool is_nil = command == 0 && st == STATUS_NOT_FOUND && refusals[i].reply[0] == '_';
+            if (st != STATUS_UNAVAILABLE && !is_long && !is_nil)
                 fail_msg("\"%s\" to command %d: status %d", refusals[i].reply, command, (int)st);
             if (took_us > 3 * CLOCK_SECOND_US)
                 fail_msg("\"%s\" to command %d took %lld us", refusals[i].reply, command,

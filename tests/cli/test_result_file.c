@@ -17,8 +17,8 @@ static const char manifest[] = "{\"id\":\"a\",\"image\":\"x\"}\n"
                                "{\"id\":\"c\",\"image\":\"x\"}\n{\"id\":\"d\",\"image\":\"x\"}\n";
 static const char *const lines_of[N_ITEMS] = {
     "{\"id\":\"a\",\"prompt_index\":0,\"error\":null,\"model\":{\"fingerprint\":\"sha256:00\"}}\n",
-    "{\"id\":\"b\",\"prompt_index\":0,\"error\":null}\n{\"id\":\"b\",\"prompt_index\":1,\"error\":{}}\n"
-    "{\"id\":\"b\",\"prompt_index\":2,\"error\":null}\n",
+    ("{\"id\":\"b\",\"prompt_index\":0,\"error\":null}\n{\"id\":\"b\",\"prompt_index\":1,\"error\":{}}\n"
+     "{\"id\":\"b\",\"prompt_index\":2,\"error\":null}\n"),
     "{\"id\":\"c\",\"prompt_index\":0,\"error\":null}\n", "{\"id\":\"d\",\"prompt_index\":0,\"error\":null}\n"};
 static const char *const default_prompts[] = {"Describe the image."};
 
