@@ -280,6 +280,8 @@ static void read_result(client *c, client_event *event, const outstanding_item *
         if (!*event->text) event->text = status_text((int)event->code);
         return;
     }
+    /* Nobody encoded anything for it: the encoding of an equal image was there. */
+    if (event->has_image && m->report.len_bytes == 0) event->vision.features_cached = true;
     status st = outcome_decode(&event->outcome, &c->memory, m->body, &e);
     if (st == STATUS_OK && event->outcome.n_answers != i->n_questions)
         st = fail(&e, STATUS_BAD_MESSAGE, "%zu answers to %u questions", event->outcome.n_answers,

@@ -64,7 +64,8 @@ typedef struct {
     status code;           /* RESULT: OK, or why the whole item failed. UNAVAILABLE: why */
     const char *text;      /* one line for people, never NULL */
     outcome outcome;       /* RESULT with code OK: one answer a question; else no answers */
-    vision_report vision;  /* zeros when there was no image, or it was not reached */
+    vision_report vision;  /* zeros when there was no image, or it was not reached; features_cached also
+                            * when the encoding of an equal image served this item too */
     bool has_image;
     unsigned char image_sha256[HASH_SHA256_BYTES];
     bool has_fingerprints; /* of the model that answered */

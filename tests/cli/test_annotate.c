@@ -1,9 +1,10 @@
 /* `mipha annotate` with the demonstration model, as a person runs it: folders, manifests, bad input, being
  * interrupted and being killed. */
+#include "tests/support/result_lines.h"
 #include "tests/support/support.h"
 
-#include <jansson.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -14,7 +15,6 @@
 #define MIPHA      PROGRAM_DIR "/mipha"
 #define EXAMPLES   SOURCE_DIR "/examples"
 #define TIMEOUT_MS 240000
-#define LINES_MAX  4096
 #define KILLS      10
 
 typedef struct {
@@ -33,60 +33,6 @@ static int teardown(void **state) {
     temp_dir_remove(f->dir);
     free(f);
     return 0;
-}
-
-/* ---- lines ----------------------------------------------------------------------------------- */
-
-typedef struct {
-    char *lines[LINES_MAX]; /* sorted, without what may differ between two runs */
-    size_t n;
-} result_set;
-
-static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
-
-static result_set results_read(const buf *text) {
-    result_set set = {.n = 0};
-    const char *at = (const char *)text->data, *end = at + text->len_bytes;
-    while (at && at < end) {
-        const char *newline = memchr(at, '\n', (size_t)(end - at));
-        assert_non_null(newline); /* no torn line */
-        json_error_t where;
-        json_t *line = json_loadb(at, (size_t)(newline - at), JSON_REJECT_DUPLICATES, &where);
-        if (!line) fail_msg("%.*s: %s", (int)(newline - at), at, where.text);
-        (void)json_object_del(line, "timing_ms");
-        (void)json_object_del(line, "cached");
-        assert_true(set.n < LINES_MAX);
-        set.lines[set.n++] = json_dumps(line, JSON_COMPACT | JSON_SORT_KEYS);
-        json_decref(line);
-        at = newline + 1;
-    }
-    qsort(set.lines, set.n, sizeof *set.lines, by_text);
-    return set;
-}
-
-static void results_free(result_set *set) {
-    for (size_t i = 0; i < set->n; i++) free(set->lines[i]);
-    set->n = 0;
-}
-
-static result_set results_of(const char *path) {
-    buf text;
-    buf_init(&text, 64 << 20);
-    assert_true(file_read(&text, path));
-    result_set set = results_read(&text);
-    buf_deinit(&text);
-    return set;
-}
-
-static void assert_same(const result_set *a, const result_set *b) {
-    assert_int_equal(a->n, b->n);
-    for (size_t i = 0; i < a->n; i++) assert_string_equal(a->lines[i], b->lines[i]);
-}
-
-static size_t n_with(const result_set *set, const char *text) {
-    size_t n = 0;
-    for (size_t i = 0; i < set->n; i++) n += strstr(set->lines[i], text) != NULL;
-    return n;
 }
 
 /* ---- runs ------------------------------------------------------------------------------------ */
@@ -126,18 +72,18 @@ static void a_folder_is_annotated_with_one_line_for_each_question(void **state) 
     buf_init(&errors, 1 << 20);
     assert_int_equal(run((const char *const[]){EXAMPLES, "-p", "Describe the image.", "-p", "What do you see?", NULL},
                          &out, &errors), 0);
-    result_set set = results_read(&out);
+    result_lines set = result_lines_read(&out);
     assert_true(set.n >= 24 && set.n % 2 == 0);
-    assert_int_equal(n_with(&set, "\"error\":null"), set.n);
-    assert_int_equal(n_with(&set, "\"exif\":true"), set.n);
-    assert_int_equal(n_with(&set, "\"prompt_index\":1"), set.n / 2);
+    assert_int_equal(result_lines_with(&set, "\"error\":null"), set.n);
+    assert_int_equal(result_lines_with(&set, "\"exif\":true"), set.n);
+    assert_int_equal(result_lines_with(&set, "\"prompt_index\":1"), set.n / 2);
     assert_non_null(strstr((char *)errors.data, "100%"));
     buf_clear(&out);
     buf_clear(&errors);
     assert_int_equal(run((const char *const[]){EXAMPLES "/farm.jpg", "--quiet", "--no-exif", NULL}, &out, &errors), 0);
     assert_int_equal(errors.len_bytes, 0);
     assert_non_null(strstr((char *)out.data, "\"exif\":false"));
-    results_free(&set);
+    result_lines_free(&set);
     buf_deinit(&out);
     buf_deinit(&errors);
 }
@@ -157,12 +103,12 @@ static void bad_items_fail_alone_and_are_named(void **state) {
     buf_init(&errors, 1 << 20);
     assert_int_equal(run((const char *const[]){"--input", path, NULL}, &out, &errors), 1);
     assert_non_null(strstr((char *)errors.data, "items.jsonl line 2: "));
-    result_set set = results_read(&out);
+    result_lines set = result_lines_read(&out);
     assert_int_equal(set.n, 5);
-    assert_int_equal(n_with(&set, "\"code\":\"image_undecodable\""), 2);
-    assert_int_equal(n_with(&set, "\"code\":\"image_unreadable\""), 2);
-    assert_int_equal(n_with(&set, "\"error\":null"), 1);
-    results_free(&set);
+    assert_int_equal(result_lines_with(&set, "\"code\":\"image_undecodable\""), 2);
+    assert_int_equal(result_lines_with(&set, "\"code\":\"image_unreadable\""), 2);
+    assert_int_equal(result_lines_with(&set, "\"error\":null"), 1);
+    result_lines_free(&set);
     buf_deinit(&out);
     buf_deinit(&errors);
     free(path);
@@ -194,10 +140,10 @@ static void results_do_not_depend_on_concurrency(void **state) {
     assert_int_equal(run((const char *const[]){"--input", items, "-o", one, "-c", "1", "-q", NULL}, NULL, NULL), 0);
     assert_int_equal(run((const char *const[]){"--input", items, "-o", many, "-c", "64", "-q", "--threads", "2", NULL},
                          NULL, NULL), 0);
-    result_set a = results_of(one), b = results_of(many);
-    assert_same(&a, &b);
-    results_free(&a);
-    results_free(&b);
+    result_lines a = result_lines_of(one), b = result_lines_of(many);
+    result_lines_assert_same(&a, &b);
+    result_lines_free(&a);
+    result_lines_free(&b);
     free(items);
     free(one);
     free(many);
@@ -225,7 +171,7 @@ static void a_run_killed_ten_times_has_the_lines_of_an_undisturbed_one(void **st
     char *items = big_manifest(f, 300);
     char *calm = path_join(f->dir, "calm.jsonl"), *torn = path_join(f->dir, "torn.jsonl");
     assert_int_equal(run((const char *const[]){"--input", items, "-o", calm, "-q", NULL}, NULL, NULL), 0);
-    result_set want = results_of(calm);
+    result_lines want = result_lines_of(calm);
     off_t whole = size_of(calm);
     rng r = rng_make(test_seed());
     int n_killed = 0;
@@ -241,13 +187,13 @@ static void a_run_killed_ten_times_has_the_lines_of_an_undisturbed_one(void **st
     }
     assert_true(n_killed >= 3); /* the others found everything done */
     assert_int_equal(run((const char *const[]){"--input", items, "-o", torn, "--resume", "-q", NULL}, NULL, NULL), 0);
-    result_set got = results_of(torn);
-    assert_same(&got, &want);
+    result_lines got = result_lines_of(torn);
+    result_lines_assert_same(&got, &want);
     off_t before = size_of(torn);
     assert_int_equal(run((const char *const[]){"--input", items, "-o", torn, "--resume", "-q", NULL}, NULL, NULL), 0);
     assert_int_equal(size_of(torn), before);
-    results_free(&got);
-    results_free(&want);
+    result_lines_free(&got);
+    result_lines_free(&want);
     free(items);
     free(calm);
     free(torn);
@@ -263,16 +209,16 @@ static void an_interrupted_run_exits_130_and_resumes_without_losing_or_repeating
     assert_true(wait_until(has_grown_or_ended, &g, TIMEOUT_MS));
     assert_int_equal(child_stop(&c, SIGINT, TIMEOUT_MS), 130);
     child_close(&c);
-    result_set part = results_of(path); /* whole lines only */
-    assert_int_equal(n_with(&part, "\"cancelled\""), 0);
+    result_lines part = result_lines_of(path); /* whole lines only */
+    assert_int_equal(result_lines_with(&part, "\"cancelled\""), 0);
     size_t n_part = part.n;
-    results_free(&part);
+    result_lines_free(&part);
     assert_int_equal(run((const char *const[]){"--input", items, "-o", path, "--resume", NULL}, NULL, NULL), 0);
-    result_set all = results_of(path);
+    result_lines all = result_lines_of(path);
     assert_true(n_part > 0 && n_part < all.n);
     assert_int_equal(all.n, 300 + 150 + 100);
     for (size_t i = 1; i < all.n; i++) assert_string_not_equal(all.lines[i - 1], all.lines[i]);
-    results_free(&all);
+    result_lines_free(&all);
     /* Other questions are another run. */
     buf errors;
     buf_init(&errors, 1 << 20);
