@@ -55,6 +55,14 @@ static bool send_answer(int fd, const image_answer *answer) {
     return send(fd, answer, sizeof *answer, MSG_NOSIGNAL) == (ssize_t)sizeof *answer;
 }
 
+/* A crash handler of the caller's would run in here otherwise, and break the sandbox's rules. A sanitizer's
+ * is welcome. */
+static void reset_fatal_signals(void) {
+    static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSYS};
+    for (size_t i = 0; image_sandbox_is_possible() && i < sizeof fatal / sizeof *fatal; i++)
+        (void)signal(fatal[i], SIG_DFL);
+}
+
 static _Noreturn void worker_main(const image_worker_slot *slots, int n_slots, int own,
                                   const image_decoder_limits *limits, pid_t supervisor) {
     const image_worker_slot *slot = &slots[own];
@@ -63,6 +71,7 @@ static _Noreturn void worker_main(const image_worker_slot *slots, int n_slots, i
     sigset_t none;
     (void)sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    reset_fatal_signals();
     for (int i = 0; i < n_slots; i++)
         if (i != own) (void)munmap(slots[i].shared, slots[i].region_bytes);
     int keep[1] = {slot->work_fd};
