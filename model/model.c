@@ -37,12 +37,21 @@ static status check_decoder(const model *m, const char *dir, err *e) {
                 dir, found);
 }
 
-/* Rows of a table of the vocabulary; 1 when it is missing or not a matrix, which the table then says. */
+/* Rows of a table of the vocabulary; 0 when it is missing or not one, which the table of weights then says. */
 static int vocabulary_rows(const model *m, const char *name) {
     const weight_entry *entry = weight_files_find(m->files, name);
-    if (!entry || entry->tensor->n_dims != 2) return 1;
-    int64_t rows = entry->tensor->dims[0];
-    return rows >= 1 && rows <= VOCAB_ROWS_MAX ? (int)rows : 1;
+    if (!entry || entry->tensor->n_dims != 2) return 0;
+    int64_t rows = entry->tensor->dims[0], width = entry->tensor->dims[1];
+    return width == m->config.decoder.hidden && rows <= VOCAB_ROWS_MAX ? (int)rows : 0;
+}
+
+/* A damaged table counts with the rows of the other one, so that the finding names it and nothing else. */
+static void read_vocabulary(model *m) {
+    int in = vocabulary_rows(m, "model.embed_tokens.weight");
+    int out = vocabulary_rows(m, "lm_head.weight");
+    if (in == 0) in = out > 0 ? out : 1;
+    m->config.decoder.n_vocab_in = in;
+    m->config.decoder.n_vocab_out = out > 0 ? out : in;
 }
 
 status model_open_files(model *m, const char *dir, err *e) {
@@ -52,8 +61,7 @@ status model_open_files(model *m, const char *dir, err *e) {
     if (st != STATUS_OK) return st;
     st = check_decoder(m, dir, e);
     if (st != STATUS_OK) return st;
-    m->config.decoder.n_vocab_in = vocabulary_rows(m, "model.embed_tokens.weight");
-    m->config.decoder.n_vocab_out = vocabulary_rows(m, "lm_head.weight");
+    read_vocabulary(m);
     st = weight_table_init(&m->table, &m->config, e);
     if (st != STATUS_OK) return st;
     m->tensors = calloc(m->table.n_rows, sizeof *m->tensors);

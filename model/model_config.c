@@ -53,7 +53,13 @@ static status read_tower(model_tower_config *t, json_view v) {
     t->n_layers = (int)json_view_int(&v, "num_hidden_layers", 12, 1, LAYERS_MAX);
     t->n_heads = (int)json_view_int(&v, "num_attention_heads", 12, 1, HEADS_MAX);
     t->image_size = (int)json_view_int(&v, "image_size", 224, 1, PIXELS_MAX);
-    t->patch_size = (int)json_view_int(&v, "patch_size", 32, 1, t->image_size);
+    t->patch_size = (int)json_view_int(&v, "patch_size", 32, 1, PIXELS_MAX);
+    /* An absent key counts with its default, which may be too large for a small image. */
+    if (v.st == STATUS_OK && t->patch_size > t->image_size) {
+        v.st = fail(v.e, STATUS_BAD_MODEL,
+                    "%s: patch_size is %d, expected at most image_size, which is %d", v.where,
+                    t->patch_size, t->image_size);
+    }
     t->layer_norm_eps = (float)json_view_real(&v, "layer_norm_eps", 1e-5, 1e-12, 1.0);
     (void)json_view_int(&v, "num_channels", 3, 3, 3);
     if (!is_one_of(json_view_text(&v, "hidden_act", "quick_gelu"), TANH_GELUS))
