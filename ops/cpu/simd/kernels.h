@@ -41,6 +41,7 @@ INLINE void tile_body(float *out, int64_t out_stride, const float *a, const int 
     }
     for (int64_t i = 0; i < k; i++) {
         vf b[TILE_VECS];
+        if (dtype != OPS_DTYPE_F32) __builtin_prefetch((const uint16_t *)w + i * w_stride + 2048);
 #pragma GCC unroll 2
         for (int v = 0; v < n_vecs; v++) b[v] = load_weights(w, i * w_stride + v * LANES, dtype);
 #pragma GCC unroll 12
