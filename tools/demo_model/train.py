@@ -41,7 +41,7 @@ STAGES = {
     "align": dict(steps=80, batch=32, rate=2e-3, matrix_rate=1.0),
     "all": dict(steps=2600, batch=32, rate=2e-3, matrix_rate=1.0),
     "sheets": dict(steps=4200, batch=8, sheets=24, rate=1.5e-3, matrix_rate=1.0),
-    "more": dict(steps=2400, batch=32, sheets=8, rate=1.5e-3, matrix_rate=1.0),
+    "more": dict(steps=1800, batch=32, sheets=8, rate=1.5e-3, matrix_rate=1.0),
 }
 TOWER_RATE_IN_ALL = 0.5
 PATCH_LOSS_IN_ALL = 0.3  # The patch labels go on supporting the tower while everything learns.
