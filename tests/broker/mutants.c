@@ -1,6 +1,5 @@
 /* A simulator that finds nothing must first show that it can find something: each seeded mistake in
  * the rules is caught within SCHEDULES_MAX schedules, and no mistake is found where there is none. */
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -39,13 +38,13 @@ int main(void) {
         }
         int how = 0;
         if (child < 0 || waitpid(child, &how, 0) != child) return 3;
-        bool was_stopped = WIFSIGNALED(how) && WTERMSIG(how) == SIGABRT;
+        bool was_stopped = how != 0; /* by a CHECK, or by a sanitizer's finding */
         bool is_caught = was_stopped || !r->verdict.is_fine;
         bool as_it_should = is_caught == (mutant != 0);
         missed += !as_it_should;
         printf("%s mutant %2d seed %4llu  %s: %s\n", as_it_should ? "ok  " : "FAIL", mutant,
                (unsigned long long)r->seed, machine_mutant_name(mutant),
-               was_stopped ? "a CHECK stopped it" : is_caught ? r->verdict.text : "nothing found");
+               was_stopped ? "it was stopped" : is_caught ? r->verdict.text : "nothing found");
     }
     return missed ? 1 : 0;
 }

@@ -3,6 +3,13 @@ option(MIPHA_TESTS "Build tests and benchmarks" ON)
 option(MIPHA_MUTANTS "Build the broker's rules with switchable mistakes, for the simulator's own test" ON)
 option(MIPHA_FUZZ "Build the libFuzzer targets (needs clang)" OFF)
 set(MIPHA_SANITIZE "" CACHE STRING "Sanitizers to build with, for example address,undefined or thread")
+# A sanitizer makes a schedule 10 to 20 times slower; the full number is for the plain build.
+if(MIPHA_SANITIZE)
+    set(schedules 4000)
+else()
+    set(schedules 100000)
+endif()
+set(MIPHA_SIMULATOR_SCHEDULES ${schedules} CACHE STRING "Schedules the test broker.simulator runs")
 
 if(NOT CMAKE_BUILD_TYPE)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "Debug or Release" FORCE)

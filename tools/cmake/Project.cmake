@@ -3,6 +3,7 @@
 #   project_library(name SOURCES a.c b.c [USES base PkgConfig::ZMQ])     a folder's code, static
 #   project_program(name OUTPUT mipha-x SOURCES main.c [USES ...])       a program
 #   project_test(folder.file SOURCES test_file.c [USES ...] [LABELS slow] [TIMEOUT 60])
+#   sanitized_test(name)      every test added in another way calls this, too
 
 function(project_library name)
     cmake_parse_arguments(ARG "" "" "SOURCES;USES" ${ARGN})
@@ -19,6 +20,29 @@ function(project_program name)
         RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 endfunction()
 
+# In a sanitizer build every process of a test, also the ones it starts and kills, stops at its first
+# finding and writes it into a folder. The test sanitizer.findings prints the folder at the end and fails
+# when there is anything: a finding in a child whose exit status nobody reads is not lost.
+set(MIPHA_FINDINGS_DIR ${CMAKE_BINARY_DIR}/findings)
+function(sanitized_test name)
+    if(NOT MIPHA_SANITIZE)
+        return()
+    endif()
+    set(all "log_path='${MIPHA_FINDINGS_DIR}/found' halt_on_error=1")
+    set(thread "suppressions='${CMAKE_SOURCE_DIR}/tests/tsan.supp' print_suppressions=0 history_size=4")
+    set_tests_properties(${name} PROPERTIES FIXTURES_REQUIRED sanitizer_findings ENVIRONMENT
+        "ASAN_OPTIONS=${all} detect_leaks=1;LSAN_OPTIONS=print_suppressions=0;UBSAN_OPTIONS=print_stacktrace=1;TSAN_OPTIONS=${all} exitcode=66 ${thread}")
+endfunction()
+if(MIPHA_SANITIZE)
+    set(find_script ${CMAKE_SOURCE_DIR}/tools/cmake/Findings.cmake)
+    add_test(NAME sanitizer.no_findings_yet
+        COMMAND ${CMAKE_COMMAND} -DDIR=${MIPHA_FINDINGS_DIR} -DSTEP=clear -P ${find_script})
+    add_test(NAME sanitizer.findings
+        COMMAND ${CMAKE_COMMAND} -DDIR=${MIPHA_FINDINGS_DIR} -DSTEP=print -P ${find_script})
+    set_tests_properties(sanitizer.no_findings_yet PROPERTIES FIXTURES_SETUP sanitizer_findings)
+    set_tests_properties(sanitizer.findings PROPERTIES FIXTURES_CLEANUP sanitizer_findings)
+endif()
+
 function(project_test name)
     cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;USES;LABELS" ${ARGN})
     string(REPLACE "." "_" target test_${name})
@@ -33,10 +57,7 @@ function(project_test name)
         set(ARG_TIMEOUT 120)
     endif()
     set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} SKIP_RETURN_CODE 77)
-    if(MIPHA_SANITIZE MATCHES thread)
-        set_tests_properties(${name} PROPERTIES
-            ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp history_size=4")
-    endif()
+    sanitized_test(${name})
     if(ARG_LABELS)
         set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}")
     endif()
@@ -56,5 +77,6 @@ function(project_fuzz name)
         target_include_directories(replay_${name} PRIVATE ${CMAKE_SOURCE_DIR})
         add_test(NAME fuzz.${name}.corpus COMMAND replay_${name} ${ARG_CORPUS})
         set_tests_properties(fuzz.${name}.corpus PROPERTIES TIMEOUT 120)
+        sanitized_test(fuzz.${name}.corpus)
     endif()
 endfunction()
