@@ -1,6 +1,7 @@
 /* mipha-broker: options, sockets, loop, drain. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -30,7 +31,7 @@ static const option_row rows[] = {
     {"drain-ms", 0, OPTION_INT, "MS", "30000", 0, 86400000,
      "how long accepted work may take after a stop"},
     {"ready-file", 0, OPTION_STRING, "FILE", NULL, 0, 0,
-     "write the two endpoints to this file, one a line, once they accept connections"},
+     "write the two endpoints to this file, one a line, once they accept connections; removed at the end"},
     {"log-level", 0, OPTION_STRING, "LEVEL", "info", 0, 0,
      "what to log on stderr: off, error, warn, info or debug"},
     {0}};
@@ -77,19 +78,21 @@ static int run(const options *o, err *e) {
     }
     log_set_level(level);
     log_set_role("broker");
+    const char *ready_path = options_string(o, "ready-file");
+    if (ready_path) (void)unlink(ready_path); /* of a broker that was killed */
     broker_settings settings = settings_from(o);
     void *context = wire_context_open();
     broker *b = NULL;
     status st = stop_open(e);
     if (st == STATUS_OK) st = broker_open(&b, context, &settings, e);
-    if (st == STATUS_OK && options_is_set(o, "ready-file"))
-        st = write_ready_file(options_string(o, "ready-file"), b, e);
+    if (st == STATUS_OK && ready_path) st = write_ready_file(ready_path, b, e);
     int exit_code = st == STATUS_OK ? 0 : EXIT_NOT_STARTED;
     if (st == STATUS_OK) {
         log_info("ready", "front=%s back=%s", broker_front(b), broker_back(b));
         st = broker_run(b, e);
         exit_code = st == STATUS_OK ? 0 : 1;
     }
+    if (ready_path) (void)unlink(ready_path);
     broker_close(&b);
     wire_context_close(&context);
     return exit_code;

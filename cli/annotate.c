@@ -343,6 +343,7 @@ static status answer_all(run *r, const options *o, const prompt_list *prompts, i
     r->bar.n_failed = result_file_n_failed(r->out);
     st = loop(r, prompts, e);
     progress_end(&r->bar);
+    if (st != STATUS_OK) client_cancel_all(s.client); /* nobody is left to read the rest */
     service_close(&s);
     while (r->tickets) ticket_close(r->tickets);
     return st;

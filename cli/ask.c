@@ -72,7 +72,7 @@ static void print_result(dialogue *d, const buf *shown, const client_event *even
         return;
     }
     const answer *a = &event->outcome.answers[0];
-    print_rest(d, shown, a->text);
+    if (a->finish_reason != ANSWER_ERROR || shown->len_bytes || *a->text) print_rest(d, shown, a->text);
     if (a->finish_reason == ANSWER_ERROR) print_failure(d, a->code, a->message);
 }
 

@@ -41,7 +41,7 @@ static status print_event(const options *o, const char *prompt, const client_eve
         return fail(e, event->code, "%s: %.400s", status_code((int)event->code), event->text);
     const answer *a = &event->outcome.answers[0];
     terminal_text_write(stdout, a->text, strlen(a->text), isatty(STDOUT_FILENO));
-    (void)fputc('\n', stdout);
+    if (a->finish_reason != ANSWER_ERROR || *a->text) (void)fputc('\n', stdout);
     if (a->finish_reason != ANSWER_ERROR) return STATUS_OK;
     return fail(e, a->code, "%s: %.400s", status_code((int)a->code), a->message);
 }

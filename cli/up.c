@@ -38,7 +38,7 @@ static const option_row rows[] = {
     {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads of each node; without it, one per core"},
     {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,
      "memory of each language node for keys and values"},
-    {"ready-file", 0, OPTION_STRING, "FILE", NULL, 0, 0, "write the clients' endpoint here once all nodes have joined"},
+    {"ready-file", 0, OPTION_STRING, "FILE", NULL, 0, 0, "write the clients' endpoint here once all nodes have joined; removed at the end"},
     {"log-level", 0, OPTION_STRING, "LEVEL", "warn", 0, 0,
      "what the programs log on stderr: off, error, warn, info or debug"},
     {0}};
@@ -56,7 +56,8 @@ typedef struct {
     size_t n_nodes;
     char model_dir[MODEL_PLACE_BYTES], program_dir[MODEL_PLACE_BYTES];
     char cache_url[ENDPOINT_BYTES], front[ENDPOINT_BYTES], back[ENDPOINT_BYTES];
-    char temp_dir[256], ready_path[300];
+    char temp_dir[256], ready_path[300]; /* the broker's ready file, in our folder */
+    const char *announced_path;          /* ours, or NULL */
 } cluster;
 
 /* ---- redis ----------------------------------------------------------------------------------- */
@@ -250,12 +251,12 @@ static status wait_for_nodes(cluster *k, err *e) {
     return st;
 }
 
-static status announce(const cluster *k, const options *o, err *e) {
+static status announce(const cluster *k, err *e) {
     (void)printf("%s\n", k->front);
     (void)fflush(stdout);
     (void)fprintf(stderr, "cluster of %zu nodes is ready; try:\n  mipha annotate --broker %s IMAGES\n"
                           "Ctrl-C stops it\n", k->n_nodes, k->front);
-    const char *path = options_string(o, "ready-file");
+    const char *path = k->announced_path;
     if (!path) return STATUS_OK;
     char draft[MODEL_PLACE_BYTES];
     (void)snprintf(draft, sizeof draft, "%s.new", path);
@@ -284,6 +285,7 @@ static void stop_all(cluster *k) {
     for (size_t i = 0; i < k->n_nodes; i++) child_process_stop(&k->nodes[i], STOP_MS);
     child_process_stop(&k->broker, STOP_MS);
     child_process_stop(&k->redis, STOP_MS);
+    if (k->announced_path) (void)unlink(k->announced_path);
     if (k->ready_path[0]) (void)unlink(k->ready_path);
     if (k->temp_dir[0]) (void)rmdir(k->temp_dir);
 }
@@ -300,6 +302,8 @@ static status prepare(cluster *k, const options *o, err *e) {
         return fail_errno(e, STATUS_IO, "making a temporary folder");
     }
     (void)snprintf(k->ready_path, sizeof k->ready_path, "%s/broker", k->temp_dir);
+    k->announced_path = options_string(o, "ready-file");
+    if (k->announced_path) (void)unlink(k->announced_path); /* of a cluster that was killed */
     return STATUS_OK;
 }
 
@@ -313,7 +317,7 @@ status up_run(const options *o, int *exit_code, err *e) {
         st = start_nodes(k, o, "mipha-vision-node", options_int(o, "vision-nodes"), false, e);
     if (st == STATUS_OK) st = start_nodes(k, o, "mipha-lm-node", options_int(o, "lm-nodes"), true, e);
     if (st == STATUS_OK) st = wait_for_nodes(k, e);
-    if (st == STATUS_OK) st = announce(k, o, e);
+    if (st == STATUS_OK) st = announce(k, e);
     if (st != STATUS_OK) *exit_code = service_exit_code(st);
     if (st == STATUS_OK && (st = watch(k, e)) == STATUS_OK) {
         (void)fputs("stopping\n", stderr);

@@ -242,7 +242,6 @@ static status read_preprocess(model_preprocess_config *p, int image_size, json_v
     (void)json_view_int(&v, "resample", 3, 3, 3);
     read_size(p, image_size, &v);
     p->rescale_factor = json_view_real(&v, "rescale_factor", 1.0 / 255.0, 1e-6, 1.0);
-    p->rescale = (float)p->rescale_factor;
     read_triple(p->mean, &v, "image_mean", 0.0, 1.0);
     read_triple(p->std, &v, "image_std", 1e-6, 10.0);
     if (v.st == STATUS_OK) read_pad_colour(p, &v);

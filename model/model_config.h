@@ -37,8 +37,7 @@ typedef struct {
     bool pad_to_square;   /* image_aspect_ratio "pad" */
     uint8_t pad_rgb[3];   /* int(mean * 255) */
     int size;             /* exactly size x size, equal to the tower's image_size */
-    float rescale;        /* multiplies the byte, in double before rounding to f32: see rescale_factor */
-    double rescale_factor;
+    double rescale_factor; /* multiplies the byte; the product is then rounded to f32 */
     float mean[3], std[3];
 } model_preprocess_config;
 

@@ -132,10 +132,7 @@ status model_verify(const char *dir, FILE *to, err *e) {
     model *m = calloc(1, sizeof *m);
     if (!m) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
     status st = model_open_files(m, dir, e);
-    if (st != STATUS_OK) {
-        fprintf(to, "%s\n", e->text);
-        goto done;
-    }
+    if (st != STATUS_OK) goto done;
     n_findings = report_rows(m, to) + report_extras(m, to);
     err finding;
     if (model_open_tokenizer(m, dir, &finding) != STATUS_OK) {

@@ -29,6 +29,7 @@ struct weight_files {
     size_t n_shards;
     weight_entry *entries;
     size_t n_entries;
+    const char *list_name;
 };
 
 static const char *without_wrappers(const char *name) {
@@ -133,6 +134,7 @@ static status check_index(const weight_files *w, const json_t *map, const char *
 
 static status open_sharded(weight_files *w, const char *dir, const char *path, err *e) {
     json_t *index = NULL;
+    w->list_name = INDEX_NAME;
     status st = json_file_load(&index, path, INDEX_LIMITS, e);
     if (st != STATUS_OK) return st;
     const json_t *map = json_object_get(index, "weight_map");
@@ -150,6 +152,7 @@ static status open_single(weight_files *w, const char *dir, err *e) {
     w->shards = calloc(1, sizeof *w->shards);
     if (!w->shards) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
     w->n_shards = 1;
+    w->list_name = SINGLE_NAME;
     (void)snprintf(w->shards[0].name, SHARD_NAME_BYTES, "%s", SINGLE_NAME);
     status st = open_shards(w, dir, e);
     return st == STATUS_OK ? merge_entries(w, dir, e) : st;
@@ -191,6 +194,7 @@ void weight_files_close(weight_files **w) {
 
 size_t weight_files_count(const weight_files *w) { return w->n_entries; }
 size_t weight_files_shards(const weight_files *w) { return w->n_shards; }
+const char *weight_files_list_name(const weight_files *w) { return w->list_name; }
 
 const weight_entry *weight_files_at(const weight_files *w, size_t idx) {
     CHECK(idx < w->n_entries, "a tensor is asked for by an index below the count");

@@ -31,5 +31,7 @@ size_t weight_files_count(const weight_files *w);
 const weight_entry *weight_files_at(const weight_files *w, size_t idx); /* in name order */
 const weight_entry *weight_files_find(const weight_files *w, const char *name);
 size_t weight_files_shards(const weight_files *w);
+/* The file that lists every tensor, for errors: "model.safetensors", or the index of several shards. */
+const char *weight_files_list_name(const weight_files *w);
 
 #endif

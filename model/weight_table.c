@@ -159,7 +159,8 @@ status weight_row_find(const weight_row *row, const weight_files *files, const w
     *entry = weight_files_find(files, row->name);
     if (!*entry) {
         if (row->use == WEIGHT_NOT_COMPUTED) return STATUS_OK;
-        return fail(e, STATUS_BAD_MODEL, "tensor %s is missing, expected shape %s", row->name, expected);
+        return fail(e, STATUS_BAD_MODEL, "%s: tensor %s is missing, expected shape %s",
+                    weight_files_list_name(files), row->name, expected);
     }
     const safetensors_tensor *t = (*entry)->tensor;
     if (t->n_dims != row->n_dims ||

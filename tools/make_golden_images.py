@@ -8,6 +8,8 @@
     resize.tsv           seed, size, new size, padded?, digest of Pillow's bicubic result
     damage.tsv           file, kind of damage, seed, digest of Pillow's RGB or "refused"
 
+and tests/data/hostile: small files that unpack to very much.
+
 A digest is the first 16 hex digits of SHA-256. Pixels of resize.tsv and the damage of damage.tsv come
 from formulas that tests/vision_node/image_cases.c repeats.
 """
@@ -22,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "data" / "images"
+HOSTILE = OUT.parent / "hostile"
 SIZE = 64
 PAD = (127, 127, 127)
 RESIZE_CASES = 500
@@ -277,6 +280,20 @@ def resize_rows():
         yield seed, width, height, *out, int(padded), digest(result.tobytes())
 
 
+def hostile_files():
+    """Complete and valid, so that only a limit stops them: black pictures, and a comment of 100 MB."""
+    def black(side):
+        z = zlib.compressobj(9)
+        row = bytes(1 + (side + 7) // 8)
+        data = b"".join(z.compress(row) for _ in range(side)) + z.flush()
+        return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+                + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b""))
+
+    comment = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9))
+    return [("sides_30000.png", black(30000)), ("sides_7900.png", black(7900)),
+            ("comment.png", png(pixels(5, 16, 16), 2, 8, extra=comment))]
+
+
 def write_table(name, comment, rows):
     text = "".join("\t".join(str(v) for v in row) + "\n" for row in rows)
     (OUT / name).write_text(f"# {comment}; written by tools/make_golden_images.py\n" + text)
@@ -292,6 +309,9 @@ def main():
     write_table("damage.tsv", "file kind seed digest-or-refused",
                 [row for name, data in files for row in damage_rows(name, data)])
     write_table("resize.tsv", "seed width height new_width new_height padded digest", resize_rows())
+    HOSTILE.mkdir(exist_ok=True)
+    for name, data in hostile_files():
+        (HOSTILE / name).write_bytes(data)
     print(f"{len(files)} files, {sum(len(d) for _, d in files)} bytes in {OUT}")
 
 

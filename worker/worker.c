@@ -31,8 +31,9 @@
 
 typedef enum { LETTER_JOB, LETTER_CANCEL, LETTER_OUT, LETTER_METRICS } letter_kind;
 
-typedef struct {
+typedef struct letter {
     mailbox_letter letter;
+    struct letter *next_unconfirmed;
     letter_kind kind;
     item_id item;
     uint32_t attempt;
@@ -72,7 +73,7 @@ struct worker {
     uint32_t n_dials;
     message_lease leases[MESSAGE_LEASES_MAX];
     size_t n_leases;
-    letter *unconfirmed; /* singly linked through letter.next, in order of answering */
+    letter *unconfirmed; /* singly linked, in order of answering */
     letter **unconfirmed_last;
     metric metrics[WORKER_METRICS_MAX];
     size_t n_metrics;
@@ -301,7 +302,7 @@ static void report_crashes(worker *w) {
 static void offer_again(worker *w, bool all) {
     int64_t now_us = clock_now_us();
     int64_t wait_us = REOFFER_BEATS * (int64_t)w->heartbeat_ms * CLOCK_MS_US;
-    for (letter *l = w->unconfirmed; l; l = (letter *)l->letter.next) {
+    for (letter *l = w->unconfirmed; l; l = l->next_unconfirmed) {
         if (!all && now_us - l->sent_us < wait_us) continue;
         send_with_payload(w, &l->m, l->payload);
         l->sent_us = now_us;
@@ -373,10 +374,10 @@ static void take_stop(worker *w, const message *m) {
 }
 
 static void take_committed(worker *w, const message *m) {
-    for (letter **at = &w->unconfirmed; *at; at = (letter **)&(*at)->letter.next) {
+    for (letter **at = &w->unconfirmed; *at; at = &(*at)->next_unconfirmed) {
         letter *l = *at;
         if (l->attempt != m->attempt || memcmp(&l->item, &m->item, sizeof l->item) != 0) continue;
-        *at = (letter *)l->letter.next;
+        *at = l->next_unconfirmed;
         if (!*at) w->unconfirmed_last = at;
         letter_free(l);
         return;
@@ -441,9 +442,9 @@ static status read_socket(worker *w, err *e) {
 /* ---- letters from the computing thread -------------------------------------------------------- */
 
 static void keep_unconfirmed(worker *w, letter *l) {
-    l->letter.next = NULL;
+    l->next_unconfirmed = NULL;
     *w->unconfirmed_last = l;
-    w->unconfirmed_last = (letter **)&l->letter.next;
+    w->unconfirmed_last = &l->next_unconfirmed;
 }
 
 static void take_out(worker *w, letter *l) {
@@ -605,7 +606,7 @@ void worker_close(worker **w) {
     for (letter *l; (l = letter_pop(&(*w)->inbox));) letter_free(l);
     for (letter *l; (l = letter_pop(&(*w)->outbox));) letter_free(l);
     for (letter *l = (*w)->unconfirmed, *next; l; l = next) {
-        next = (letter *)l->letter.next;
+        next = l->next_unconfirmed;
         letter_free(l);
     }
     mailbox_close(&(*w)->inbox);

@@ -114,6 +114,23 @@ static void bad_items_fail_alone_and_are_named(void **state) {
     free(path);
 }
 
+/* A picture of 900 million pixels is refused before it is unpacked; the largest that is allowed, and one
+ * whose comment unpacks to 100 MB, are pictures like any other. */
+static void small_files_that_unpack_to_very_much_harm_nobody(void **state) {
+    (void)state;
+    buf out;
+    buf_init(&out, 1 << 20);
+    assert_int_equal(run((const char *const[]){TEST_DATA_DIR "/hostile", EXAMPLES "/farm.jpg", "-q", NULL}, &out,
+                         NULL), 1);
+    result_lines set = result_lines_read(&out);
+    assert_int_equal(set.n, 4);
+    assert_int_equal(result_lines_with(&set, "\"error\":null"), 3);
+    assert_int_equal(result_lines_with(&set, "{\"code\":\"image_too_large\",\"message\":\"image of 30000 x 30000 is "
+                                             "900000000 pixels, the limit is 64000000\"}"), 1);
+    result_lines_free(&set);
+    buf_deinit(&out);
+}
+
 static void duplicate_ids_and_empty_folders_are_usage_errors_before_anything_runs(void **state) {
     fixture *f = *state;
     char *path = put(f, "items.jsonl", "{\"id\":\"a\",\"image\":\"x\"}\n\n{\"id\":\"a\",\"image\":\"y\"}\n");
@@ -236,6 +253,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         T(a_folder_is_annotated_with_one_line_for_each_question),
         T(bad_items_fail_alone_and_are_named),
+        T(small_files_that_unpack_to_very_much_harm_nobody),
         T(duplicate_ids_and_empty_folders_are_usage_errors_before_anything_runs),
         T(results_do_not_depend_on_concurrency),
         T(a_run_killed_ten_times_has_the_lines_of_an_undisturbed_one),

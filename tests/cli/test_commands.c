@@ -11,39 +11,26 @@
 #define TIMEOUT_MS 60000
 #define WORDS_MAX  12
 
-typedef struct {
-    int exit_code;
-    buf out, errors;
-} outcome_of_run;
-
 /* Runs `mipha` with the words of a line, split at spaces. */
-static outcome_of_run run(const char *line) {
-    outcome_of_run r;
-    buf_init(&r.out, 1 << 22);
-    buf_init(&r.errors, 1 << 22);
+static ended_run run(const char *line) {
     const char *argv[WORDS_MAX + 2] = {MIPHA};
     char *copy = strdup(line), *rest = NULL;
     int n = 1;
     for (char *word = strtok_r(copy, " ", &rest); word && n <= WORDS_MAX; word = strtok_r(NULL, " ", &rest))
         argv[n++] = word;
-    r.exit_code = child_run(argv, &r.out, &r.errors, TIMEOUT_MS);
+    ended_run r = ended_run_of(argv, TIMEOUT_MS);
     free(copy);
     return r;
-}
-
-static void done(outcome_of_run *r) {
-    buf_deinit(&r->out);
-    buf_deinit(&r->errors);
 }
 
 static bool has(const buf *b, const char *text) { return b->data && strstr((const char *)b->data, text); }
 
 static void assert_run(const char *line, int exit_code, const char *in_out, const char *in_errors) {
-    outcome_of_run r = run(line);
+    ended_run r = run(line);
     if (r.exit_code != exit_code || (in_out && !has(&r.out, in_out)) || (in_errors && !has(&r.errors, in_errors)))
         fail_msg("mipha %s: exit %d, not %d\nstdout: %s\nstderr: %s", line, r.exit_code, exit_code,
-                 r.out.data ? (char *)r.out.data : "", r.errors.data ? (char *)r.errors.data : "");
-    done(&r);
+                 ended_run_out(&r), ended_run_errors(&r));
+    ended_run_free(&r);
 }
 
 static void help_of_every_command_shows_an_example_and_every_environment_twin(void **state) {
@@ -52,7 +39,7 @@ static void help_of_every_command_shows_an_example_and_every_environment_twin(vo
     for (const command *c = commands; c->table; c++, n++) {
         char line[128];
         (void)snprintf(line, sizeof line, "%s --help", c->table->program + strlen("mipha "));
-        outcome_of_run r = run(line);
+        ended_run r = run(line);
         assert_int_equal(r.exit_code, 0);
         assert_int_equal(r.errors.len_bytes, 0);
         if (!has(&r.out, "Example:\n  ")) fail_msg("%s shows no example", line);
@@ -66,18 +53,18 @@ static void help_of_every_command_shows_an_example_and_every_environment_twin(vo
             (void)snprintf(flag, sizeof flag, "--%.100s", row->name);
             if (!has(&r.out, twin) || !has(&r.out, flag)) fail_msg("%s does not show %s", line, twin);
         }
-        done(&r);
+        ended_run_free(&r);
     }
     assert_true(n >= 12);
 }
 
 static void every_command_is_in_the_help_of_the_program(void **state) {
     (void)state;
-    outcome_of_run r = run("--help");
+    ended_run r = run("--help");
     assert_int_equal(r.exit_code, 0);
     for (const command *c = commands; c->table; c++)
         if (!has(&r.out, c->table->program + strlen("mipha "))) fail_msg("%s is not listed", c->table->program);
-    done(&r);
+    ended_run_free(&r);
     assert_run("--version", 0, "mipha ", NULL);
     assert_run("annotate --version", 0, "mipha ", NULL);
     assert_run("help model inspect", 0, "mipha model inspect", NULL);
@@ -126,7 +113,7 @@ static void completion_scripts_are_accepted_by_their_shells(void **state) {
     for (size_t i = 0; i < 2; i++) {
         char line[64];
         (void)snprintf(line, sizeof line, "completion %s", shells[i]);
-        outcome_of_run r = run(line);
+        ended_run r = run(line);
         assert_int_equal(r.exit_code, 0);
         assert_true(has(&r.out, "annotate") && has(&r.out, "--max-new-tokens"));
         if (program_exists(shells[i])) {
@@ -136,7 +123,7 @@ static void completion_scripts_are_accepted_by_their_shells(void **state) {
             assert_int_equal(child_run(argv, NULL, NULL, TIMEOUT_MS), 0);
             free(path);
         }
-        done(&r);
+        ended_run_free(&r);
     }
     temp_dir_remove(dir);
 }
@@ -146,22 +133,22 @@ static void every_command_has_a_manual_page(void **state) {
     for (const command *c = commands; c->table; c++) {
         char line[64];
         (void)snprintf(line, sizeof line, "man %s", c->table->program + strlen("mipha "));
-        outcome_of_run r = run(line);
+        ended_run r = run(line);
         assert_int_equal(r.exit_code, 0);
         assert_true(has(&r.out, ".TH"));
-        done(&r);
+        ended_run_free(&r);
     }
 }
 
 static void text_becomes_ids_and_ids_become_text(void **state) {
     (void)state;
-    outcome_of_run r = run("tokenize hello");
+    ended_run r = run("tokenize hello");
     assert_int_equal(r.exit_code, 0);
     char line[256];
     (void)snprintf(line, sizeof line, "tokenize --decode %.*s", (int)strcspn((char *)r.out.data, "\n"),
                    (char *)r.out.data);
     assert_run(line, 0, "hello\n", NULL);
-    done(&r);
+    ended_run_free(&r);
     assert_run("tokenize --decode [-1]", 2, NULL, "element 0");
     assert_run("tokenize --decode [99999999]", 2, NULL, "element 0");
     assert_run("tokenize --decode nonsense", 2, NULL, "list");

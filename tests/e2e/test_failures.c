@@ -27,23 +27,7 @@ typedef struct {
 
 /* ---- runs ---------------------------------------------------------------------------------------- */
 
-typedef struct {
-    int exit_code;
-    buf out, errors;
-} ended;
-
-static ended run_words(const char *const words[]) {
-    ended r;
-    buf_init(&r.out, 16 << 20);
-    buf_init(&r.errors, 16 << 20);
-    r.exit_code = child_run(words, &r.out, &r.errors, WAIT_MS);
-    return r;
-}
-
-static void ended_free(ended *r) {
-    buf_deinit(&r->out);
-    buf_deinit(&r->errors);
-}
+static ended_run run_words(const char *const words[]) { return ended_run_of(words, WAIT_MS); }
 
 static const char *text_of(const buf *b) { return b->data ? (const char *)b->data : ""; }
 
@@ -64,9 +48,9 @@ static void gives_the_expected_lines(const world *w) {
 
 static void annotate(const world *w, const char *const words[]) {
     const char *argv[WORDS_MAX];
-    ended r = run_words(annotate_words(w, argv, words));
-    if (r.exit_code != 0) fail_msg("exit status %d: %s", r.exit_code, text_of(&r.errors));
-    ended_free(&r);
+    ended_run r = run_words(annotate_words(w, argv, words));
+    if (r.exit_code != 0) fail_msg("exit status %d: %s", r.exit_code, ended_run_errors(&r));
+    ended_run_free(&r);
     gives_the_expected_lines(w);
 }
 
@@ -84,9 +68,9 @@ static int set_up(void **state) {
     (void)fclose(f);
     (void)snprintf(w->absent, sizeof w->absent, "127.0.0.1:%d", free_port());
     const char *argv[WORDS_MAX];
-    ended r = run_words(annotate_words(w, argv, WORDS("-q")));
+    ended_run r = run_words(annotate_words(w, argv, WORDS("-q")));
     assert_int_equal(r.exit_code, 0);
-    ended_free(&r);
+    ended_run_free(&r);
     w->expected = result_lines_of(w->out);
     assert_int_equal(w->expected.n, N_ITEMS * 3 / 2);
     *state = w;
@@ -126,14 +110,14 @@ static void cluster_start(local_cluster *k, const char *const words[]) {
 }
 
 static double metric_of(const char *broker, const char *name) {
-    ended r = run_words(WORDS(MIPHA, "status", "--broker", broker, "--json"));
+    ended_run r = run_words(WORDS(MIPHA, "status", "--broker", broker, "--json"));
     assert_int_equal(r.exit_code, 0);
-    json_t *report = json_loads(text_of(&r.out), 0, NULL);
+    json_t *report = json_loads(ended_run_out(&r), 0, NULL);
     json_t *value = json_object_get(json_object_get(report, "metrics"), name);
-    if (!json_is_number(value)) fail_msg("no metric %s in %s", name, text_of(&r.out));
+    if (!json_is_number(value)) fail_msg("no metric %s in %s", name, ended_run_out(&r));
     double v = json_number_value(value);
     json_decref(report);
-    ended_free(&r);
+    ended_run_free(&r);
     return v;
 }
 
@@ -154,12 +138,12 @@ static void a_wrong_redis_password_is_an_error_at_start_that_does_not_show_it(vo
         WORDS(PROGRAM_DIR "/mipha-vision-node", "--broker", broker, "--model", MODEL, "--cache", url),
         WORDS(PROGRAM_DIR "/mipha-lm-node", "--broker", broker, "--model", MODEL, "--cache", url)};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
-        ended r = run_words(lines[i]);
-        const char *errors = text_of(&r.errors);
+        ended_run r = run_words(lines[i]);
+        const char *errors = ended_run_errors(&r);
         if (r.exit_code != 3 || r.out.len_bytes != 0 || !strstr(errors, "refused the password") ||
             !strstr(errors, place) || strstr(errors, "guessed-wrong"))
             fail_msg("%s %s: exit %d, %s", lines[i][0], lines[i][1], r.exit_code, errors);
-        ended_free(&r);
+        ended_run_free(&r);
     }
     redis_server_stop(&redis);
 }

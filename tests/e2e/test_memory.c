@@ -1,5 +1,5 @@
-/* Many small images, all different: the memory of every process of the run levels off, and results come out
- * while it goes on.
+/* Many small images, all different: the memory of every process of the run levels off, embedded and in a
+ * cluster, and results come out while it goes on.
  *
  *     MIPHA_TEST_IMAGES=20000 ./test_e2e_memory      as many as you like; 1,500 without it
  *
@@ -8,10 +8,12 @@
 #include "tests/support/result_lines.h"
 #include "tests/support/support.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define MIPHA      PROGRAM_DIR "/mipha"
 #define SEED_IMAGE TEST_DATA_DIR "/demo_scenes/scene-00.jpg"
@@ -117,10 +119,8 @@ static bool has_lines(void *arg) {
     return at->n >= at->wanted || !child_is_running(at->c);
 }
 
-static void memory_levels_off_and_results_are_streamed(void **state) {
-    const world *w = *state;
-    const char *const argv[] = {MIPHA, "annotate", w->images, "-o", w->out, "-p", PROMPT, "-n", "3",
-                                "--cache", w->redis.url, "--threads", "2", NULL};
+/* Runs `mipha annotate` and watches it, and the processes of a cluster if it has one. */
+static void watch_run(const world *w, const char *const argv[], long cluster_pid) {
     child run;
     child_start(&run, argv, NULL);
     long kb[5] = {0};
@@ -129,7 +129,7 @@ static void memory_levels_off_and_results_are_streamed(void **state) {
         at.wanted = w->n_images * 24 * i / 100;
         assert_true(wait_until(has_lines, &at, TIMEOUT_MS));
         assert_true(child_is_running(&run)); /* or nothing was streamed */
-        kb[i] = family_kb(run.pid);
+        kb[i] = family_kb(run.pid) + (cluster_pid ? family_kb(cluster_pid) : 0);
         print_message("%6ld of %ld lines written: %ld kB resident\n", at.n, w->n_images, kb[i]);
     }
     assert_int_equal(child_wait(&run, TIMEOUT_MS), 0);
@@ -144,13 +144,41 @@ static void memory_levels_off_and_results_are_streamed(void **state) {
     child_close(&run);
 }
 
-static void every_image_has_its_line(void **state) {
-    const world *w = *state;
+static void expect_every_image_to_have_its_line(const world *w) {
     result_lines all = result_lines_of(w->out);
     assert_int_equal(all.n, (size_t)w->n_images);
     assert_int_equal(result_lines_with(&all, "\"error\":null"), all.n);
     assert_int_equal(all.n_features_cached, 0);
     result_lines_free(&all);
+}
+
+static void memory_of_a_run_levels_off_and_results_are_streamed(void **state) {
+    const world *w = *state;
+    const char *const argv[] = {MIPHA, "annotate", w->images, "-o", w->out, "-p", PROMPT, "-n", "3",
+                                "--cache", w->redis.url, "--threads", "2", NULL};
+    watch_run(w, argv, 0);
+    expect_every_image_to_have_its_line(w);
+}
+
+static void memory_of_a_cluster_levels_off(void **state) {
+    world *w = *state;
+    assert_int_equal(redis_server_command(&w->redis, NULL, "FLUSHALL"), 0);
+    assert_int_equal(unlink(w->out), 0);
+    child up;
+    child_start(&up, (const char *const[]){MIPHA, "up", "--cache", w->redis.url, "--threads", "1", NULL}, NULL);
+    assert_true(child_wait_for_output(&up, "is ready", TIMEOUT_MS));
+    buf text;
+    buf_init(&text, 1 << 16);
+    child_stdout(&up, &text);
+    char broker[128];
+    assert_int_equal(sscanf((char *)text.data, "%127s", broker), 1);
+    buf_deinit(&text);
+    const char *const argv[] = {MIPHA, "annotate", w->images, "-o", w->out, "-p", PROMPT, "-n", "3",
+                                "--broker", broker, NULL};
+    watch_run(w, argv, up.pid);
+    expect_every_image_to_have_its_line(w);
+    assert_int_equal(child_stop(&up, SIGTERM, TIMEOUT_MS), 0);
+    child_close(&up);
 }
 
 int main(void) {
@@ -159,8 +187,8 @@ int main(void) {
         return TEST_SKIPPED;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(memory_levels_off_and_results_are_streamed),
-        cmocka_unit_test(every_image_has_its_line),
+        cmocka_unit_test(memory_of_a_run_levels_off_and_results_are_streamed),
+        cmocka_unit_test(memory_of_a_cluster_levels_off),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

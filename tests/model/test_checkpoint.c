@@ -312,7 +312,7 @@ static void verify_names_every_finding_and_not_just_the_first(void **state) {
     set_key(c.tokenizer, "normalizer", "{\"type\":\"NFC\"}");
     checkpoint_write(&c, 1);
     assert_int_equal(report(model_verify, &c, &text), STATUS_BAD_MODEL);
-    expect_words(text, SAYS("lm_head.bias is missing", "model.safetensors: tensor lm_head.bais F16 [275]",
+    expect_words(text, SAYS("model.safetensors: tensor lm_head.bias is missing", "model.safetensors: tensor lm_head.bais F16 [275]",
                             "model.final_layernorm.bias has shape [7], expected [72]",
                             "patch_embedding.bias is missing", "normalizer is of type NFC"));
     free(text);

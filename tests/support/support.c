@@ -240,6 +240,23 @@ int child_run(const char *const argv[], buf *out, buf *errors, int timeout_ms) {
     return result;
 }
 
+ended_run ended_run_of(const char *const argv[], int timeout_ms) {
+    ended_run r;
+    buf_init(&r.out, 64 << 20);
+    buf_init(&r.errors, 64 << 20);
+    r.exit_code = child_run(argv, &r.out, &r.errors, timeout_ms);
+    return r;
+}
+
+const char *ended_run_out(const ended_run *r) { return r->out.data ? (const char *)r->out.data : ""; }
+
+const char *ended_run_errors(const ended_run *r) { return r->errors.data ? (const char *)r->errors.data : ""; }
+
+void ended_run_free(ended_run *r) {
+    buf_deinit(&r->out);
+    buf_deinit(&r->errors);
+}
+
 bool program_exists(const char *name) {
     const char *path = getenv("PATH");
     char candidate[4096];

@@ -97,6 +97,17 @@ bool child_wait_for_output(child *c, const char *text, int timeout_ms);
 /* Starts, waits and closes in one step; output may be NULL. Returns as child_wait. */
 int child_run(const char *const argv[], buf *out, buf *errors, int timeout_ms);
 
+/* A program's whole run with everything it wrote; the two texts end in a zero and are never NULL. */
+typedef struct {
+    int exit_code; /* as child_wait */
+    buf out, errors;
+} ended_run;
+
+ended_run ended_run_of(const char *const argv[], int timeout_ms);
+const char *ended_run_out(const ended_run *r);
+const char *ended_run_errors(const ended_run *r);
+void ended_run_free(ended_run *r);
+
 /* Whether a program can be found in PATH. */
 bool program_exists(const char *name);
 

@@ -93,7 +93,6 @@ model_preprocess_config image_case_config(int size, bool pad_to_square) {
     return (model_preprocess_config){.pad_to_square = pad_to_square,
                                      .pad_rgb = {127, 127, 127},
                                      .size = size,
-                                     .rescale = 0.00392156862745098F,
                                      .rescale_factor = 0.00392156862745098,
                                      .mean = {0.5F, 0.5F, 0.5F},
                                      .std = {0.5F, 0.5F, 0.5F}};
