@@ -20,7 +20,7 @@ is_installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok ins
 
 install_packages() {
     command -v dpkg-query >/dev/null 2>&1 ||
-        die "this script installs its needs with apt (Debian 12, Ubuntu 22.04 or newer); on another system install what docs/OPERATIONS.md lists and set MIPHA_SKIP_INSTALL=1"
+        die "this script installs its needs with apt (Debian 12 or Ubuntu 24.04); on another system install what docs/OPERATIONS.md lists and set MIPHA_SKIP_INSTALL=1"
     missing=
     for p in "$@"; do is_installed "$p" || missing="$missing $p"; done
     [ -n "$missing" ] || return 0

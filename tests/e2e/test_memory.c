@@ -3,7 +3,8 @@
  *
  *     MIPHA_TEST_IMAGES=20000 ./test_e2e_memory      as many as you like; 1,500 without it
  *
- * The features go to Redis, because embedded mode's own cache is meant to fill up to its limit first. */
+ * The features go to Redis, because embedded mode's own cache is meant to fill up to its limit first, and
+ * so is the memory for keys and values, which is therefore small. */
 #include "tests/support/redis_server.h"
 #include "tests/support/result_lines.h"
 #include "tests/support/support.h"
@@ -19,6 +20,7 @@
 #define SEED_IMAGE TEST_DATA_DIR "/demo_scenes/scene-00.jpg"
 #define PROMPT     "How many objects are there?"
 #define TIMEOUT_MS 1800000
+#define KV_BYTES   "64M"
 #define GROWTH_MB  24 /* allowed between the middle and the end */
 #define PROCESSES_MAX 64
 
@@ -155,7 +157,7 @@ static void expect_every_image_to_have_its_line(const world *w) {
 static void memory_of_a_run_levels_off_and_results_are_streamed(void **state) {
     const world *w = *state;
     const char *const argv[] = {MIPHA, "annotate", w->images, "-o", w->out, "-p", PROMPT, "-n", "3",
-                                "--cache", w->redis.url, "--threads", "2", NULL};
+                                "--cache", w->redis.url, "--kv-bytes", KV_BYTES, "--threads", "2", NULL};
     watch_run(w, argv, 0);
     expect_every_image_to_have_its_line(w);
 }
@@ -165,7 +167,9 @@ static void memory_of_a_cluster_levels_off(void **state) {
     assert_int_equal(redis_server_command(&w->redis, NULL, "FLUSHALL"), 0);
     assert_int_equal(unlink(w->out), 0);
     child up;
-    child_start(&up, (const char *const[]){MIPHA, "up", "--cache", w->redis.url, "--threads", "1", NULL}, NULL);
+    const char *const up_argv[] = {MIPHA, "up", "--cache", w->redis.url, "--kv-bytes", KV_BYTES, "--threads", "1",
+                                   NULL};
+    child_start(&up, up_argv, NULL);
     assert_true(child_wait_for_output(&up, "is ready", TIMEOUT_MS));
     buf text;
     buf_init(&text, 1 << 16);
