@@ -87,7 +87,7 @@ machine_limits machine_limits_default(void) {
         .n_clients_max = 1024, .client_items_max = 4096, .client_bytes_max = UINT64_C(1) << 29,
         .n_nodes_max = 256, .n_grants_max = 16384, .n_images_max = 65536,
         .n_tombstones_max = 65536, .n_tenants = 1024,
-        .heartbeat_us = s, .lease_us = 8 * s, .attempt_us = 600 * s, .client_silence_us = 30 * s,
+        .heartbeat_us = s, .lease_us = 30 * s, .attempt_us = 600 * s, .client_silence_us = 30 * s,
         .retention_us = 600 * s, .backoff_us = s / 2, .backoff_max_us = 60 * s,
         .affinity_wait_us = s / 4, .tries_max = 5, .regressions_max = 5, .expiries_max = 20,
         .crashes_strong_max = 3, .crashes_max = 10};

@@ -421,7 +421,12 @@ worker_handler lm_service_handler(lm_service *s) {
                             .metrics = service_metrics};
 }
 
-void lm_service_attach(lm_service *s, worker *w) { s->worker = w; }
+static void operator_done(void *user) { worker_made_progress(user); }
+
+void lm_service_attach(lm_service *s, worker *w) {
+    s->worker = w;
+    ops_set_progress(s->ctx, operator_done, w);
+}
 
 status lm_service_open(lm_service **s, const lm_service_parts *parts,
                        const lm_service_settings *settings, err *e) {

@@ -16,6 +16,8 @@
 struct ops_ctx {
     const ops_backend *backend;
     void *state;
+    ops_progress *progress;
+    void *progress_user;
     char device_text[DEVICE_TEXT_BYTES];
 };
 
@@ -191,6 +193,17 @@ status ops_download(ops_ctx *ctx, void *host, const ops_tensor *x) {
 
 status ops_sync(ops_ctx *ctx) { return ctx->backend->sync(ctx->state); }
 
+void ops_set_progress(ops_ctx *ctx, ops_progress *progress, void *user) {
+    ctx->progress = progress;
+    ctx->progress_user = user;
+}
+
+/* What every operator ends with. */
+static status done(const ops_ctx *ctx, status st) {
+    if (ctx->progress) ctx->progress(ctx->progress_user);
+    return st;
+}
+
 /* ---- matrices ------------------------------------------------------------------------------ */
 
 status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
@@ -232,7 +245,7 @@ status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_
         return STATUS_BAD_ARGUMENT;
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->linear(ctx->state, out, x, matrix, act);
+    return done(ctx, ctx->backend->linear(ctx->state, out, x, matrix, act));
 }
 
 /* ---- rows ---------------------------------------------------------------------------------- */
@@ -250,7 +263,7 @@ status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const 
     TRY(rule_apart(out, w));
     TRY(rule_apart(out, b));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->layer_norm(ctx->state, out, x, w, b, eps);
+    return done(ctx, ctx->backend->layer_norm(ctx->state, out, x, w, b, eps));
 }
 
 status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_tensor *b) {
@@ -264,7 +277,7 @@ status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_ten
     int64_t flat[2] = {1, tensor_elements(out)};
     ops_tensor flat_out = tensor_reshape(out, 2, flat);
     ops_tensor flat_a = tensor_reshape(a, 2, flat), flat_b = tensor_reshape(b, 2, flat);
-    return ctx->backend->add_table(ctx->state, &flat_out, &flat_a, &flat_b);
+    return done(ctx, ctx->backend->add_table(ctx->state, &flat_out, &flat_a, &flat_b));
 }
 
 status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *table) {
@@ -276,7 +289,7 @@ status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const o
     TRY(rule_apart(out, table));
     if (is_empty(out)) return STATUS_OK;
     if (table->dims[0] < 1) return STATUS_BAD_SHAPE;
-    return ctx->backend->add_table(ctx->state, out, x, table);
+    return done(ctx, ctx->backend->add_table(ctx->state, out, x, table));
 }
 
 status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
@@ -288,7 +301,7 @@ status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
     TRY(rule_apart(out, table));
     TRY(rule_apart(out, ids));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->gather_rows(ctx->state, out, table, ids);
+    return done(ctx, ctx->backend->gather_rows(ctx->state, out, table, ids));
 }
 
 status ops_scatter_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *to) {
@@ -299,7 +312,7 @@ status ops_scatter_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, cons
     TRY(rule_apart(out, x));
     TRY(rule_apart(out, to));
     if (is_empty(x)) return STATUS_OK;
-    return ctx->backend->scatter_rows(ctx->state, out, x, to);
+    return done(ctx, ctx->backend->scatter_rows(ctx->state, out, x, to));
 }
 
 status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
@@ -311,7 +324,7 @@ status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
     else
         TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->cast(ctx->state, out, x);
+    return done(ctx, ctx->backend->cast(ctx->state, out, x));
 }
 
 status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
@@ -321,7 +334,7 @@ status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
         return STATUS_BAD_SHAPE;
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->argmax_rows(ctx->state, out, x);
+    return done(ctx, ctx->backend->argmax_rows(ctx->state, out, x));
 }
 
 /* ---- vision -------------------------------------------------------------------------------- */
@@ -338,7 +351,7 @@ status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int pa
     if (out->dims[0] != rows || out->dims[1] != (int64_t)3 * patch * patch) return STATUS_BAD_SHAPE;
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->patch_rows(ctx->state, out, x, patch);
+    return done(ctx, ctx->backend->patch_rows(ctx->state, out, x, patch));
 }
 
 /* Heads divide the widths evenly: q [.., n_heads*hd], keys [.., n_kv_heads*hd]. */
@@ -366,7 +379,7 @@ status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q, const o
     TRY(rule_apart(out, k));
     TRY(rule_apart(out, v));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->attention(ctx->state, out, q, k, v, length, params);
+    return done(ctx, ctx->backend->attention(ctx->state, out, q, k, v, length, params));
 }
 
 /* ---- language ------------------------------------------------------------------------------ */
@@ -385,7 +398,7 @@ status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_te
     TRY(rule_apart(x, sin));
     TRY(rule_apart(x, positions));
     if (is_empty(x) || cos->dims[1] == 0) return STATUS_OK;
-    return ctx->backend->rope(ctx->state, x, cos, sin, positions, n_heads);
+    return done(ctx, ctx->backend->rope(ctx->state, x, cos, sin, positions, n_heads));
 }
 
 status ops_kv_write(ops_ctx *ctx, ops_tensor *cache, const ops_tensor *x,
@@ -401,7 +414,7 @@ status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t fr
     if (to < 0 || from < 0 || to >= cache->dims[0] || from >= cache->dims[0])
         return STATUS_BAD_ARGUMENT;
     if (is_empty(cache) || to == from) return STATUS_OK;
-    return ctx->backend->kv_copy_block(ctx->state, cache, to, from);
+    return done(ctx, ctx->backend->kv_copy_block(ctx->state, cache, to, from));
 }
 
 status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
@@ -426,6 +439,6 @@ status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
     TRY(rule_apart(out, row_seq));
     TRY(rule_apart(out, row_pos));
     if (is_empty(out)) return STATUS_OK;
-    return ctx->backend->attention_paged(ctx->state, out, q, k_cache, v_cache, tables, row_seq,
-                                         row_pos, params);
+    return done(ctx, ctx->backend->attention_paged(ctx->state, out, q, k_cache, v_cache, tables, row_seq,
+                                         row_pos, params));
 }

@@ -39,6 +39,11 @@ MUST_USE status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e);
 void ops_close(ops_ctx **ctx);
 const char *ops_device_text(const ops_ctx *ctx); /* "cpu avx512, 2 threads" */
 
+/* Called after each operator that had something to do, on the thread that called the operator: for a caller
+ * who must tell a long computation from a stuck one. It does not call ops. NULL: none. */
+typedef void ops_progress(void *user);
+void ops_set_progress(ops_ctx *ctx, ops_progress *progress, void *user);
+
 /* ---- memory -------------------------------------------------------------------------------- */
 
 typedef struct {

@@ -237,7 +237,13 @@ worker_handler vision_service_handler(vision_service *s) {
                             .metrics = service_metrics};
 }
 
-void vision_service_attach(vision_service *s, worker *w) { s->worker = w; }
+/* An operator is the longest that nothing is heard of a batch; decoding a picture has its own limit. */
+static void operator_done(void *user) { worker_made_progress(user); }
+
+void vision_service_attach(vision_service *s, worker *w) {
+    s->worker = w;
+    ops_set_progress(s->ctx, operator_done, w);
+}
 
 /* ---- opening and closing ---------------------------------------------------------------------- */
 

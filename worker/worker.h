@@ -7,8 +7,9 @@
  *
  * Two threads. The caller of worker_run talks to the broker and never computes, so heartbeats go out
  * whatever the engine does. A second thread, started inside, runs the handler and never waits for the
- * network. A lease's progress grows only when the computing thread comes round, so a stuck engine
- * stops renewing its leases while the node's heartbeats still go out.
+ * network. A lease's progress grows when the computing thread comes round, and inside a round with each
+ * worker_made_progress, so a long step keeps its leases and a stuck engine stops renewing them while the
+ * node's heartbeats still go out.
  *
  * Answers are kept until the broker has confirmed them, and offered again after a lost connection. A
  * broker that is silent for three heartbeats is left and dialled again. */

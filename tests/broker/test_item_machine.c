@@ -137,6 +137,7 @@ static int set_up(void **state) {
     w->limits.n_grants_max = 16;
     w->limits.bytes_max = 100000;
     w->limits.features_bytes_max = 1000;
+    w->limits.lease_us = 8 * w->limits.heartbeat_us;
     w->now_us = 1000;
     assert_int_equal(machine_open(&w->m, &w->limits, &e), STATUS_OK);
     hello_client(w, CLIENT);

@@ -103,6 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     limits.features_bytes_max = 400;
     limits.n_tenants = 2;
     limits.retention_us = 3000000;
+    limits.lease_us = 8 * limits.heartbeat_us;
     err e;
     run *r = calloc(1, sizeof *r);
     if (!r || machine_open(&r->m, &limits, &e) != STATUS_OK) abort();

@@ -334,6 +334,24 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
                      STATUS_BAD_SHAPE);
 }
 
+static void count_one(void *user) { ++*(int *)user; }
+
+static void progress_is_told_after_each_operator_that_had_work(void **state) {
+    (void)state;
+    int n = 0;
+    ops_tensor a = at2(0, 2, 4), b = at2(20, 2, 4), none = at2(40, 0, 4), odd = at2(60, 2, 3);
+    ops_set_progress(ctx, count_one, &n);
+    assert_int_equal(ops_add(ctx, &a, &a, &b), STATUS_OK);
+    assert_int_equal(ops_add_table(ctx, &a, &a, &b), STATUS_OK);
+    assert_int_equal(n, 2);
+    assert_int_equal(ops_add(ctx, &none, &none, &none), STATUS_OK);
+    assert_int_equal(ops_add(ctx, &a, &a, &odd), STATUS_BAD_SHAPE);
+    assert_int_equal(n, 2);
+    ops_set_progress(ctx, NULL, NULL);
+    assert_int_equal(ops_add(ctx, &a, &a, &b), STATUS_OK);
+    assert_int_equal(n, 2);
+}
+
 static int open_one(void **state) {
     (void)state;
     err e;
@@ -359,6 +377,7 @@ int main(void) {
         cmocka_unit_test(rope_refuses_heads_that_do_not_fit),
         cmocka_unit_test(attention_refuses_heads_lengths_and_overlaps),
         cmocka_unit_test(paged_attention_refuses_rows_that_point_outside),
+        cmocka_unit_test(progress_is_told_after_each_operator_that_had_work),
     };
     return cmocka_run_group_tests(tests, open_one, close_one);
 }
