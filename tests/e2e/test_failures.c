@@ -285,22 +285,37 @@ static void a_broker_killed_and_started_again_costs_a_waiting_client_no_answer(v
 
 /* ---- leases -------------------------------------------------------------------------------------- */
 
-/* Forty pictures encoded at once and a prompt step of 4096 rows each take many times the lease, but none of
- * their operators does. On a machine that stalls a lease may still run out, hence several attempts. */
+/* Annotates the forty scenes through parts of their own; every scene is new to their cache. Returns the
+ * milliseconds the tower ran. */
+static double annotate_scenes(const world *w, int lease_ms, double *n_expired) {
+    char lease[16], beat[16];
+    (void)snprintf(lease, sizeof lease, "%d", lease_ms);
+    (void)snprintf(beat, sizeof beat, "%d", lease_ms / 4);
+    parts p;
+    start_parts(&p, w, WORDS("--lease-ms", lease, "--heartbeat-ms", beat),
+                WORDS("--threads", "1", "--batch", "64", "--slots", "64"),
+                WORDS("--threads", "1", "--chunk-rows", "4096"));
+    ended_run r = run_words(WORDS(MIPHA, "annotate", TEST_DATA_DIR "/demo_scenes", "-q", "--broker", p.front));
+    if (r.exit_code != 0) fail_msg("exit status %d: %s", r.exit_code, ended_run_errors(&r));
+    double tower_ms = 0;
+    for (const char *at = ended_run_out(&r); (at = strstr(at, "\"encode\":")); at++) tower_ms += atof(at + 9);
+    ended_run_free(&r);
+    *n_expired = metric_of(p.front, "leases_expired");
+    stop_parts(&p);
+    return tower_ms;
+}
+
+/* Nearly all scenes are encoded in one batch, and their prompts computed in two steps: each takes several
+ * times the lease, none of their operators does. On a machine that stalls a lease may still run out, hence
+ * several attempts. */
 static void a_step_that_takes_longer_than_a_lease_keeps_it(void **state) {
     const world *w = *state;
-    double expired = 1;
-    for (int i = 0; i < 5 && expired > 0; i++) {
-        parts p;
-        start_parts(&p, w, WORDS("--heartbeat-ms", "15", "--lease-ms", "60"),
-                    WORDS("--threads", "1", "--batch", "64", "--slots", "64"),
-                    WORDS("--threads", "1", "--chunk-rows", "4096"));
-        ended_run r = run_words(WORDS(MIPHA, "annotate", TEST_DATA_DIR "/demo_scenes", "-q", "--broker", p.front));
-        if (r.exit_code != 0) fail_msg("exit status %d: %s", r.exit_code, ended_run_errors(&r));
-        ended_run_free(&r);
-        expired = metric_of(p.front, "leases_expired");
-        stop_parts(&p);
-    }
+    double expired;
+    int lease_ms = (int)(annotate_scenes(w, 20000, &expired) / 5);
+    if (lease_ms < 40) lease_ms = 40;
+    assert_true(expired == 0);
+    expired = 1;
+    for (int i = 0; i < 5 && expired > 0; i++) (void)annotate_scenes(w, lease_ms, &expired);
     assert_true(expired == 0);
 }
 

@@ -40,7 +40,7 @@ static void misbehave(bytes encoded) {
     if (starts_with(encoded, "ABORT")) abort();
     if (starts_with(encoded, "LEAVE")) _exit(5);
     if (starts_with(encoded, "HANG"))
-        for (volatile int i = 0;; i++) continue;
+        for (volatile unsigned i = 0;; i++) continue;
     if (starts_with(encoded, "OPEN")) (void)open("/etc/passwd", O_RDONLY);
     if (starts_with(encoded, "SOCKET")) (void)socket(AF_INET, SOCK_STREAM, 0);
     if (starts_with(encoded, "FORK")) (void)fork();
