@@ -235,14 +235,15 @@ void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix) {
 
 size_t ops_matrix_bytes(const ops_matrix *matrix) { return matrix->bytes; }
 
+static bool is_act(ops_act act) { return (unsigned)act < OPS_ACT_COUNT; }
+
 status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
                   ops_act act) {
     TRY(rule_device(out, OPS_DTYPE_F32, 2));
     TRY(rule_device(x, OPS_DTYPE_F32, 2));
     if (out->dims[0] != x->dims[0] || x->dims[1] != matrix->n_in || out->dims[1] != matrix->n_out)
         return STATUS_BAD_SHAPE;
-    if (act != OPS_ACT_NONE && act != OPS_ACT_GELU_TANH && act != OPS_ACT_GELU_ERF)
-        return STATUS_BAD_ARGUMENT;
+    if (!is_act(act)) return STATUS_BAD_ARGUMENT;
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
     return done(ctx, ctx->backend->linear(ctx->state, out, x, matrix, act));
@@ -250,20 +251,49 @@ status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_
 
 /* ---- rows ---------------------------------------------------------------------------------- */
 
-status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
-                      const ops_tensor *b, float eps) {
+/* out and x alike, one value of w for each of their columns. */
+static status rule_columns(const ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
     TRY(rule_device(out, OPS_DTYPE_F32, 2));
     TRY(rule_device(x, OPS_DTYPE_F32, 2));
     TRY(rule_device(w, OPS_DTYPE_F32, 1));
-    TRY(rule_device(b, OPS_DTYPE_F32, 1));
-    if (!same_dims(out, x) || w->dims[0] != x->dims[1] || b->dims[0] != x->dims[1])
-        return STATUS_BAD_SHAPE;
-    if (!(eps > 0.0f) || isinf(eps)) return STATUS_BAD_ARGUMENT; /* also rejects NaN */
+    if (!same_dims(out, x) || w->dims[0] != x->dims[1]) return STATUS_BAD_SHAPE;
     TRY(rule_apart_or_same(out, x));
-    TRY(rule_apart(out, w));
+    return rule_apart(out, w);
+}
+
+status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
+                      const ops_tensor *b, float eps) {
+    TRY(rule_columns(out, x, w));
+    TRY(rule_device(b, OPS_DTYPE_F32, 1));
+    if (b->dims[0] != x->dims[1]) return STATUS_BAD_SHAPE;
+    if (!(eps > 0.0f) || isinf(eps)) return STATUS_BAD_ARGUMENT; /* also rejects NaN */
     TRY(rule_apart(out, b));
     if (is_empty(out)) return STATUS_OK;
     return done(ctx, ctx->backend->layer_norm(ctx->state, out, x, w, b, eps));
+}
+
+status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps) {
+    TRY(rule_columns(out, x, w));
+    if (!(eps > 0.0f) || isinf(eps)) return STATUS_BAD_ARGUMENT;
+    if (is_empty(out)) return STATUS_OK;
+    return done(ctx, ctx->backend->rms_norm(ctx->state, out, x, w, eps));
+}
+
+status ops_scale_columns(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
+    TRY(rule_columns(out, x, w));
+    if (is_empty(out)) return STATUS_OK;
+    return done(ctx, ctx->backend->scale_columns(ctx->state, out, x, w));
+}
+
+status ops_gate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    if (out->dims[0] != x->dims[0] || x->dims[1] % 2 != 0 || out->dims[1] != x->dims[1] / 2)
+        return STATUS_BAD_SHAPE;
+    if (!is_act(act)) return STATUS_BAD_ARGUMENT;
+    TRY(rule_apart(out, x));
+    if (is_empty(out)) return STATUS_OK;
+    return done(ctx, ctx->backend->gate(ctx->state, out, x, act));
 }
 
 status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_tensor *b) {
@@ -358,7 +388,7 @@ status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int pa
 static status rule_heads(const ops_attention_params *p, int64_t q_width, int64_t kv_width) {
     if (p->n_heads < 1 || p->n_kv_heads < 1 || p->n_heads % p->n_kv_heads != 0)
         return STATUS_BAD_ARGUMENT;
-    if (!isfinite(p->scale)) return STATUS_BAD_ARGUMENT;
+    if (!isfinite(p->scale) || p->window < 0 || (p->window > 0 && !(p->scale > 0.0f))) return STATUS_BAD_ARGUMENT;
     if (q_width < 1 || q_width % p->n_heads != 0) return STATUS_BAD_SHAPE;
     int64_t head_dim = q_width / p->n_heads;
     return kv_width == head_dim * p->n_kv_heads ? STATUS_OK : STATUS_BAD_SHAPE;
@@ -372,7 +402,7 @@ status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q, const o
     TRY(rule_device(v, OPS_DTYPE_F32, 2));
     if (!same_dims(out, q) || !same_dims(k, v) || q->dims[0] != k->dims[0])
         return STATUS_BAD_SHAPE;
-    if (length < 1 || length > INT32_MAX) return STATUS_BAD_ARGUMENT;
+    if (length < 1 || length > INT32_MAX || params->window != 0) return STATUS_BAD_ARGUMENT;
     if (q->dims[0] % length != 0 || q->dims[0] > INT32_MAX) return STATUS_BAD_SHAPE;
     TRY(rule_heads(params, q->dims[1], k->dims[1]));
     TRY(rule_apart_or_same(out, q));

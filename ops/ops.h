@@ -78,7 +78,14 @@ MUST_USE status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_ten
 void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix);
 size_t ops_matrix_bytes(const ops_matrix *matrix);
 
-typedef enum { OPS_ACT_NONE, OPS_ACT_GELU_TANH, OPS_ACT_GELU_ERF } ops_act;
+typedef enum {
+    OPS_ACT_NONE,
+    OPS_ACT_GELU_TANH,  /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
+    OPS_ACT_GELU_ERF,   /* 0.5 x (1 + erf(x / sqrt 2)) */
+    OPS_ACT_QUICK_GELU, /* x sigmoid(1.702 x) */
+    OPS_ACT_SILU,       /* x sigmoid(x) */
+    OPS_ACT_COUNT
+} ops_act;
 
 /* out[r,o] = act(bias[o] + sum over i of x[r,i] * w[o,i])    out [rows, n_out], x [rows, n_in], f32.
  * The sum runs over i in order in one f32 accumulator per element (fused multiply-add where the
@@ -92,6 +99,17 @@ MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
 /* out[r,c] = (x[r,c] - mean_r) / sqrt(var_r + eps) * w[c] + b[c], biased variance. out may be x. */
 MUST_USE status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                                const ops_tensor *w, const ops_tensor *b, float eps);
+
+/* out[r,c] = x[r,c] / sqrt(mean over c of x[r,c]^2 + eps) * w[c]. out may be x. */
+MUST_USE status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
+                             const ops_tensor *w, float eps);
+
+/* out[r,c] = act(x[r,c]) * x[r, n + c]   x [rows, 2 n], out [rows, n]: the gate stands left. */
+MUST_USE status ops_gate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act);
+
+/* out[r,c] = x[r,c] * w[c]; out may be x. */
+MUST_USE status ops_scale_columns(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
+                                  const ops_tensor *w);
 
 /* out = a + b, same shape; out may be a or b. */
 MUST_USE status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_tensor *b);
@@ -126,6 +144,7 @@ typedef struct {
     int n_heads;
     int n_kv_heads; /* divides n_heads */
     float scale;    /* multiplies q.k */
+    int window;     /* paged: a row sees its own key and the window - 1 before it; 0: all of them */
 } ops_attention_params;
 
 /* Full attention inside groups of equal length (all tokens of one image see each other, no others).
@@ -153,7 +172,8 @@ MUST_USE status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, i
 /* Causal attention of rows over paged keys and values.
  * out, q [rows, n_heads*hd]; k_cache, v_cache as above; tables [n_seqs, max_blocks] i32: the blocks of
  * each sequence in order; row_seq [rows] i32: which sequence a row belongs to; row_pos [rows] i32: the
- * row sees positions 0 .. row_pos[r] of its sequence, its own key already written. out may be q. */
+ * row sees positions 0 .. row_pos[r] of its sequence, or the last params->window of them, its own key
+ * already written. out may be q. */
 MUST_USE status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
                                     const ops_tensor *k_cache, const ops_tensor *v_cache,
                                     const ops_tensor *tables, const ops_tensor *row_seq,

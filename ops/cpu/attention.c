@@ -7,7 +7,8 @@
  * (Milakov and Gimelshein 2018). Everything about a row depends on its own query and its own keys in
  * that order: s[j] sums over d in order, in blocks of 256 that reload their partial sum; the values of
  * a chunk are added one key after the other; keys past pos are never multiplied. So neither the other
- * rows, nor the block size of a cache, nor the cut into calls changes a bit.
+ * rows, nor the block size of a cache, nor the cut into calls changes a bit. With a window, chunks that
+ * lie wholly before it are left out, and in its first chunk the keys before it get weight 0.
  *
  * A task is one head and up to 192 rows. For each chunk, the rows whose keys lie in the same memory
  * are served together: all rows of one sequence, and rows of several sequences that share the block,
@@ -30,7 +31,7 @@ typedef struct {
     const int32_t *tables, *row_seq, *row_pos;
     int64_t n_rows, max_blocks, block_tokens;
     int64_t q_width, kv_width, head_dim, padded_dim; /* padded_dim: up to a multiple of 32 */
-    int heads_a_kv, n_heads;
+    int heads_a_kv, n_heads, window;
     float scale;
     int64_t rows_a_task;
     unsigned char *scratch;
@@ -73,10 +74,18 @@ static size_t workspace_cut(const attention_job *j, unsigned char *base, workspa
     return used;
 }
 
-/* Keys of row r in the chunk that begins at position start. */
+/* The first position row r sees. */
+static int64_t first_key(const attention_job *j, int64_t r) {
+    int64_t first = (int64_t)j->row_pos[r] + 1 - j->window;
+    return j->window == 0 || first < 0 ? 0 : first;
+}
+
+/* Keys of row r in the chunk that begins at position start, those before its window included unless all
+ * are. */
 static int keys_in_chunk(const attention_job *j, int64_t r, int64_t start) {
     int64_t n = (int64_t)j->row_pos[r] + 1 - start;
-    return n < 0 ? 0 : n > KEY_CHUNK ? KEY_CHUNK : (int)n;
+    if (n < 0 || start + KEY_CHUNK <= first_key(j, r)) return 0;
+    return n > KEY_CHUNK ? KEY_CHUNK : (int)n;
 }
 
 static const int32_t *blocks_of(const attention_job *j, int64_t r) {
@@ -138,6 +147,8 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
     }
     for (int i = 0; i < n_rows; i++) {
         int r = rows[i];
+        int64_t n_before = first_key(j, first + r) - start;
+        for (int64_t k = 0; k < n_before; k++) w->p_tile[i * TILE_STRIDE + k] = -INFINITY;
         float shrink = simd->softmax_step(w->p_tile + i * TILE_STRIDE, n_keys[i], j->scale,
                                           &w->max[r], &w->sum[r]);
         simd->scale(w->acc_tile + i * j->padded_dim, w->acc + r * j->padded_dim, shrink,
@@ -194,14 +205,15 @@ static void attend_task(void *arg, int64_t task, int thread) {
     int head = (int)(task % j->n_heads);
     int64_t first = task / j->n_heads * j->rows_a_task;
     int64_t n_rows = min_i64(j->rows_a_task, j->n_rows - first);
-    int64_t last_pos = 0;
+    int64_t last_pos = 0, start = INT64_MAX;
     for (int64_t r = 0; r < n_rows; r++) {
         w.max[r] = -INFINITY;
         w.sum[r] = 0.0f;
         if (j->row_pos[first + r] > last_pos) last_pos = j->row_pos[first + r];
+        start = min_i64(start, first_key(j, first + r) / KEY_CHUNK * KEY_CHUNK);
     }
     memset(w.acc, 0, (size_t)(n_rows * j->padded_dim) * sizeof *w.acc);
-    for (int64_t start = 0; start <= last_pos; start += KEY_CHUNK)
+    for (; start <= last_pos; start += KEY_CHUNK)
         attend_chunk(j, &w, first, n_rows, start, head);
     for (int64_t r = 0; r < n_rows; r++) {
         const float *acc = w.acc + r * j->padded_dim;
@@ -218,6 +230,7 @@ static status prepare(cpu_state *s, attention_job *j, const ops_attention_params
     j->n_heads = params->n_heads;
     j->heads_a_kv = params->n_heads / params->n_kv_heads;
     j->scale = params->scale;
+    j->window = params->window;
     j->head_dim = j->q_width / params->n_heads;
     j->padded_dim = ceil_div(j->head_dim, PANEL_COLS) * PANEL_COLS;
     int64_t n_pieces = ceil_div(j->n_rows, ROWS_A_TASK);

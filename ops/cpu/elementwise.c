@@ -1,5 +1,8 @@
-/* add_table: out[r,c] = x[r,c] + table[r mod n_table,c], and cast. Bound by memory, so the compiler's
- * own vectors are enough. A single long row (ops_add) is cut by columns. */
+/* add_table: out[r,c] = x[r,c] + table[r mod n_table,c]
+ * scale_columns: out[r,c] = x[r,c] w[c]
+ * gate: out[r,c] = act(x[r,c]) x[r,n + c]
+ * and cast. Bound by memory, so but for the activation the compiler's own vectors are enough. A single
+ * long row (ops_add) is cut by columns. */
 #include <string.h>
 
 #include "ops/cpu/cpu_internal.h"
@@ -38,6 +41,46 @@ status cpu_add_table(void *state, ops_tensor *out, const ops_tensor *x, const op
         cpu_split_rows(s, j.cols, 1, add_columns, &j);
     else
         cpu_split_rows(s, x->dims[0], j.cols / ELEMENTS_A_NS + 1, add_rows, &j);
+    return STATUS_OK;
+}
+
+/* ---- scale_columns and gate ---------------------------------------------------------------- */
+
+typedef struct {
+    const simd_kernels *simd;
+    float *out;
+    const float *x, *w;
+    int64_t cols; /* of out */
+    ops_act act;
+} columns_job;
+
+static void scale_rows(void *arg, int64_t first, int64_t n, int thread) {
+    const columns_job *j = arg;
+    (void)thread;
+    for (int64_t r = first; r < first + n; r++) {
+        float *out = j->out + r * j->cols;
+        const float *x = j->x + r * j->cols;
+        for (int64_t c = 0; c < j->cols; c++) out[c] = x[c] * j->w[c];
+    }
+}
+
+status cpu_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
+    columns_job j = {.out = out->data, .x = x->data, .w = w->data, .cols = x->dims[1]};
+    cpu_split_rows(state, x->dims[0], j.cols / ELEMENTS_A_NS + 1, scale_rows, &j);
+    return STATUS_OK;
+}
+
+static void gate_rows(void *arg, int64_t first, int64_t n, int thread) {
+    const columns_job *j = arg;
+    (void)thread;
+    for (int64_t r = first; r < first + n; r++)
+        j->simd->gate(j->out + r * j->cols, j->x + 2 * r * j->cols, j->cols, j->act);
+}
+
+status cpu_gate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act) {
+    cpu_state *s = state;
+    columns_job j = {.simd = s->simd, .out = out->data, .x = x->data, .cols = out->dims[1], .act = act};
+    cpu_split_rows(s, x->dims[0], j.cols + 1, gate_rows, &j);
     return STATUS_OK;
 }
 

@@ -97,7 +97,7 @@ static void linear_equals_the_double_sum(void **state) {
         for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
             for (int d = 0; d < 3; d++) {
                 linear_case c = {sizes[s][0], sizes[s][1], sizes[s][2], dtypes[d], dtypes[(s + (size_t)d) % 3],
-                                 (s + (size_t)d) % 4 != 3, (ops_act)((s + (size_t)d) % 3)};
+                                 (s + (size_t)d) % 4 != 3, (ops_act)((s + (size_t)d) % OPS_ACT_COUNT)};
                 check_linear(contexts.ctx[i], &c, 1000 + s);
             }
 }
@@ -161,7 +161,7 @@ static void attention_equals_the_double_softmax(void **state) {
     }
 }
 
-static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd) {
+static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd, int window) {
     enum { SEQS = 4, LENGTH = 150 };
     rng r = rng_make(78);
     int64_t qw = heads * hd, kw = kv_heads * hd;
@@ -187,7 +187,7 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
     guarded gt = guarded_with(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, max_blocks}, tables);
     guarded gs = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_seq);
     guarded gp = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_pos);
-    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads, .scale = 0.21f};
+    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads, .scale = 0.21f, .window = window};
     assert_int_equal(
         ops_attention_paged(ctx, &go.t, &gq.t, &gk.t, &gv.t, &gt.t, &gs.t, &gp.t, &p), STATUS_OK);
     assert_true(guarded_intact(&go));
@@ -196,17 +196,18 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
     double *want = test_alloc((size_t)hd, sizeof *want), *size = test_alloc((size_t)hd, sizeof *size);
     for (int row = 0; row < ROWS; row++)
         for (int h = 0; h < heads; h++) {
+            int64_t first = window && row_pos[row] >= window ? row_pos[row] + 1 - window : 0;
+            int64_t n_keys = row_pos[row] + 1 - first;
             for (int64_t j = 0; j <= row_pos[row]; j++)
                 at[j] = (tables[row_seq[row] * max_blocks + j / block_tokens] * block_tokens +
                          j % block_tokens) * kw + h / (heads / kv_heads) * hd;
-            ref_attention_row(want, size, q + row * qw + h * hd, k, v, at, row_pos[row] + 1, hd,
-                              (double)p.scale);
+            ref_attention_row(want, size, q + row * qw + h * hd, k, v, at + first, n_keys, hd, (double)p.scale);
             for (int64_t d = 0; d < hd; d++)
                 EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
-                            attention_bound(row_pos[row] + 1, hd, (double)p.scale, size[d]),
-                            "paged %s block %lld heads %d/%d hd %lld row %d head %d dim %lld",
+                            attention_bound(n_keys, hd, (double)p.scale, size[d]),
+                            "paged %s block %lld heads %d/%d hd %lld window %d row %d head %d dim %lld",
                             ops_device_text(ctx), (long long)block_tokens, heads, kv_heads,
-                            (long long)hd, row, h, (long long)d);
+                            (long long)hd, window, row, h, (long long)d);
         }
     guarded_close(&gq), guarded_close(&go), guarded_close(&gk), guarded_close(&gv);
     guarded_close(&gt), guarded_close(&gs), guarded_close(&gp);
@@ -218,8 +219,18 @@ static void paged_attention_equals_the_double_softmax(void **state) {
     static const int64_t blocks[] = {1, 5, 16, 32, 64, 100, 256};
     for (int i = 0; i < contexts.n; i++)
         for (size_t b = 0; b < sizeof blocks / sizeof blocks[0]; b++) {
-            check_paged(contexts.ctx[i], blocks[b], 2, 2, 80);
-            check_paged(contexts.ctx[i], blocks[b], 3, 1, 17);
+            check_paged(contexts.ctx[i], blocks[b], 2, 2, 80, 0);
+            check_paged(contexts.ctx[i], blocks[b], 3, 1, 17, 0);
+        }
+}
+
+static void a_window_hides_the_keys_before_it(void **state) {
+    (void)state;
+    static const int windows[] = {1, 2, 63, 64, 65, 75, 128, 149, 150, 151, 100000};
+    for (int i = 0; i < contexts.n; i++)
+        for (size_t k = 0; k < sizeof windows / sizeof windows[0]; k++) {
+            check_paged(contexts.ctx[i], 16, 2, 1, 80, windows[k]);
+            check_paged(contexts.ctx[i], 100, 1, 1, 17, windows[k]);
         }
 }
 
@@ -241,6 +252,7 @@ int main(void) {
         cmocka_unit_test(linear_equals_the_double_sum),
         cmocka_unit_test(attention_equals_the_double_softmax),
         cmocka_unit_test(paged_attention_equals_the_double_softmax),
+        cmocka_unit_test(a_window_hides_the_keys_before_it),
 
     };
     return cmocka_run_group_tests(tests, open_all, close_all);

@@ -15,6 +15,8 @@ double ref_act(double x, ops_act act);
 void ref_layer_norm(double *out, const float *x, const float *w, const float *b, int64_t rows,
                     int64_t cols, double eps);
 
+void ref_rms_norm(double *out, const float *x, const float *w, int64_t rows, int64_t cols, double eps);
+
 /* One row and one head: q [hd]; key j at k + at[j], value j at v + at[j]. size: sum p |v| / sum p. */
 void ref_attention_row(double *out, double *size, const float *q, const float *k, const float *v,
                        const int64_t *at, int64_t n_keys, int64_t head_dim, double scale);

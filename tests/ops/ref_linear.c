@@ -26,5 +26,7 @@ double ref_act(double x, ops_act act) {
     if (act == OPS_ACT_GELU_TANH)
         return 0.5 * x * (1.0 + tanh(sqrt(2.0 / pi) * (x + 0.044715 * x * x * x)));
     if (act == OPS_ACT_GELU_ERF) return 0.5 * x * erfc(-x / sqrt(2.0));
+    if (act == OPS_ACT_QUICK_GELU) return x / (1.0 + exp(-1.702 * x));
+    if (act == OPS_ACT_SILU) return x / (1.0 + exp(-x));
     return x;
 }

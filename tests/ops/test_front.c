@@ -192,6 +192,20 @@ static void row_operators_refuse_wrong_shapes_and_half_overlaps(void **state) {
     assert_int_equal(ops_layer_norm(ctx, &out, &x, &w, &b, 0.0f), STATUS_BAD_ARGUMENT);
     assert_int_equal(ops_layer_norm(ctx, &out, &x, &w, &b, NAN), STATUS_BAD_ARGUMENT);
 
+    assert_int_equal(ops_rms_norm(ctx, &x, &x, &w, 1e-5f), STATUS_OK);
+    assert_int_equal(ops_rms_norm(ctx, &shifted, &x, &w, 1e-5f), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_rms_norm(ctx, &out, &x, &short_w, 1e-5f), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_rms_norm(ctx, &out, &x, &w, NAN), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_scale_columns(ctx, &x, &x, &w), STATUS_OK);
+    assert_int_equal(ops_scale_columns(ctx, &wide, &x, &w), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_scale_columns(ctx, &shifted, &x, &w), STATUS_BAD_ARGUMENT);
+    ops_tensor gated = at2(500, 3, 3), inside = at2(9, 3, 3), uneven = at2(500, 3, 4);
+    assert_int_equal(ops_gate(ctx, &gated, &x, OPS_ACT_SILU), STATUS_OK);
+    assert_int_equal(ops_gate(ctx, &gated, &x, OPS_ACT_COUNT), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_gate(ctx, &inside, &x, OPS_ACT_SILU), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_gate(ctx, &uneven, &x, OPS_ACT_SILU), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_gate(ctx, &gated, &wide, OPS_ACT_SILU), STATUS_BAD_SHAPE);
+
     assert_int_equal(ops_add(ctx, &x, &x, &x), STATUS_OK);
     assert_int_equal(ops_add(ctx, &out, &x, &wide), STATUS_BAD_SHAPE);
     assert_int_equal(ops_add(ctx, &shifted, &x, &out), STATUS_BAD_ARGUMENT);
@@ -277,9 +291,10 @@ static void attention_refuses_heads_lengths_and_overlaps(void **state) {
     ops_tensor q = at2(0, 6, 12), k = at2(100, 6, 4), v = at2(200, 6, 4), out = at2(300, 6, 12);
     ops_tensor thin = at2(100, 6, 3), fewer = at2(100, 5, 4), shifted = at2(12, 6, 12);
     ops_tensor over_k = at2(90, 6, 12);
-#define CALL(want, to, tk, tv, length, ...)                                                        \
+#define CALL(want, to, tk, tv, length, heads, kv_heads, factor)                                    \
     assert_int_equal(ops_attention(ctx, &(to), &q, &(tk), &(tv), length,                           \
-                                   &(ops_attention_params){__VA_ARGS__}), want)
+                                   &(ops_attention_params){.n_heads = heads, .n_kv_heads = kv_heads, \
+                                                           .scale = factor}), want)
     CALL(STATUS_OK, out, k, v, 3, 3, 1, 1.0f);
     CALL(STATUS_OK, q, k, v, 6, 3, 1, 1.0f);
     CALL(STATUS_BAD_SHAPE, out, k, v, 4, 3, 1, 1.0f);
@@ -312,7 +327,7 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
     ops_tensor q = at2(0, 1, 4), out = at2(20, 1, 4), k = at3(40, 2, 2, 4), v = at3(80, 2, 2, 4);
     ops_tensor tables = tensor_make(indices, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 2, (int64_t[]){1, 2});
     ops_tensor seq = ids(10, 1), pos = ids(11, 1), two = ids(10, 2);
-    ops_attention_params p = {1, 1, 1.0f};
+    ops_attention_params p = {1, 1, 1.0f, 0};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         indices[0] = cases[i].first_block;
         indices[1] = cases[i].second_block;
@@ -330,6 +345,9 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
     assert_int_equal(
         ops_attention_paged(ctx, &out, &q, &no_tokens, &no_tokens, &tables, &seq, &pos, &p),
         STATUS_BAD_ARGUMENT);
+    ops_attention_params back = {1, 1, 1.0f, -1}, upside_down = {1, 1, -1.0f, 2};
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &seq, &pos, &back), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &seq, &pos, &upside_down), STATUS_BAD_ARGUMENT);
     assert_int_equal(ops_attention_paged(ctx, &k, &q, &k, &v, &tables, &seq, &pos, &p),
                      STATUS_BAD_SHAPE);
 }

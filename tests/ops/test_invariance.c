@@ -187,6 +187,22 @@ static void call_norm(ops_ctx *ctx, void *arg, float *out, const float *x, int64
     assert_int_equal(ops_layer_norm(ctx, &to, &tx, &w, &b, 1e-5f), STATUS_OK);
 }
 
+static void call_rms_norm(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first, int64_t n) {
+    const rows_arg *a = arg;
+    (void)first;
+    int64_t cols = 91;
+    ops_tensor to = f32(out, n, cols), tx = f32(x, n, cols);
+    ops_tensor w = tensor_make((void *)(uintptr_t)a->w, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 1, &cols);
+    assert_int_equal(ops_rms_norm(ctx, &to, &tx, &w, 1e-5f), STATUS_OK);
+}
+
+static void call_gate(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first, int64_t n) {
+    (void)arg;
+    (void)first;
+    ops_tensor to = f32(out, n, 45), tx = f32(x, n, 90);
+    assert_int_equal(ops_gate(ctx, &to, &tx, OPS_ACT_SILU), STATUS_OK);
+}
+
 static void call_rope(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first,
                       int64_t n) {
     const rows_arg *a = arg;
@@ -196,7 +212,7 @@ static void call_rope(ops_ctx *ctx, void *arg, float *out, const float *x, int64
     assert_int_equal(ops_rope(ctx, &to, &cos, &sin, &positions, 7), STATUS_OK);
 }
 
-static void layer_norm_and_rope_rows_do_not_depend_on_cut_or_threads(void **state) {
+static void norm_gate_and_rope_rows_do_not_depend_on_cut_or_threads(void **state) {
     (void)state;
     rng r = rng_make(9);
     float *x = random_floats(&r, ROWS * 91, 1.0f), *w = random_floats(&r, 250, 1.0f);
@@ -209,6 +225,8 @@ static void layer_norm_and_rope_rows_do_not_depend_on_cut_or_threads(void **stat
         if (!ctx) continue;
         ops_close(&ctx);
         expect_invariant(variants[v], &(row_operator){91, 91, call_norm, &arg}, x, "layer_norm");
+        expect_invariant(variants[v], &(row_operator){91, 91, call_rms_norm, &arg}, x, "rms_norm");
+        expect_invariant(variants[v], &(row_operator){90, 45, call_gate, &arg}, x, "gate");
         expect_invariant(variants[v], &(row_operator){91, 91, call_rope, &arg}, x, "rope");
     }
     free(x), free(w), free(b);
@@ -225,6 +243,7 @@ typedef struct {
     float *k, *v; /* the cache in blocks of block_tokens */
     int32_t *tables;
     const int32_t *row_seq, *row_pos;
+    int window;
 } paged_arg;
 
 /* Key number of (sequence, position): what the model wrote there, whatever the blocks are. */
@@ -267,7 +286,7 @@ static void call_paged(ops_ctx *ctx, void *arg, float *out, const float *x, int6
     ops_tensor tables = tensor_make(a->tables, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 2,
                                     (int64_t[]){SEQS, a->max_blocks});
     ops_tensor seq = i32(a->row_seq + first, n), pos = i32(a->row_pos + first, n);
-    ops_attention_params p = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .scale = 0.5f};
+    ops_attention_params p = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .scale = 0.5f, .window = a->window};
     assert_int_equal(ops_attention_paged(ctx, &to, &tq, &k, &v, &tables, &seq, &pos, &p),
                      STATUS_OK);
 }
@@ -295,20 +314,22 @@ static void paged_input_free(paged_input *in) { free(in->q), free(in->k), free(i
 static void paged_attention_rows_do_not_depend_on_cut_threads_or_blocks(void **state) {
     (void)state;
     static const int64_t blocks[] = {1, 7, 16, 64, 128, 340};
+    const size_t n_blocks = sizeof blocks / sizeof blocks[0];
     paged_input in = paged_input_make();
     int64_t n = ROWS * HEADS * HD;
     float *want = test_alloc((size_t)n, sizeof *want), *got = test_alloc((size_t)n, sizeof *got);
     for (int v = 0; v < N_VARIANTS; v++) {
         ops_ctx *ctx = open_variant(variants[v], 1);
         if (!ctx) continue;
-        for (size_t b = 0; b < sizeof blocks / sizeof blocks[0]; b++) {
-            paged_arg a = page(in.k, in.v, blocks[b]);
+        for (size_t b = 0; b < 2 * n_blocks; b++) {
+            paged_arg a = page(in.k, in.v, blocks[b % n_blocks]);
             a.row_seq = in.row_seq;
             a.row_pos = in.row_pos;
-            call_paged(ctx, &a, b == 0 ? want : got, in.q, 0, ROWS);
-            if (b > 0 && !same_bits(want, got, n))
-                fail_msg("%s: blocks of %lld differ", variants[v], (long long)blocks[b]);
-            if (blocks[b] == 16)
+            a.window = b < n_blocks ? 0 : 70;
+            call_paged(ctx, &a, b % n_blocks == 0 ? want : got, in.q, 0, ROWS);
+            if (b % n_blocks > 0 && !same_bits(want, got, n))
+                fail_msg("%s: window %d: blocks of %lld differ", variants[v], a.window, (long long)a.block_tokens);
+            if (a.block_tokens == 16)
                 expect_invariant(variants[v],
                                  &(row_operator){HEADS * HD, HEADS * HD, call_paged, &a}, in.q,
                                  "attention_paged");
@@ -387,7 +408,7 @@ int main(void) {
         cmocka_unit_test(linear_rows_do_not_depend_on_cut_threads_or_neighbours),
         cmocka_unit_test(linear_columns_do_not_depend_on_their_place),
         cmocka_unit_test(avx2_and_avx512_give_the_same_linear_bits),
-        cmocka_unit_test(layer_norm_and_rope_rows_do_not_depend_on_cut_or_threads),
+        cmocka_unit_test(norm_gate_and_rope_rows_do_not_depend_on_cut_or_threads),
         cmocka_unit_test(paged_attention_rows_do_not_depend_on_cut_threads_or_blocks),
         cmocka_unit_test(paged_attention_never_touches_keys_after_the_row),
         cmocka_unit_test(full_attention_groups_do_not_depend_on_each_other),

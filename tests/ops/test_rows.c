@@ -88,8 +88,76 @@ static void layer_norm_of_equal_values_is_the_bias_and_nan_stays_in_its_row(void
     }
 }
 
+/* The reference values of RMSNorm in the models' documentation, and every width against doubles. */
+static void rms_norm_equals_the_double_formula(void **state) {
+    (void)state;
+    enum { R = 9 };
+    EACH_CONTEXT(ctx) {
+        float x4[4] = {1, 2, 3, 5}, ones[4] = {1, 1, 1, 1};
+        static const double want4[4] = {0.320256143, 0.640512287, 0.960768430, 1.601280717};
+        int64_t four = 4;
+        guarded g4 = floats(ctx, 1, 4, x4), w4 = guarded_with(ctx, OPS_DTYPE_F32, 1, &four, ones);
+        assert_int_equal(ops_rms_norm(ctx, &g4.t, &g4.t, &w4.t, 1e-5f), STATUS_OK);
+        for (int i = 0; i < 4; i++) assert_true(fabs((double)((float *)g4.t.data)[i] - want4[i]) < 1e-7);
+        guarded_close(&g4), guarded_close(&w4);
+        for (size_t i = 0; i < N_WIDTHS; i++) {
+            int64_t n = widths[i];
+            rng r = rng_make(31);
+            float *x = random_floats(&r, R * n, 3.0f), *w = random_floats(&r, n, 2.0f);
+            for (int64_t c = 0; c < n; c++) x[4 * n + c] = 0.0f; /* eps alone is under the root */
+            double *want = test_alloc((size_t)(R * n), sizeof *want);
+            ref_rms_norm(want, x, w, R, n, (double)1e-6f);
+            guarded gx = floats(ctx, R, n, x), go = floats(ctx, R, n, NULL);
+            guarded gw = guarded_with(ctx, OPS_DTYPE_F32, 1, &n, w);
+            assert_int_equal(ops_rms_norm(ctx, &go.t, &gx.t, &gw.t, 1e-6f), STATUS_OK);
+            assert_int_equal(ops_rms_norm(ctx, &gx.t, &gx.t, &gw.t, 1e-6f), STATUS_OK);
+            assert_true(guarded_intact(&go) && guarded_intact(&gx));
+            assert_true(same_bits(go.t.data, gx.t.data, R * n));
+            const float *got = go.t.data;
+            for (int64_t k = 0; k < R * n; k++)
+                if (!(fabs((double)got[k] - want[k]) <= U * fabs(want[k]) + 1e-9))
+                    fail_msg("rms_norm %s width %lld [%lld] got %.9g want %.9g", ops_device_text(ctx),
+                             (long long)n, (long long)k, (double)got[k], want[k]);
+            guarded_close(&gx), guarded_close(&go), guarded_close(&gw);
+            free(x), free(w), free(want);
+        }
+    }
+}
+
+/* One activation within 2e-7 |x|, one product rounded. */
+static void gates_and_column_scales_equal_the_double_products(void **state) {
+    (void)state;
+    EACH_CONTEXT(ctx)
+    for (size_t i = 0; i < N_WIDTHS; i++) {
+        int64_t n = widths[i], rows = 41;
+        rng r = rng_make(32);
+        float *x = random_floats(&r, rows * 2 * n, 6.0f), *w = random_floats(&r, 2 * n, 2.0f);
+        guarded gx = floats(ctx, rows, 2 * n, x), go = floats(ctx, rows, n, NULL);
+        int64_t cols = 2 * n;
+        guarded gw = guarded_with(ctx, OPS_DTYPE_F32, 1, &cols, w);
+        const float *got = go.t.data;
+        for (ops_act act = OPS_ACT_NONE; act < OPS_ACT_COUNT; act++) {
+            assert_int_equal(ops_gate(ctx, &go.t, &gx.t, act), STATUS_OK);
+            assert_true(guarded_intact(&go));
+            for (int64_t k = 0; k < rows * n; k++) {
+                double gate = (double)x[k / n * cols + k % n], up = (double)x[k / n * cols + n + k % n];
+                double want = ref_act(gate, act) * up;
+                if (!(fabs((double)got[k] - want) <= (2e-7 * fabs(gate) + U * fabs(ref_act(gate, act))) * fabs(up) + 1e-30))
+                    fail_msg("gate %d %s width %lld [%lld] got %.9g want %.9g", (int)act, ops_device_text(ctx),
+                             (long long)n, (long long)k, (double)got[k], want);
+            }
+        }
+        assert_int_equal(ops_scale_columns(ctx, &gx.t, &gx.t, &gw.t), STATUS_OK);
+        assert_true(guarded_intact(&gx));
+        for (int64_t k = 0; k < rows * cols; k++)
+            assert_true(((const float *)gx.t.data)[k] == x[k] * w[k % cols]);
+        guarded_close(&gx), guarded_close(&go), guarded_close(&gw);
+        free(x), free(w);
+    }
+}
+
 /* act through ops_linear with the matrix 1: x reaches the activation unchanged. */
-static void gelu_is_within_2e_7_of_x_everywhere(void **state) {
+static void activations_are_within_2e_7_of_x_everywhere(void **state) {
     (void)state;
     enum { N = 200000 };
     static const float edges[] = {0.0f, -0.0f, 1e-30f, -1e-30f, 1e-40f, -1e-40f, 88.0f, -88.0f,
@@ -99,7 +167,7 @@ static void gelu_is_within_2e_7_of_x_everywhere(void **state) {
     for (int i = 0; i < N; i++) x[i] = (float)(i - N / 2) * (20.0f / N);
     memcpy(x, edges, sizeof edges);
     EACH_CONTEXT(ctx)
-    for (ops_act act = OPS_ACT_GELU_TANH; act <= OPS_ACT_GELU_ERF; act++) {
+    for (ops_act act = OPS_ACT_GELU_TANH; act < OPS_ACT_COUNT; act++) {
         err e;
         float one = 1.0f;
         ops_matrix *m;
@@ -111,7 +179,7 @@ static void gelu_is_within_2e_7_of_x_everywhere(void **state) {
         for (int i = 0; i < N; i++) {
             double want = ref_act((double)x[i], act);
             if (!(fabs((double)got[i] - want) <= 2e-7 * fabs((double)x[i]) + 1e-44))
-                fail_msg("gelu %d %s: x %.9g got %.9g want %.9g", (int)act, ops_device_text(ctx),
+                fail_msg("activation %d %s: x %.9g got %.9g want %.9g", (int)act, ops_device_text(ctx),
                          (double)x[i], (double)got[i], want);
         }
         ops_matrix_close(ctx, &m);
@@ -120,10 +188,10 @@ static void gelu_is_within_2e_7_of_x_everywhere(void **state) {
     free(x);
 }
 
-static void gelu_passes_infinity_and_nan_as_the_formula_does(void **state) {
+static void activations_pass_infinity_and_nan_as_the_formulas_do(void **state) {
     (void)state;
     EACH_CONTEXT(ctx)
-    for (ops_act act = OPS_ACT_GELU_TANH; act <= OPS_ACT_GELU_ERF; act++) {
+    for (ops_act act = OPS_ACT_GELU_TANH; act < OPS_ACT_COUNT; act++) {
         err e;
         float one = 1.0f, x[3] = {INFINITY, -INFINITY, NAN};
         ops_matrix *m;
@@ -361,8 +429,10 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layer_norm_keeps_the_spread_of_rows_with_a_large_mean),
         cmocka_unit_test(layer_norm_of_equal_values_is_the_bias_and_nan_stays_in_its_row),
-        cmocka_unit_test(gelu_is_within_2e_7_of_x_everywhere),
-        cmocka_unit_test(gelu_passes_infinity_and_nan_as_the_formula_does),
+        cmocka_unit_test(rms_norm_equals_the_double_formula),
+        cmocka_unit_test(gates_and_column_scales_equal_the_double_products),
+        cmocka_unit_test(activations_are_within_2e_7_of_x_everywhere),
+        cmocka_unit_test(activations_pass_infinity_and_nan_as_the_formulas_do),
         cmocka_unit_test(sums_with_rows_and_tables_are_exact),
         cmocka_unit_test(gather_and_scatter_move_whole_rows),
         cmocka_unit_test(cache_rows_land_in_their_slots_and_blocks_copy),

@@ -183,6 +183,8 @@ static void gemv(float *out, const float *x, const void *panels, int64_t panel_b
 INLINE vf activate(vf x, ops_act act) {
     if (act == OPS_ACT_GELU_TANH) return vgelu_tanh(x);
     if (act == OPS_ACT_GELU_ERF) return vgelu_erf(x);
+    if (act == OPS_ACT_QUICK_GELU) return vsigmoid_times(x, 1.702f);
+    if (act == OPS_ACT_SILU) return vsigmoid_times(x, 1.0f);
     return x;
 }
 
@@ -199,6 +201,17 @@ static void finish(float *out, int64_t out_stride, int n_rows, int n_cols, const
             vstore(edge, activate(vload(edge) + vload(bias + c), act));
             memcpy(row + c, edge, (size_t)(n_cols - c) * sizeof *edge);
         }
+    }
+}
+
+static void gate(float *out, const float *x, int64_t n, ops_act act) {
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) vstore(out + c, activate(vload(x + c), act) * vload(x + n + c));
+    if (c < n) {
+        float edge[LANES] = {0};
+        memcpy(edge, x + c, (size_t)(n - c) * sizeof *edge);
+        vstore(edge, activate(vload(edge), act));
+        for (int64_t i = c; i < n; i++) out[i] = edge[i - c] * x[n + i];
     }
 }
 
@@ -241,6 +254,16 @@ static void layer_norm(float *out, const float *x, const float *w, const float *
     double scale = 1.0 / sqrt(fold_sums(squares) / (double)n + (double)eps);
     for (int64_t i = 0; i < n; i++)
         out[i] = (float)(((double)x[i] - mean) * scale * (double)w[i] + (double)b[i]);
+}
+
+static void rms_norm(float *out, const float *x, const float *w, int64_t n, float eps) {
+    double squares[SUMS] = {0};
+    int64_t whole = n - n % SUMS;
+    for (int64_t i = 0; i < whole; i += SUMS)
+        for (int l = 0; l < SUMS; l++) squares[l] += (double)x[i + l] * (double)x[i + l];
+    for (int64_t i = whole; i < n; i++) squares[i - whole] += (double)x[i] * (double)x[i];
+    double scale = 1.0 / sqrt(fold_sums(squares) / (double)n + (double)eps);
+    for (int64_t i = 0; i < n; i++) out[i] = (float)((double)x[i] * scale * (double)w[i]);
 }
 
 /* ---- attention ----------------------------------------------------------------------------- */
@@ -311,6 +334,8 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .finish = finish,
     .upcast = upcast,
     .layer_norm = layer_norm,
+    .rms_norm = rms_norm,
+    .gate = gate,
     .transpose = transpose,
     .softmax_step = softmax_step,
     .scale = scale,

@@ -45,6 +45,12 @@ typedef struct {
     void (*layer_norm)(float *out, const float *x, const float *w, const float *b, int64_t n,
                        float eps);
 
+    /* One row of RMS norm. */
+    void (*rms_norm)(float *out, const float *x, const float *w, int64_t n, float eps);
+
+    /* out[i] = act(x[i]) * x[n + i], i < n */
+    void (*gate)(float *out, const float *x, int64_t n, ops_act act);
+
     /* out[i, j] = rows[j][i], i < width, j < n <= KEY_CHUNK; out [width, KEY_CHUNK]; a few columns
      * after n may be written too. */
     void (*transpose)(float *out, const float *const *rows, int n, int64_t width);

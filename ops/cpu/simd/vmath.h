@@ -7,7 +7,8 @@
  * GELU with tanh: x (1 + tanh u) / 2 = x / (1 + exp(-2u)), which loses nothing for negative x.
  * GELU with erf: x erfc(-x / sqrt 2) / 2. For |z| < 1, erf(z) = z P(z^2); from there
  * erfc(|z|) = exp(-Q(|z| - 3)), and beyond |z| = 5, where erfc < 1.6e-12, it is 0.
- * Both are within 2e-7 |x| of the exact function.
+ * SiLU and quick GELU are x / (1 + exp(-k x)).
+ * All are within 2e-7 |x| of the exact function.
  *
  * Coefficients: fit_vmath.py. */
 
@@ -44,6 +45,9 @@ static inline vf vgelu_tanh(vf x) {
     vf u = x * vfma(x * x, vsplat(-7.1354814e-02f), vsplat(-1.5957691f));
     return x / (vexp(u) + vsplat(1.0f));
 }
+
+/* x sigmoid(k x), which loses nothing for negative x either */
+static inline vf vsigmoid_times(vf x, float k) { return x / (vexp(x * vsplat(-k)) + vsplat(1.0f)); }
 
 static inline vf vgelu_erf(vf x) {
     const vi sign_bit = (vi)vsplat(-0.0f);
