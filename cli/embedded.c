@@ -71,7 +71,7 @@ static status start_worker(embedded *em, role *r, const char *name, uint32_t kin
 }
 
 static status open_shared(embedded *em, const embedded_settings *settings, int n_threads, err *e) {
-    image_decoder_limits limits = {.image.pixels_max = settings->max_pixels};
+    image_decoder_limits limits = {.image.pixels_max = settings->max_pixels, .wall_ms = settings->decode_ms};
     cache_settings cache_wishes = cache_settings_default();
     cache_wishes.memory_bytes = settings->cache_bytes;
     /* The decoder forks, so it comes before everything that has threads or weighs anything. */

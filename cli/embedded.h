@@ -23,7 +23,8 @@ typedef struct {
     int n_threads;           /* 0: one per core */
     uint64_t kv_bytes;       /* memory for keys and values */
     uint64_t cache_bytes;    /* of the memory cache */
-    uint64_t max_pixels;     /* largest decoded image */
+    uint64_t max_pixels;     /* largest decoded image; 0: IMAGE_PIXELS_MAX */
+    int decode_ms;           /* longest time for one image; 0: IMAGE_DECODER_WALL_MS */
     int max_questions;       /* questions generated at once */
 } embedded_settings;
 

@@ -51,6 +51,8 @@ static status open_embedded(service *s, const options *o, err *e) {
     settings.cache_url = options_string(o, "cache");
     if (options_is_set(o, "threads")) settings.n_threads = (int)options_int(o, "threads");
     if (options_is_set(o, "kv-bytes")) settings.kv_bytes = options_bytes(o, "kv-bytes");
+    settings.max_pixels = (uint64_t)options_int(o, "max-pixels");
+    settings.decode_ms = (int)options_int(o, "decode-ms");
     return embedded_open(&s->em, &settings, e);
 }
 

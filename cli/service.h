@@ -14,6 +14,7 @@
 #include "base/options.h"
 #include "cli/embedded.h"
 #include "client/client.h"
+#include "vision_node/image_decoder.h"
 
 #define MODEL_ROW                                                                                  \
     {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0,                                               \
@@ -29,6 +30,7 @@
          "compute threads; without it, one per core"},                                             \
         {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,                     \
          "memory for keys and values of running questions"},                                       \
+        IMAGE_DECODER_ROWS,                                                                        \
         {"log-level", 0, OPTION_STRING, "LEVEL", "error", 0, 0,                                    \
          "what to log on stderr: off, error, warn, info or debug"}
 

@@ -23,7 +23,7 @@
 
 #define IMAGE_DECODER_WORKERS_MAX 64
 #define IMAGE_DECODER_SIZE_MAX    1024  /* pixels a side that the planes have room for by default */
-#define IMAGE_DECODER_WALL_MS     10000 /* the longest one image may take */
+#define IMAGE_DECODER_WALL_MS     10000 /* the longest one image may take by default */
 
 typedef struct {
     image_limits image;
@@ -34,6 +34,13 @@ typedef struct {
 } image_decoder_limits;
 
 typedef struct image_decoder image_decoder;
+
+/* Options of every program that opens a decoder. */
+#define IMAGE_DECODER_ROWS                                                                         \
+    {"max-pixels", 0, OPTION_INT, "N", "64000000", 1, 1e9,                                         \
+     "largest image, in pixels; larger ones are refused before they are decoded"},                 \
+        {"decode-ms", 0, OPTION_INT, "MS", "10000", 1, 600000,                                     \
+         "longest time one image may take to decode; less than the broker's lease"}
 
 /* Call it early in main: while no other thread runs (it forks), before keys and weights are loaded
  * (the children keep a copy of what the process held), and from a thread that stays until the end

@@ -9,8 +9,7 @@ static const option_row rows[] = {
     NODE_ROWS("16"),
     {"batch", 0, OPTION_INT, "N", "8", 1, 256, "images encoded together"},
     {"decoders", 0, OPTION_INT, "N", "2", 1, 64, "processes that decode image files"},
-    {"max-pixels", 0, OPTION_INT, "N", "64000000", 1, 1e9,
-     "largest image, in pixels; larger ones are refused before they are decoded"},
+    IMAGE_DECODER_ROWS,
     {0}};
 
 static const option_table table = {
@@ -30,7 +29,8 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     vision_parts *p = calloc(1, sizeof *p);
     if (!p) return fail(e, STATUS_NO_MEMORY, "vision node");
     out->service = p;
-    image_decoder_limits limits = {.image.pixels_max = (uint64_t)options_int(o, "max-pixels")};
+    image_decoder_limits limits = {.image.pixels_max = (uint64_t)options_int(o, "max-pixels"),
+                                   .wall_ms = (int)options_int(o, "decode-ms")};
     cache_settings cache_wishes = cache_settings_default();
     status st = image_decoder_open(&p->decoder, (int)options_int(o, "decoders"), &limits, e);
     /* Both parts: every node names the same model to the broker, whichever half of it it runs. */
