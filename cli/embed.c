@@ -80,18 +80,6 @@ static status write_header(const embedding *em, long long n_images, err *e) {
     return STATUS_OK;
 }
 
-static float feature_at(const embedding *em, size_t i) {
-    ops_dtype dtype = model_tower_dtype(em->m);
-    if (dtype == OPS_DTYPE_F32) {
-        float v;
-        memcpy(&v, em->features + 4 * i, sizeof v);
-        return v;
-    }
-    uint16_t v;
-    memcpy(&v, em->features + 2 * i, sizeof v);
-    return dtype == OPS_DTYPE_F16 ? f16_to_f32(v) : bf16_to_f32(v);
-}
-
 /* em->features to em->values. Averages are summed in double, in token order. */
 static status values_of_features(embedding *em, int n_tokens, int tower_width, err *e) {
     if (em->wanted == LAYER_PROJECTED) {
@@ -101,14 +89,16 @@ static status values_of_features(embedding *em, int n_tokens, int tower_width, e
             st = ops_sync(em->ctx);
         return st == STATUS_OK ? st : fail(e, st, "projecting features: %s", status_text((int)st));
     }
-    size_t n = (size_t)n_tokens * (size_t)tower_width;
+    const ops_tensor features = tensor_make(em->features, OPS_PLACE_HOST, model_tower_dtype(em->m), 2,
+                                            (int64_t[]){n_tokens, tower_width});
+    int64_t n = tensor_elements(&features);
     if (em->wanted == LAYER_FEATURES) {
-        for (size_t i = 0; i < n; i++) em->values[i] = feature_at(em, i);
+        for (int64_t i = 0; i < n; i++) em->values[i] = tensor_value(&features, i);
         return STATUS_OK;
     }
     for (int c = 0; c < tower_width; c++) {
         double sum = 0;
-        for (int t = 0; t < n_tokens; t++) sum += (double)feature_at(em, (size_t)t * (size_t)tower_width + (size_t)c);
+        for (int t = 0; t < n_tokens; t++) sum += (double)tensor_value(&features, (int64_t)t * tower_width + c);
         em->values[c] = (float)(sum / n_tokens);
     }
     return STATUS_OK;

@@ -25,23 +25,12 @@ status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err
     format_name(name, name_format, args);
     va_end(args);
     ops_tensor w = model_weight(m, "%s.weight", name);
-    ops_tensor bias = model_weight(m, "%s.bias", name);
+    bool has_bias = model_has_weight(m, "%s.bias", name);
+    ops_tensor bias = {0};
+    if (has_bias) bias = model_weight(m, "%s.bias", name);
     int64_t n_rows = w.dims[0];
     w = tensor_reshape(&w, 2, (int64_t[]){n_rows, tensor_elements(&w) / n_rows});
-    return ops_matrix_open(ctx, matrix, &w, &bias, e);
-}
-
-/* The file's values may lie at any address. */
-static float read_value(const ops_tensor *w, int64_t i) {
-    const unsigned char *at = (const unsigned char *)w->data + (size_t)i * dtype_bytes(w->dtype);
-    if (w->dtype == OPS_DTYPE_F32) {
-        float v;
-        memcpy(&v, at, sizeof v);
-        return v;
-    }
-    uint16_t half;
-    memcpy(&half, at, sizeof half);
-    return w->dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+    return ops_matrix_open(ctx, matrix, &w, has_bias ? &bias : NULL, e);
 }
 
 status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
@@ -56,7 +45,7 @@ status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err 
     int64_t n = tensor_elements(&w);
     float *wide = malloc((size_t)n * sizeof *wide);
     if (!wide) return fail(e, STATUS_NO_MEMORY, "weight %s: no memory to widen it", name);
-    for (int64_t i = 0; i < n; i++) wide[i] = read_value(&w, i);
+    for (int64_t i = 0; i < n; i++) wide[i] = tensor_value(&w, i);
     status st = ops_upload(block->ctx, out, wide);
     if (st == STATUS_OK) st = ops_sync(block->ctx); /* wide is read until then */
     free(wide);

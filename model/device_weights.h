@@ -10,7 +10,7 @@
 #include "model/model.h"
 #include "ops/ops.h"
 
-/* Packs `name`.weight, seen as [rows, everything else], with `name`.bias. Close with ops_matrix_close.
+/* Packs `name`.weight, seen as [rows, everything else], with `name`.bias if the model has one. Close with ops_matrix_close.
  * Errors: NO_MEMORY. */
 MUST_USE status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err *e,
                                    const char *name_format, ...)

@@ -51,11 +51,12 @@ void fingerprint_add_tower_config(fingerprint *f, const model_config *c) {
     const model_tower_config *t = &c->tower;
     const model_preprocess_config *p = &c->preprocess;
     fingerprint_add_text(f, "tower kind=%d hidden=%d intermediate=%d layers_run=%d heads=%d image=%d "
-                            "patch=%d eps=%a",
+                            "patch=%d tokens=%d act=%d eps=%a",
                          (int)t->kind, t->hidden, t->intermediate, t->n_layers_run, t->n_heads,
-                         t->image_size, t->patch_size, (double)t->layer_norm_eps);
-    fingerprint_add_text(f, "preprocess pad=%d rgb=%d,%d,%d size=%d rescale=%a", p->pad_to_square,
-                         p->pad_rgb[0], p->pad_rgb[1], p->pad_rgb[2], p->size, p->rescale_factor);
+                         t->image_size, t->patch_size, t->n_tokens, (int)t->act, (double)t->layer_norm_eps);
+    fingerprint_add_text(f, "preprocess pad=%d rgb=%d,%d,%d aspect=%d resize=%d size=%d rescale=%a",
+                         p->pad_to_square, p->pad_rgb[0], p->pad_rgb[1], p->pad_rgb[2], p->keeps_aspect,
+                         p->resize, p->size, p->rescale_factor);
     for (int i = 0; i < 3; i++)
         fingerprint_add_text(f, "channel %d mean=%a std=%a", i, (double)p->mean[i], (double)p->std[i]);
 }

@@ -181,14 +181,28 @@ static ops_dtype dtype_of(const safetensors_tensor *t) {
     return OPS_DTYPE_F32;
 }
 
-ops_tensor model_weight(const model *m, const char *name_format, ...) {
-    char name[sizeof m->table.rows->name];
+__attribute__((format(printf, 3, 0)))
+static const weight_row *find_row(const model *m, char name[WEIGHT_NAME_BYTES], const char *format, va_list args) {
+    int n = vsnprintf(name, WEIGHT_NAME_BYTES, format, args);
+    CHECK(n > 0 && n < WEIGHT_NAME_BYTES, "a tensor name fits the table's");
+    return weight_table_find(&m->table, name);
+}
+
+bool model_has_weight(const model *m, const char *name_format, ...) {
+    char name[WEIGHT_NAME_BYTES];
     va_list args;
     va_start(args, name_format);
-    int n = vsnprintf(name, sizeof name, name_format, args);
+    const weight_row *row = find_row(m, name, name_format, args);
     va_end(args);
-    CHECK(n > 0 && (size_t)n < sizeof name, "a tensor name fits the table's");
-    const weight_row *row = weight_table_find(&m->table, name);
+    return row != NULL;
+}
+
+ops_tensor model_weight(const model *m, const char *name_format, ...) {
+    char name[WEIGHT_NAME_BYTES];
+    va_list args;
+    va_start(args, name_format);
+    const weight_row *row = find_row(m, name, name_format, args);
+    va_end(args);
     CHECK(row, name);
     CHECK(part_of(row) & m->parts, "a weight is asked for only of a part that was opened");
     const safetensors_tensor *t = m->tensors[row - m->table.rows];

@@ -37,6 +37,9 @@ const tokenizer *model_get_tokenizer(const model *m); /* NULL without MODEL_PART
 ops_tensor model_weight(const model *m, const char *name_format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Whether the architecture has a weight of this name. */
+bool model_has_weight(const model *m, const char *name_format, ...) __attribute__((format(printf, 2, 3)));
+
 /* The dtype the tower's weights are stored in: features are cached in it. */
 ops_dtype model_tower_dtype(const model *m);
 

@@ -12,21 +12,29 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "model/tower_family.h"
+#include "ops/ops.h"
 
-typedef enum { MODEL_TOWER_SIGLIP } model_tower_kind;
 typedef enum { MODEL_PROJECTOR_LINEAR, MODEL_PROJECTOR_MLP, MODEL_PROJECTOR_IDENTITY } model_projector_kind;
 typedef enum { MODEL_DECODER_PHI } model_decoder_kind;
 
 typedef struct {
     model_tower_kind kind;
+    const tower_family *family;
+    char prefix[64];      /* of its tensors' names */
     int hidden;           /* width of a token */
     int intermediate;     /* width inside the MLP */
     int n_layers;         /* layers in the file */
     int n_layers_run;     /* layers up to the selected hidden state */
     int n_heads;          /* divides hidden */
-    int image_size;       /* pixels a side */
+    bool keeps_class_token; /* "cls_patch" */
+    int image_size;       /* pixels a side, as the preprocessing makes them */
     int patch_size;       /* pixels a side */
-    int n_tokens;         /* (image_size / patch_size) squared */
+    int n_patches;        /* (image_size / patch_size) squared */
+    int table_grid;       /* patches a side of the stored table of positions */
+    int n_rows;           /* tokens computed of a picture: the patches, and the class token before them */
+    int n_tokens;         /* tokens of a picture's features: n_rows, or n_patches without the class token */
+    ops_act act;
     float layer_norm_eps;
 } model_tower_config;
 
@@ -36,7 +44,9 @@ typedef struct {
 typedef struct {
     bool pad_to_square;   /* image_aspect_ratio "pad" */
     uint8_t pad_rgb[3];   /* int(mean * 255) */
-    int size;             /* exactly size x size, equal to the tower's image_size */
+    bool keeps_aspect;    /* the shorter side becomes resize, the longer int(resize * long / short) */
+    int resize;           /* pixels; without keeps_aspect, of both sides */
+    int size;             /* then the middle, size x size, at most resize: what the tower sees */
     double rescale_factor; /* multiplies the byte; the product is then rounded to f32 */
     float mean[3], std[3];
 } model_preprocess_config;

@@ -61,8 +61,8 @@ static void print_sizes(FILE *to, const model_config *c) {
     const model_decoder_config *d = &c->decoder;
     char projector[64];
     fprintf(to, "%-22s%s\n", "name", c->name);
-    fprintf(to, "%-22sSigLIP, %d of %d layers, width %d, MLP %d, %d heads\n", "tower", t->n_layers_run,
-            t->n_layers, t->hidden, t->intermediate, t->n_heads);
+    fprintf(to, "%-22s%s, %d of %d layers, width %d, MLP %d, %d heads\n", "tower", t->family->title,
+            t->n_layers_run, t->n_layers, t->hidden, t->intermediate, t->n_heads);
     fprintf(to, "%-22s%d x %d pixels%s, patches of %d, %d tokens\n", "image", t->image_size,
             t->image_size, c->preprocess.pad_to_square ? " (padded to square)" : "", t->patch_size,
             t->n_tokens);

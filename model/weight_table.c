@@ -9,7 +9,6 @@
 
 #include "base/check.h"
 
-#define TOWER          "model.vision_tower.vision_model."
 #define TOWER_ROWS     64 /* rows outside the layers, with room */
 #define ROWS_PER_LAYER 16
 
@@ -50,42 +49,73 @@ static void add_norm(table_writer *w, const char *prefix, int layer, const char 
 }
 
 static void add_tower_layer(table_writer *w, const model_tower_config *t, int layer) {
-    static const char prefix[] = TOWER "encoder.layers.";
+    const tower_family *f = t->family;
+    char prefix[96];
+    (void)snprintf(prefix, sizeof prefix, "%s%s", t->prefix, f->layers);
     int64_t d = t->hidden, ff = t->intermediate;
-    add_norm(w, prefix, layer, "layer_norm1", d);
-    add_norm(w, prefix, layer, "layer_norm2", d);
-    add_linear(w, prefix, layer, "self_attn.q_proj", d, d);
-    add_linear(w, prefix, layer, "self_attn.k_proj", d, d);
-    add_linear(w, prefix, layer, "self_attn.v_proj", d, d);
-    add_linear(w, prefix, layer, "self_attn.out_proj", d, d);
-    add_linear(w, prefix, layer, "mlp.fc1", ff, d);
-    add_linear(w, prefix, layer, "mlp.fc2", d, ff);
+    add_norm(w, prefix, layer, f->norm1, d);
+    add_norm(w, prefix, layer, f->norm2, d);
+    add_linear(w, prefix, layer, f->q, d, d);
+    add_linear(w, prefix, layer, f->k, d, d);
+    add_linear(w, prefix, layer, f->v, d, d);
+    add_linear(w, prefix, layer, f->out, d, d);
+    add_linear(w, prefix, layer, f->fc1, f->is_gated ? 2 * ff : ff, d);
+    add_linear(w, prefix, layer, f->fc2, d, ff);
+    if (!f->scale1) return;
+    add(w, d, 0, 0, 0, "%s%d.%s", prefix, layer, f->scale1);
+    add(w, d, 0, 0, 0, "%s%d.%s", prefix, layer, f->scale2);
+}
+
+/* What a family has behind its last layer. */
+static void add_tower_rest(table_writer *w, const model_tower_config *t) {
+    int64_t d = t->hidden, ff = t->intermediate;
+    const char *p = t->prefix;
+    if (t->family->interpolates) {
+        add(w, 1, d, 0, 0, "%sembeddings.mask_token", p);
+        add(w, d, 0, 0, 0, "%slayernorm.weight", p);
+        add(w, d, 0, 0, 0, "%slayernorm.bias", p);
+        return;
+    }
+    add(w, d, 0, 0, 0, "%spost_layernorm.weight", p);
+    add(w, d, 0, 0, 0, "%spost_layernorm.bias", p);
+    if (t->kind != MODEL_TOWER_SIGLIP) return;
+    add(w, 1, 1, d, 0, "%shead.probe", p);
+    add(w, 3 * d, d, 0, 0, "%shead.attention.in_proj_weight", p);
+    add(w, 3 * d, 0, 0, 0, "%shead.attention.in_proj_bias", p);
+    add(w, d, d, 0, 0, "%shead.attention.out_proj.weight", p);
+    add(w, d, 0, 0, 0, "%shead.attention.out_proj.bias", p);
+    add(w, d, 0, 0, 0, "%shead.layernorm.weight", p);
+    add(w, d, 0, 0, 0, "%shead.layernorm.bias", p);
+    add(w, ff, d, 0, 0, "%shead.mlp.fc1.weight", p);
+    add(w, ff, 0, 0, 0, "%shead.mlp.fc1.bias", p);
+    add(w, d, ff, 0, 0, "%shead.mlp.fc2.weight", p);
+    add(w, d, 0, 0, 0, "%shead.mlp.fc2.bias", p);
 }
 
 static void add_tower(table_writer *w, const model_tower_config *t) {
-    int64_t d = t->hidden, ff = t->intermediate, p = t->patch_size;
+    const tower_family *f = t->family;
+    int64_t d = t->hidden, size = t->patch_size;
+    int64_t n_positions = (int64_t)t->table_grid * t->table_grid + (f->class_token != NULL);
     w->use = WEIGHT_OF_TOWER;
-    add(w, d, 3, p, p, TOWER "embeddings.patch_embedding.weight");
-    add(w, d, 0, 0, 0, TOWER "embeddings.patch_embedding.bias");
-    add(w, t->n_tokens, d, 0, 0, TOWER "embeddings.position_embedding.weight");
+    add(w, d, 3, size, size, "%s%s.weight", t->prefix, f->patch);
+    if (f->has_patch_bias) add(w, d, 0, 0, 0, "%s%s.bias", t->prefix, f->patch);
+    if (f->is_batched) { /* a leading 1 for the picture */
+        add(w, 1, 1, d, 0, "%s%s", t->prefix, f->class_token);
+        add(w, 1, n_positions, d, 0, "%s%s", t->prefix, f->positions);
+    } else {
+        if (f->class_token) add(w, d, 0, 0, 0, "%s%s", t->prefix, f->class_token);
+        add(w, n_positions, d, 0, 0, "%s%s", t->prefix, f->positions);
+    }
+    if (f->pre_norm) {
+        add(w, d, 0, 0, 0, "%s%s.weight", t->prefix, f->pre_norm);
+        add(w, d, 0, 0, 0, "%s%s.bias", t->prefix, f->pre_norm);
+    }
     for (int i = 0; i < t->n_layers; i++) {
         w->use = i < t->n_layers_run ? WEIGHT_OF_TOWER : WEIGHT_NOT_COMPUTED;
         add_tower_layer(w, t, i);
     }
     w->use = WEIGHT_NOT_COMPUTED;
-    add(w, d, 0, 0, 0, TOWER "post_layernorm.weight");
-    add(w, d, 0, 0, 0, TOWER "post_layernorm.bias");
-    add(w, 1, 1, d, 0, TOWER "head.probe");
-    add(w, 3 * d, d, 0, 0, TOWER "head.attention.in_proj_weight");
-    add(w, 3 * d, 0, 0, 0, TOWER "head.attention.in_proj_bias");
-    add(w, d, d, 0, 0, TOWER "head.attention.out_proj.weight");
-    add(w, d, 0, 0, 0, TOWER "head.attention.out_proj.bias");
-    add(w, d, 0, 0, 0, TOWER "head.layernorm.weight");
-    add(w, d, 0, 0, 0, TOWER "head.layernorm.bias");
-    add(w, ff, d, 0, 0, TOWER "head.mlp.fc1.weight");
-    add(w, ff, 0, 0, 0, TOWER "head.mlp.fc1.bias");
-    add(w, d, ff, 0, 0, TOWER "head.mlp.fc2.weight");
-    add(w, d, 0, 0, 0, TOWER "head.mlp.fc2.bias");
+    add_tower_rest(w, t);
 }
 
 static void add_projector(table_writer *w, const model_config *c) {

@@ -22,8 +22,10 @@ typedef enum {
     WEIGHT_NOT_COMPUTED  /* belongs to the architecture, but no network here reads it: may be absent */
 } weight_use;
 
+#define WEIGHT_NAME_BYTES 96
+
 typedef struct {
-    char name[96];
+    char name[WEIGHT_NAME_BYTES];
     weight_use use;
     int n_dims;
     int64_t dims[4];

@@ -118,3 +118,15 @@ uint16_t f32_to_bf16(float v) {
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u);
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+
+float tensor_value(const ops_tensor *t, int64_t i) {
+    const unsigned char *at = (const unsigned char *)t->data + (size_t)i * dtype_bytes(t->dtype);
+    uint16_t half;
+    float v;
+    if (t->dtype == OPS_DTYPE_F32) {
+        memcpy(&v, at, sizeof v);
+        return v;
+    }
+    memcpy(&half, at, sizeof half);
+    return t->dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}

@@ -42,6 +42,9 @@ ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n);
 /* The same elements seen with other dims; their product must be equal (CHECK). */
 ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims);
 
+/* Element i as f32; of f32, f16 or bf16 on the host, at any alignment. */
+float tensor_value(const ops_tensor *t, int64_t i);
+
 bool tensor_overlaps(const ops_tensor *a, const ops_tensor *b);
 
 /* One number between f32 and the storage types, rounding to nearest even. */

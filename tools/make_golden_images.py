@@ -17,6 +17,7 @@ import hashlib
 import io
 import pathlib
 import struct
+import sys
 import warnings
 import zlib
 
@@ -296,7 +297,7 @@ def hostile_files():
 
 def write_table(name, comment, rows):
     text = "".join("\t".join(str(v) for v in row) + "\n" for row in rows)
-    (OUT / name).write_text(f"# {comment}; written by tools/make_golden_images.py\n" + text)
+    (OUT / name).write_text(f"# {comment}; written by tools/{pathlib.Path(sys.argv[0]).name}\n" + text)
 
 
 def main():

@@ -17,6 +17,20 @@ static image_canvas square_around(const image_rgb *image, const uint8_t rgb[3]) 
                           .rgb = {rgb[0], rgb[1], rgb[2]}};
 }
 
+/* The longer side is truncated as the reference does, with the product before the division. */
+static image_target middle_of(const image_canvas *canvas, const model_preprocess_config *config) {
+    image_target t = {.width = config->resize, .height = config->resize,
+                      .out_width = config->size, .out_height = config->size};
+    int shorter = canvas->width < canvas->height ? canvas->width : canvas->height;
+    if (config->keeps_aspect) {
+        t.width = (int)((double)config->resize * canvas->width / shorter);
+        t.height = (int)((double)config->resize * canvas->height / shorter);
+    }
+    t.x = (t.width - config->size) / 2;
+    t.y = (t.height - config->size) / 2;
+    return t;
+}
+
 static void normalise(float *planes, const unsigned char *pixels, size_t n_pixels,
                       const model_preprocess_config *config) {
     float table[3][256];
@@ -32,15 +46,16 @@ static void normalise(float *planes, const unsigned char *pixels, size_t n_pixel
 
 status image_preprocess(float *planes, const image_rgb *image,
                         const model_preprocess_config *config, err *e) {
-    if (config->size < 1 || config->size > IMAGE_RESIZE_SIDE_MAX)
-        return fail(e, STATUS_BAD_ARGUMENT, "image size %d of the model, need 1..%d", config->size,
+    if (config->size < 1 || config->size > config->resize || config->resize > IMAGE_RESIZE_SIDE_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "image of %d cut from %d, need 1 to %d", config->size, config->resize,
                     IMAGE_RESIZE_SIDE_MAX);
     size_t n_pixels = (size_t)config->size * (size_t)config->size;
     unsigned char *resized = malloc(n_pixels * 3);
     if (!resized) return fail(e, STATUS_NO_MEMORY, "%zu bytes to resize an image", n_pixels * 3);
-    image_canvas canvas = square_around(image, config->pad_rgb);
-    status st = image_resize(resized, config->size, config->size, image,
-                             config->pad_to_square ? &canvas : NULL, e);
+    image_canvas canvas = {.width = image->width, .height = image->height};
+    if (config->pad_to_square) canvas = square_around(image, config->pad_rgb);
+    image_target target = middle_of(&canvas, config);
+    status st = image_resize(resized, &target, image, &canvas, e);
     if (st == STATUS_OK) normalise(planes, resized, n_pixels, config);
     free(resized);
     return st;

@@ -62,9 +62,11 @@ static int weigh(double *weights, int *x0, int i, int n_in, int n_out) {
     return to - from;
 }
 
-/* n_in samples of which [offset, offset + n_image) are the image, made n_out. */
-static status axis_init(image_axis *axis, int n_out, int n_in, int offset, int n_image, err *e) {
-    double stretch = n_in > n_out ? (double)n_in / n_out : 1.0;
+/* n_in samples of which [offset, offset + n_image) are the image, made n_whole, of which n_out from `from`
+ * are wanted. */
+static status axis_init(image_axis *axis, int n_whole, int from, int n_out, int n_in, int offset, int n_image,
+                        err *e) {
+    double stretch = n_in > n_whole ? (double)n_in / n_whole : 1.0;
     int taps_max = (int)ceil(SUPPORT * stretch) * 2 + 1;
     size_t stride = ((size_t)taps_max + 3) & ~(size_t)3, n = (size_t)n_out;
     *axis = (image_axis){.n_out = n_out, .stride = (int)stride};
@@ -76,12 +78,12 @@ static status axis_init(image_axis *axis, int n_out, int n_in, int offset, int n
     if (!axis->first || !axis->n || !axis->taps || !axis->background_sum || !weights) {
         free(weights);
         axis_deinit(axis);
-        return fail(e, STATUS_NO_MEMORY, "coefficients to resize %d samples to %d", n_in, n_out);
+        return fail(e, STATUS_NO_MEMORY, "coefficients to resize %d samples to %d", n_in, n_whole);
     }
     for (int i = 0; i < n_out; i++) {
-        int x0 = i, n_weights = 1;
-        if (n_in == n_out) weights[0] = 1.0;
-        else n_weights = weigh(weights, &x0, i, n_in, n_out);
+        int x0 = from + i, n_weights = 1;
+        if (n_in == n_whole) weights[0] = 1.0;
+        else n_weights = weigh(weights, &x0, from + i, n_in, n_whole);
         int32_t *taps = axis->taps + (size_t)i * stride;
         for (int k = 0; k < n_weights; k++) {
             int x = x0 + k - offset;
@@ -148,16 +150,22 @@ static bool is_inside(const image_rgb *image, const image_canvas *canvas) {
            canvas->y <= canvas->height - image->height;
 }
 
-status image_resize(unsigned char *out, int out_width, int out_height, const image_rgb *image,
+static bool is_part(int from, int n, int n_whole) { return from >= 0 && n <= n_whole && from <= n_whole - n; }
+
+status image_resize(unsigned char *out, const image_target *target, const image_rgb *image,
                     const image_canvas *canvas, err *e) {
+    const image_target *t = target;
     if (!image->pixels || image->width < 1 || image->height < 1 || image->width > IMAGE_SIDE_MAX ||
         image->height > IMAGE_SIDE_MAX)
         return fail(e, STATUS_BAD_ARGUMENT, "resize of an image of %d x %d", image->width,
                     image->height);
-    if (out_width < 1 || out_height < 1 || out_width > IMAGE_RESIZE_SIDE_MAX ||
-        out_height > IMAGE_RESIZE_SIDE_MAX)
-        return fail(e, STATUS_BAD_ARGUMENT, "resize to %d x %d, each side must be 1..%d", out_width,
-                    out_height, IMAGE_RESIZE_SIDE_MAX);
+    if (t->out_width < 1 || t->out_height < 1 || t->out_width > IMAGE_RESIZE_SIDE_MAX ||
+        t->out_height > IMAGE_RESIZE_SIDE_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "resize to %d x %d, each side must be 1..%d", t->out_width,
+                    t->out_height, IMAGE_RESIZE_SIDE_MAX);
+    if (!is_part(t->x, t->out_width, t->width) || !is_part(t->y, t->out_height, t->height))
+        return fail(e, STATUS_BAD_ARGUMENT, "resize: %d x %d at %d, %d are not a part of %d x %d", t->out_width,
+                    t->out_height, t->x, t->y, t->width, t->height);
     image_canvas whole = {.width = image->width, .height = image->height};
     if (!canvas) canvas = &whole;
     if (!is_inside(image, canvas))
@@ -165,9 +173,9 @@ status image_resize(unsigned char *out, int out_width, int out_height, const ima
                     image->width, image->height, canvas->x, canvas->y, canvas->width,
                     canvas->height);
     image_axis across = {0}, down = {0};
-    status st = axis_init(&across, out_width, canvas->width, canvas->x, image->width, e);
+    status st = axis_init(&across, t->width, t->x, t->out_width, canvas->width, canvas->x, image->width, e);
     if (st != STATUS_OK) goto done;
-    st = axis_init(&down, out_height, canvas->height, canvas->y, image->height, e);
+    st = axis_init(&down, t->height, t->y, t->out_height, canvas->height, canvas->y, image->height, e);
     if (st != STATUS_OK) goto done;
     st = run_passes(out, image, &across, &down, canvas->rgb, e);
 done:

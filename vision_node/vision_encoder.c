@@ -1,27 +1,30 @@
-/* SigLIP, forward:
+/* A vision transformer, forward; in brackets what only some families have (model/tower_family.h):
  *
- *     x = patches(planes) W_patch' + b_patch + position table
- *     for each layer:  x = x + out(attention(q(n), k(n), v(n)))   with n = layer_norm1(x)
- *                      x = x + fc2(gelu_tanh(fc1(layer_norm2(x))))
+ *     x = [class token,] patches(planes) W_patch' [+ b_patch], + position table
+ *     [x = pre_norm(x)]
+ *     for each layer:  x = x + [scale1 *] out(attention(q(n), k(n), v(n)))   with n = norm1(x)
+ *                      x = x + [scale2 *] fc2(act(fc1(norm2(x))))
+ *                              or fc2(silu(gate) * value) with [gate value] = fc1(norm2(x))
+ *     [class token dropped]
  *
  * Rows are tokens of all pictures, one picture after the other; attention stays inside a picture.
  *
  * Memory: weights (matrices packed by the backend, vectors in one block) and one block of activations.
- * Two wide buffers are used twice: patches are gone before the MLP needs `wide`, and planes before the
- * first norm needs `a`. */
+ * Buffers are used twice where their times do not meet: patches are gone before the MLP needs `wide`, and
+ * rows between places stand in `a`. */
 #include "vision_node/vision_encoder.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "model/device_weights.h"
-
-#define TOWER "model.vision_tower.vision_model."
+#include "vision_node/position_table.h"
 
 typedef struct {
-    ops_tensor norm1_w, norm1_b, norm2_w, norm2_b;
+    ops_tensor norm1_w, norm1_b, norm2_w, norm2_b, scale1, scale2;
     ops_matrix *q, *k, *v, *out, *fc1, *fc2;
 } tower_layer;
 
@@ -32,11 +35,13 @@ struct vision_encoder {
     int max_images;
     ops_block weights, activations;
     ops_matrix *patch;
-    ops_tensor positions;
+    ops_tensor positions, pre_norm_w, pre_norm_b;
+    ops_tensor class_tokens;         /* [max_images, hidden]: the same one for each picture */
+    ops_tensor class_at, patches_at; /* [pictures], [patches]: their rows among the tokens */
     tower_layer *layers;
-    /* Activations for max_images: x, a, q, k, v [rows, hidden]; wide holds patches or MLP; half is the
-     * result in the dtype of the features. */
-    ops_tensor planes, x, a, q, k, v, wide, half;
+    /* Activations for max_images: x, a, q, k, v [rows, hidden]; wide holds patches or MLP, gated what is
+     * left of it behind the gate; half is the result in the dtype of the features. */
+    ops_tensor planes, x, a, q, k, v, wide, gated, half;
     vision_tap *tap;
     void *tap_user;
     float *tap_hidden;
@@ -50,14 +55,20 @@ struct vision_encoder {
 
 /* ---- opening ------------------------------------------------------------------------------- */
 
-static int64_t max_rows(const vision_encoder *v) { return (int64_t)v->max_images * v->c.n_tokens; }
+static int64_t max_rows(const vision_encoder *v) { return (int64_t)v->max_images * v->c.n_rows; }
+static int64_t max_patches(const vision_encoder *v) { return (int64_t)v->max_images * v->c.n_patches; }
 
 static int64_t patch_width(const vision_encoder *v) {
     return (int64_t)3 * v->c.patch_size * v->c.patch_size;
 }
 
+/* What fc1 makes: the MLP, or gate and value of it. */
+static int64_t fc1_width(const vision_encoder *v) {
+    return v->c.family->is_gated ? 2 * (int64_t)v->c.intermediate : v->c.intermediate;
+}
+
 static int64_t wide_width(const vision_encoder *v) {
-    return patch_width(v) > v->c.intermediate ? patch_width(v) : v->c.intermediate;
+    return patch_width(v) > fc1_width(v) ? patch_width(v) : fc1_width(v);
 }
 
 static int64_t planes_elements(const vision_encoder *v) {
@@ -65,38 +76,100 @@ static int64_t planes_elements(const vision_encoder *v) {
 }
 
 static size_t weight_vector_bytes(const vision_encoder *v) {
+    const tower_family *f = v->c.family;
     size_t vector = ops_cut_bytes(OPS_DTYPE_F32, v->c.hidden);
-    return ops_cut_bytes(OPS_DTYPE_F32, (int64_t)v->c.n_tokens * v->c.hidden) +
-           4 * vector * (size_t)v->c.n_layers_run;
+    size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, (int64_t)v->c.n_rows * v->c.hidden) +
+                   (f->scale1 ? 6 : 4) * vector * (size_t)v->c.n_layers_run;
+    if (f->pre_norm) bytes += 2 * vector;
+    if (f->class_token)
+        bytes += ops_cut_bytes(OPS_DTYPE_F32, v->max_images * (int64_t)v->c.hidden) +
+                 ops_cut_bytes(OPS_DTYPE_I32, v->max_images) + ops_cut_bytes(OPS_DTYPE_I32, max_patches(v));
+    return bytes;
 }
 
 static size_t activation_bytes(const vision_encoder *v) {
     int64_t rows = max_rows(v);
-    return ops_cut_bytes(OPS_DTYPE_F32, planes_elements(v)) +
-           5 * ops_cut_bytes(OPS_DTYPE_F32, rows * v->c.hidden) +
-           ops_cut_bytes(OPS_DTYPE_F32, rows * wide_width(v)) +
-           ops_cut_bytes(v->dtype, rows * v->c.hidden);
+    size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, planes_elements(v)) +
+                   5 * ops_cut_bytes(OPS_DTYPE_F32, rows * v->c.hidden) +
+                   ops_cut_bytes(OPS_DTYPE_F32, rows * wide_width(v)) +
+                   ops_cut_bytes(v->dtype, rows * v->c.hidden);
+    if (v->c.family->is_gated) bytes += ops_cut_bytes(OPS_DTYPE_F32, rows * v->c.intermediate);
+    return bytes;
+}
+
+static status open_norm(vision_encoder *v, ops_tensor *w, ops_tensor *b, const model *m, err *e,
+                        const char *prefix, const char *name) {
+    TRY(device_vector_cut(&v->weights, w, m, e, "%s%s.weight", prefix, name));
+    return device_vector_cut(&v->weights, b, m, e, "%s%s.bias", prefix, name);
 }
 
 static status open_layer(vision_encoder *v, tower_layer *l, const model *m, int i, err *e) {
-    ops_block *block = &v->weights;
-    TRY(device_vector_cut(block, &l->norm1_w, m, e, TOWER "encoder.layers.%d.layer_norm1.weight", i));
-    TRY(device_vector_cut(block, &l->norm1_b, m, e, TOWER "encoder.layers.%d.layer_norm1.bias", i));
-    TRY(device_vector_cut(block, &l->norm2_w, m, e, TOWER "encoder.layers.%d.layer_norm2.weight", i));
-    TRY(device_vector_cut(block, &l->norm2_b, m, e, TOWER "encoder.layers.%d.layer_norm2.bias", i));
-    TRY(device_matrix_open(v->ctx, &l->q, m, e, TOWER "encoder.layers.%d.self_attn.q_proj", i));
-    TRY(device_matrix_open(v->ctx, &l->k, m, e, TOWER "encoder.layers.%d.self_attn.k_proj", i));
-    TRY(device_matrix_open(v->ctx, &l->v, m, e, TOWER "encoder.layers.%d.self_attn.v_proj", i));
-    TRY(device_matrix_open(v->ctx, &l->out, m, e, TOWER "encoder.layers.%d.self_attn.out_proj", i));
-    TRY(device_matrix_open(v->ctx, &l->fc1, m, e, TOWER "encoder.layers.%d.mlp.fc1", i));
-    return device_matrix_open(v->ctx, &l->fc2, m, e, TOWER "encoder.layers.%d.mlp.fc2", i);
+    const tower_family *f = v->c.family;
+    char prefix[96];
+    (void)snprintf(prefix, sizeof prefix, "%s%s%d.", v->c.prefix, f->layers, i);
+    TRY(open_norm(v, &l->norm1_w, &l->norm1_b, m, e, prefix, f->norm1));
+    TRY(open_norm(v, &l->norm2_w, &l->norm2_b, m, e, prefix, f->norm2));
+    if (f->scale1) {
+        TRY(device_vector_cut(&v->weights, &l->scale1, m, e, "%s%s", prefix, f->scale1));
+        TRY(device_vector_cut(&v->weights, &l->scale2, m, e, "%s%s", prefix, f->scale2));
+    }
+    const struct {
+        ops_matrix **matrix;
+        const char *name;
+    } all[] = {{&l->q, f->q},     {&l->k, f->k},     {&l->v, f->v},
+               {&l->out, f->out}, {&l->fc1, f->fc1}, {&l->fc2, f->fc2}};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        TRY(device_matrix_open(v->ctx, all[k].matrix, m, e, "%s%s", prefix, all[k].name));
+    return STATUS_OK;
+}
+
+/* The table as it is added to a picture's tokens: resampled where the picture has another grid. */
+static status open_positions(vision_encoder *v, const model *m, err *e) {
+    ops_tensor stored = model_weight(m, "%s%s", v->c.prefix, v->c.family->positions);
+    float *table = calloc((size_t)v->c.n_rows * (size_t)v->c.hidden, sizeof *table);
+    if (!table) return fail(e, STATUS_NO_MEMORY, "tower: no memory for its positions");
+    position_table_make(table, &stored, &v->c);
+    v->positions = ops_block_cut(&v->weights, OPS_DTYPE_F32, 2, (int64_t[]){v->c.n_rows, v->c.hidden});
+    status st = ops_upload(v->ctx, &v->positions, table);
+    if (st == STATUS_OK) st = ops_sync(v->ctx);
+    free(table);
+    return st == STATUS_OK ? st : fail(e, st, "tower: positions: %s", status_text((int)st));
+}
+
+/* Where tokens stand when the class token comes first, and that token once for each picture. */
+static status open_class_tokens(vision_encoder *v, const model *m, err *e) {
+    int n = v->max_images, n_patches = v->c.n_patches;
+    size_t width = (size_t)v->c.hidden;
+    v->class_tokens = ops_block_cut(&v->weights, OPS_DTYPE_F32, 2, (int64_t[]){n, v->c.hidden});
+    v->class_at = ops_block_cut(&v->weights, OPS_DTYPE_I32, 1, (int64_t[]){n});
+    v->patches_at = ops_block_cut(&v->weights, OPS_DTYPE_I32, 1, (int64_t[]){max_patches(v)});
+    int32_t *class_at = calloc((size_t)n, sizeof *class_at);
+    int32_t *patches_at = calloc((size_t)max_patches(v), sizeof *patches_at);
+    float *tokens = calloc((size_t)n * width, sizeof *tokens);
+    status st = class_at && patches_at && tokens ? STATUS_OK : STATUS_NO_MEMORY;
+    if (st == STATUS_OK) {
+        ops_tensor stored = model_weight(m, "%s%s", v->c.prefix, v->c.family->class_token);
+        for (int i = 0; i < n; i++) {
+            class_at[i] = i * v->c.n_rows;
+            for (int p = 0; p < n_patches; p++) patches_at[i * n_patches + p] = class_at[i] + 1 + p;
+            for (size_t c = 0; c < width; c++) tokens[(size_t)i * width + c] = tensor_value(&stored, (int64_t)c);
+        }
+        st = ops_upload(v->ctx, &v->class_tokens, tokens);
+        if (st == STATUS_OK) st = ops_upload(v->ctx, &v->class_at, class_at);
+        if (st == STATUS_OK) st = ops_upload(v->ctx, &v->patches_at, patches_at);
+        if (st == STATUS_OK) st = ops_sync(v->ctx);
+    }
+    free(class_at), free(patches_at), free(tokens);
+    return st == STATUS_OK ? st : fail(e, st, "tower: class tokens: %s", status_text((int)st));
 }
 
 static status open_weights(vision_encoder *v, const model *m, err *e) {
+    const tower_family *f = v->c.family;
     TRY(ops_block_open(v->ctx, &v->weights, weight_vector_bytes(v), e));
-    TRY(device_matrix_open(v->ctx, &v->patch, m, e, TOWER "embeddings.patch_embedding"));
-    TRY(device_vector_cut(&v->weights, &v->positions, m, e,
-                          TOWER "embeddings.position_embedding.weight"));
+    TRY(device_matrix_open(v->ctx, &v->patch, m, e, "%s%s", v->c.prefix, f->patch));
+    TRY(open_positions(v, m, e));
+    if (f->class_token) TRY(open_class_tokens(v, m, e));
+    if (f->pre_norm) TRY(open_norm(v, &v->pre_norm_w, &v->pre_norm_b, m, e, v->c.prefix, f->pre_norm));
     v->layers = calloc((size_t)v->c.n_layers_run + 1, sizeof *v->layers);
     if (!v->layers) return fail(e, STATUS_NO_MEMORY, "tower: no memory for its layers");
     for (int i = 0; i < v->c.n_layers_run; i++) TRY(open_layer(v, &v->layers[i], m, i, e));
@@ -114,6 +187,8 @@ static status open_activations(vision_encoder *v, err *e) {
     v->k = ops_block_cut(block, OPS_DTYPE_F32, 2, flat);
     v->v = ops_block_cut(block, OPS_DTYPE_F32, 2, flat);
     v->wide = ops_block_cut(block, OPS_DTYPE_F32, 1, (int64_t[]){max_rows(v) * wide_width(v)});
+    if (v->c.family->is_gated)
+        v->gated = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){max_rows(v), v->c.intermediate});
     v->half = ops_block_cut(block, v->dtype, 2, flat);
     v->tap_hidden = NULL;
     return STATUS_OK;
@@ -208,19 +283,49 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *plan
     pictures.dims[0] = n_images;
     pictures.dims[1] = 3;
     pictures.dims[2] = pictures.dims[3] = size;
-    ops_tensor patches = first(&v->wide, x->dims[0], patch_width(v));
-    ops_tensor embedded = first(&v->a, x->dims[0], v->c.hidden);
+    const int64_t n_patches = (int64_t)n_images * v->c.n_patches;
+    ops_tensor patches = first(&v->wide, n_patches, patch_width(v));
+    ops_tensor embedded = first(&v->a, n_patches, v->c.hidden);
     TRY(ops_upload(v->ctx, &pictures, planes));
     TRY(ops_patch_rows(v->ctx, &patches, &pictures, v->c.patch_size));
     TRY(ops_linear(v->ctx, &embedded, &patches, v->patch, OPS_ACT_NONE));
-    return ops_add_table(v->ctx, x, &embedded, &v->positions);
+    if (v->c.family->class_token) {
+        ops_tensor tokens = first(&v->class_tokens, n_images, v->c.hidden);
+        ops_tensor class_at = tensor_rows(&v->class_at, 0, n_images);
+        ops_tensor patches_at = tensor_rows(&v->patches_at, 0, n_patches);
+        TRY(ops_scatter_rows(v->ctx, x, &tokens, &class_at));
+        TRY(ops_scatter_rows(v->ctx, x, &embedded, &patches_at));
+        TRY(ops_add_table(v->ctx, x, x, &v->positions));
+    } else {
+        TRY(ops_add_table(v->ctx, x, &embedded, &v->positions));
+    }
+    if (!v->c.family->pre_norm) return STATUS_OK;
+    return ops_layer_norm(v->ctx, x, x, &v->pre_norm_w, &v->pre_norm_b, v->c.layer_norm_eps);
+}
+
+/* out = MLP of n */
+static status run_mlp(vision_encoder *v, const tower_layer *l, ops_tensor *out, const ops_tensor *n) {
+    ops_tensor wide = first(&v->wide, n->dims[0], fc1_width(v));
+    if (!v->c.family->is_gated) {
+        TRY(ops_linear(v->ctx, &wide, n, l->fc1, v->c.act));
+        return ops_linear(v->ctx, out, &wide, l->fc2, OPS_ACT_NONE);
+    }
+    ops_tensor gated = first(&v->gated, n->dims[0], v->c.intermediate);
+    TRY(ops_linear(v->ctx, &wide, n, l->fc1, OPS_ACT_NONE));
+    TRY(ops_gate(v->ctx, &gated, &wide, OPS_ACT_SILU));
+    return ops_linear(v->ctx, out, &gated, l->fc2, OPS_ACT_NONE);
+}
+
+/* x = x + [scale *] branch */
+static status add_branch(vision_encoder *v, ops_tensor *x, ops_tensor *branch, const ops_tensor *scale) {
+    if (v->c.family->scale1) TRY(ops_scale_columns(v->ctx, branch, branch, scale));
+    return ops_add(v->ctx, x, x, branch);
 }
 
 static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) {
     const int64_t rows = x->dims[0], width = v->c.hidden;
     ops_tensor a = first(&v->a, rows, width), q = first(&v->q, rows, width);
     ops_tensor k = first(&v->k, rows, width), values = first(&v->v, rows, width);
-    ops_tensor wide = first(&v->wide, rows, v->c.intermediate);
     const ops_attention_params params = {
         .n_heads = v->c.n_heads,
         .n_kv_heads = v->c.n_heads,
@@ -230,24 +335,29 @@ static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) 
     TRY(ops_linear(v->ctx, &q, &a, l->q, OPS_ACT_NONE));
     TRY(ops_linear(v->ctx, &k, &a, l->k, OPS_ACT_NONE));
     TRY(ops_linear(v->ctx, &values, &a, l->v, OPS_ACT_NONE));
-    TRY(ops_attention(v->ctx, &q, &q, &k, &values, v->c.n_tokens, &params));
+    TRY(ops_attention(v->ctx, &q, &q, &k, &values, v->c.n_rows, &params));
     TRY(ops_linear(v->ctx, &a, &q, l->out, OPS_ACT_NONE));
-    TRY(ops_add(v->ctx, x, x, &a));
+    TRY(add_branch(v, x, &a, &l->scale1));
     TRY(ops_layer_norm(v->ctx, &a, x, &l->norm2_w, &l->norm2_b, v->c.layer_norm_eps));
-    TRY(ops_linear(v->ctx, &wide, &a, l->fc1, OPS_ACT_GELU_TANH));
-    TRY(ops_linear(v->ctx, &a, &wide, l->fc2, OPS_ACT_NONE));
-    return ops_add(v->ctx, x, x, &a);
+    TRY(run_mlp(v, l, &q, &a));
+    return add_branch(v, x, &q, &l->scale2);
 }
 
 static status run(vision_encoder *v, const float *planes, int n_images, void *features) {
-    const int64_t rows = (int64_t)n_images * v->c.n_tokens;
-    ops_tensor x = first(&v->x, rows, v->c.hidden), half = first(&v->half, rows, v->c.hidden);
+    ops_tensor x = first(&v->x, (int64_t)n_images * v->c.n_rows, v->c.hidden);
     TRY(run_embeddings(v, &x, planes, n_images));
     TRY(tap_state(v, 0, &x));
     for (int i = 0; i < v->c.n_layers_run; i++) {
         TRY(run_layer(v, &v->layers[i], &x));
         TRY(tap_state(v, i + 1, &x));
     }
+    if (v->c.n_tokens < v->c.n_rows) {
+        ops_tensor kept = first(&v->a, (int64_t)n_images * v->c.n_tokens, v->c.hidden);
+        ops_tensor patches_at = tensor_rows(&v->patches_at, 0, kept.dims[0]);
+        TRY(ops_gather_rows(v->ctx, &kept, &x, &patches_at));
+        x = kept;
+    }
+    ops_tensor half = first(&v->half, x.dims[0], v->c.hidden);
     TRY(ops_cast(v->ctx, &half, &x));
     TRY(ops_download(v->ctx, features, &half));
     return ops_sync(v->ctx);

@@ -55,19 +55,6 @@ static void pack_panel(void *arg, int64_t panel, int thread) {
     }
 }
 
-static float bias_at(const ops_tensor *bias, int64_t i) {
-    const unsigned char *p =
-        (const unsigned char *)bias->data + (size_t)i * dtype_bytes(bias->dtype);
-    float f;
-    uint16_t half;
-    if (bias->dtype == OPS_DTYPE_F32) {
-        memcpy(&f, p, sizeof f);
-        return f;
-    }
-    memcpy(&half, p, sizeof half);
-    return bias->dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
-}
-
 status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
                        const ops_tensor *bias, err *e) {
     cpu_state *s = state;
@@ -87,7 +74,7 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
     m->bias = data;
     m->panels = (unsigned char *)data + bias_bytes;
     if (bias)
-        for (int64_t i = 0; i < m->head.n_out; i++) m->bias[i] = bias_at(bias, i);
+        for (int64_t i = 0; i < m->head.n_out; i++) m->bias[i] = tensor_value(bias, i);
     pack_job j = {.panels = m->panels, .w = w->data, .panel_bytes = m->panel_bytes,
                   .n_out = m->head.n_out, .n_in = m->head.n_in,
                   .element_bytes = dtype_bytes(w->dtype)};

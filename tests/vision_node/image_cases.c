@@ -92,6 +92,7 @@ void image_case_digest_rgb(char out[IMAGE_DIGEST_BYTES], const image_rgb *image)
 model_preprocess_config image_case_config(int size, bool pad_to_square) {
     return (model_preprocess_config){.pad_to_square = pad_to_square,
                                      .pad_rgb = {127, 127, 127},
+                                     .resize = size,
                                      .size = size,
                                      .rescale_factor = 0.00392156862745098,
                                      .mean = {0.5F, 0.5F, 0.5F},

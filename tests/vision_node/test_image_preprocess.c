@@ -8,6 +8,12 @@
 #include "vision_node/image_resize.h"
 #include "vision_node/image_resize_kernel.h"
 
+static status resize_whole(unsigned char *out, int width, int height, const image_rgb *image,
+                           const image_canvas *canvas, err *e) {
+    image_target target = {.width = width, .height = height, .out_width = width, .out_height = height};
+    return image_resize(out, &target, image, canvas, e);
+}
+
 /* Grey rows worked out from the formulas of Pillow's Resample.c, as RGB. */
 static void assert_row_resizes_to(int n_out, const unsigned char *want) {
     static const unsigned char row[8] = {0, 255, 0, 255, 128, 64, 32, 200};
@@ -15,10 +21,10 @@ static void assert_row_resizes_to(int n_out, const unsigned char *want) {
     for (int i = 0; i < 24; i++) source[i] = row[i / 3];
     image_rgb image = {.width = 8, .height = 1, .pixels = source};
     err e;
-    assert_int_equal(image_resize(out, n_out, 1, &image, NULL, &e), STATUS_OK);
+    assert_int_equal(resize_whole(out, n_out, 1, &image, NULL, &e), STATUS_OK);
     for (int i = 0; i < 3 * n_out; i++) assert_int_equal(out[i], want[i / 3]);
     image = (image_rgb){.width = 1, .height = 8, .pixels = source};
-    assert_int_equal(image_resize(out, 1, n_out, &image, NULL, &e), STATUS_OK);
+    assert_int_equal(resize_whole(out, 1, n_out, &image, NULL, &e), STATUS_OK);
     for (int i = 0; i < 3 * n_out; i++) assert_int_equal(out[i], want[i / 3]);
 }
 
@@ -45,11 +51,11 @@ static void a_small_picture_resizes_to_the_documented_values(void **state) {
     static const unsigned char first[] = {0, 10, 38, 64, 88, 120, 158, 184, 212, 230};
     static const unsigned char last[] = {110, 174, 171, 24, 67, 158, 215, 68, 64, 129};
     err e;
-    assert_int_equal(image_resize(out, 3, 2, &image, NULL, &e), STATUS_OK);
+    assert_int_equal(resize_whole(out, 3, 2, &image, NULL, &e), STATUS_OK);
     for (int i = 0; i < 6; i++) assert_int_equal(out[3 * i], two[i]);
-    assert_int_equal(image_resize(out, 4, 4, &image, NULL, &e), STATUS_OK);
+    assert_int_equal(resize_whole(out, 4, 4, &image, NULL, &e), STATUS_OK);
     for (int i = 0; i < 16; i++) assert_int_equal(out[3 * i], four[i]);
-    assert_int_equal(image_resize(out, 10, 8, &image, NULL, &e), STATUS_OK);
+    assert_int_equal(resize_whole(out, 10, 8, &image, NULL, &e), STATUS_OK);
     for (int i = 0; i < 10; i++) {
         assert_int_equal(out[3 * i], first[i]);
         assert_int_equal(out[3 * (70 + i)], last[i]);
@@ -67,7 +73,7 @@ static void resize_row_matches(char *f[], int n, void *arg) {
     assert_non_null(out);
     err e = {0};
     bool padded = f[5][0] == '1';
-    if (image_resize(out, new_width, new_height, &image, padded ? &canvas : NULL, &e) != STATUS_OK)
+    if (resize_whole(out, new_width, new_height, &image, padded ? &canvas : NULL, &e) != STATUS_OK)
         fail_msg("case %s: %s", f[0], e.text);
     char digest[IMAGE_DIGEST_BYTES];
     image_case_digest(digest, out, (size_t)new_width * (size_t)new_height * 3);
@@ -81,6 +87,73 @@ static void resize_row_matches(char *f[], int n, void *arg) {
 static void five_hundred_sizes_resize_as_in_pillow(void **state) {
     (void)state;
     assert_int_equal(image_case_each("resize.tsv", resize_row_matches, NULL), 500);
+}
+
+static void a_part_of_a_resized_picture_has_the_bytes_of_the_whole(void **state) {
+    (void)state;
+    for (uint32_t seed = 0; seed < 200; seed++) {
+        int n[4];
+        for (uint32_t i = 0; i < 4; i++) n[i] = 1 + (int)(image_case_mix(i, seed) % 90);
+        if (seed % 5 == 0) n[2] = n[0];
+        image_rgb image = image_case_pixels(seed, n[0], n[1]);
+        int side = n[0] > n[1] ? n[0] : n[1];
+        image_canvas canvas = {side, side, (side - n[0]) / 2, (side - n[1]) / 2, {9, 127, 250}};
+        const image_canvas *on = seed % 3 == 0 ? &canvas : NULL;
+        image_target part = {.width = n[2], .height = n[3]};
+        part.x = (int)(image_case_mix(5, seed) % (uint32_t)n[2]);
+        part.y = (int)(image_case_mix(6, seed) % (uint32_t)n[3]);
+        part.out_width = 1 + (int)(image_case_mix(7, seed) % (uint32_t)(n[2] - part.x));
+        part.out_height = 1 + (int)(image_case_mix(8, seed) % (uint32_t)(n[3] - part.y));
+        unsigned char *whole = malloc((size_t)(n[2] * n[3]) * 3);
+        unsigned char *cut = malloc((size_t)(part.out_width * part.out_height) * 3);
+        err e;
+        assert_int_equal(resize_whole(whole, n[2], n[3], &image, on, &e), STATUS_OK);
+        assert_int_equal(image_resize(cut, &part, &image, on, &e), STATUS_OK);
+        size_t row_bytes = (size_t)part.out_width * 3;
+        for (int y = 0; y < part.out_height; y++)
+            assert_memory_equal(cut + (size_t)y * row_bytes, whole + ((size_t)(part.y + y) * (size_t)n[2] + (size_t)part.x) * 3,
+                                row_bytes);
+        free(whole), free(cut);
+        image_rgb_deinit(&image);
+    }
+}
+
+static model_preprocess_config processor_config(const char *name, int resize, int size, bool is_padded) {
+    static const double means[3][3] = {{0.5, 0.5, 0.5}, {0.48145466, 0.4578275, 0.40821073}, {0.485, 0.456, 0.406}};
+    static const double stds[3][3] = {{0.5, 0.5, 0.5}, {0.26862954, 0.26130258, 0.27577711}, {0.229, 0.224, 0.225}};
+    int kind = strcmp(name, "siglip") == 0 ? 0 : strcmp(name, "clip") == 0 ? 1 : 2;
+    model_preprocess_config config = image_case_config(size, is_padded);
+    config.resize = resize;
+    config.keeps_aspect = kind != 0;
+    for (int c = 0; c < 3; c++) {
+        config.mean[c] = (float)means[kind][c];
+        config.std[c] = (float)stds[kind][c];
+        config.pad_rgb[c] = (uint8_t)(means[kind][c] * 255.0);
+    }
+    return config;
+}
+
+static void processor_row_matches(char *f[], int n, void *arg) {
+    (void)arg;
+    assert_int_equal(n, 8);
+    int size = atoi(f[5]);
+    image_rgb image = image_case_pixels((uint32_t)atoi(f[1]), atoi(f[2]), atoi(f[3]));
+    model_preprocess_config config = processor_config(f[0], atoi(f[4]), size, f[6][0] == '1');
+    size_t n_bytes = (size_t)size * (size_t)size * 3 * sizeof(float);
+    float *planes = malloc(n_bytes);
+    err e;
+    if (image_preprocess(planes, &image, &config, &e) != STATUS_OK) fail_msg("%s %s: %s", f[0], f[1], e.text);
+    char digest[IMAGE_DIGEST_BYTES];
+    image_case_digest(digest, planes, n_bytes);
+    if (strcmp(digest, f[7]) != 0)
+        fail_msg("%s: %s x %s to %s cut to %d, padded %s, differs from the reference", f[0], f[2], f[3], f[4], size, f[6]);
+    free(planes);
+    image_rgb_deinit(&image);
+}
+
+static void planes_are_those_of_the_image_processors_of_hugging_face(void **state) {
+    (void)state;
+    assert_int_equal(image_case_each("processors.tsv", processor_row_matches, NULL), 180);
 }
 
 #ifdef IMAGE_RESIZE_HAS_AVX2
@@ -182,16 +255,17 @@ static void planes_are_red_green_blue_and_row_major(void **state) {
     assert_true(planes[12] == 77.0F);
 }
 
-static void a_line_of_65535_pixels_is_padded_without_building_the_square(void **state) {
+static void a_line_of_65535_pixels_is_padded_and_cut_without_building_the_whole(void **state) {
     (void)state;
     image_rgb image = image_case_pixels(3, 65535, 1);
-    model_preprocess_config config = image_case_config(64, true);
+    model_preprocess_config config = image_case_config(64, true), cut = processor_config("clip", 336, 64, false);
     float *planes = malloc(sizeof(float) * 3 * 64 * 64);
     assert_non_null(planes);
     err e;
     for (int turn = 0; turn < 2; turn++) {
         assert_int_equal(image_preprocess(planes, &image, &config, &e), STATUS_OK);
         assert_int_equal(bits_of(planes[0]), 0xbb808080); /* 127: the corner is background */
+        assert_int_equal(image_preprocess(planes, &image, &cut, &e), STATUS_OK); /* 22 million pixels long */
         image.width = 1;
         image.height = 65535;
     }
@@ -206,12 +280,16 @@ static void impossible_sizes_are_refused(void **state) {
     unsigned char out[3];
     float planes[3];
     err e;
-    assert_int_equal(image_resize(out, 0, 1, &image, NULL, &e), STATUS_BAD_ARGUMENT);
-    assert_int_equal(image_resize(out, 1, IMAGE_RESIZE_SIDE_MAX + 1, &image, NULL, &e),
+    assert_int_equal(resize_whole(out, 0, 1, &image, NULL, &e), STATUS_BAD_ARGUMENT);
+    assert_int_equal(resize_whole(out, 1, IMAGE_RESIZE_SIDE_MAX + 1, &image, NULL, &e),
                      STATUS_BAD_ARGUMENT);
-    assert_int_equal(image_resize(out, 1, 1, &none, NULL, &e), STATUS_BAD_ARGUMENT);
+    assert_int_equal(resize_whole(out, 1, 1, &none, NULL, &e), STATUS_BAD_ARGUMENT);
     image_canvas small = {.width = 1, .height = 1, .x = 1};
-    assert_int_equal(image_resize(out, 1, 1, &image, &small, &e), STATUS_BAD_ARGUMENT);
+    assert_int_equal(resize_whole(out, 1, 1, &image, &small, &e), STATUS_BAD_ARGUMENT);
+    image_target outside = {.width = 4, .height = 4, .x = 2, .out_width = 3, .out_height = 4};
+    assert_int_equal(image_resize(out, &outside, &image, NULL, &e), STATUS_BAD_ARGUMENT);
+    outside.x = -1;
+    assert_int_equal(image_resize(out, &outside, &image, NULL, &e), STATUS_BAD_ARGUMENT);
     model_preprocess_config config = image_case_config(0, false);
     assert_int_equal(image_preprocess(planes, &image, &config, &e), STATUS_BAD_ARGUMENT);
     assert_int_equal(image_rgb_orient(&image, 9, &e), STATUS_BAD_ARGUMENT);
@@ -222,12 +300,14 @@ int main(void) {
         cmocka_unit_test(one_row_resizes_to_the_documented_values_on_either_axis),
         cmocka_unit_test(a_small_picture_resizes_to_the_documented_values),
         cmocka_unit_test(five_hundred_sizes_resize_as_in_pillow),
+        cmocka_unit_test(a_part_of_a_resized_picture_has_the_bytes_of_the_whole),
+        cmocka_unit_test(planes_are_those_of_the_image_processors_of_hugging_face),
 #ifdef IMAGE_RESIZE_HAS_AVX2
         cmocka_unit_test(both_variants_of_the_inner_loops_give_the_same_bytes),
 #endif
         cmocka_unit_test(normalised_pixels_have_the_documented_bits),
         cmocka_unit_test(planes_are_red_green_blue_and_row_major),
-        cmocka_unit_test(a_line_of_65535_pixels_is_padded_without_building_the_square),
+        cmocka_unit_test(a_line_of_65535_pixels_is_padded_and_cut_without_building_the_whole),
         cmocka_unit_test(impossible_sizes_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
