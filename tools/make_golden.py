@@ -10,10 +10,10 @@ over seed, tensor name and element), which base/rng.h has too.  So the repositor
 config.json, the safetensors headers and the scale of every tensor; tests/lm_node/golden.c writes the
 same files again, byte for byte, and compares their SHA-256 with MANIFEST.json.
 
-The expected values come from transformers: SiglipVisionModel and PhiForCausalLM, eager attention,
-float32, on the weights as stored (half types upcast).  Mipha itself is put together from the pieces:
-hidden state of the selected layer, rounded to the stored type (in which features are cached), projector,
-features spliced in at each -200.  The bounds of the decoder start at these rounded features.
+The expected values come from transformers, 4.38.2 as the authors pin it: its vision models and its decoders,
+eager attention, float32, on the weights as stored (half types upcast).  Mipha itself is put together from
+the pieces: hidden state of the selected layer, rounded to the stored type (in which features are cached),
+projector, features spliced in at each -200.  The bounds of the decoder start at these rounded features.
 
 Error bounds are stored beside the values.  u = 2^-24.  Rounding errors are taken as independent with
 mean zero (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019), so they add
@@ -22,7 +22,11 @@ by u sqrt(n / 2) |t|_2, and an error passes a matrix by its root mean square gai
 network let e be the size of its error, as a 2-norm.  To first order in u, squares adding up:
     linear      |W|_F / sqrt(n_in) e;   u sqrt(n_in / 2 + 2) | terms of each sum, as 2-norm |_2
     layer norm  max|w| / sigma e;   u | w (4 |x - mean| + |x|_2 / sqrt(2 n)) / sigma + |bias| |_2
-    gelu        1.13 e;   8 u |y|_2
+    activation  1.13 e;   8 u |y|_2
+    gate        rms of the two partial derivatives times e;   9 u |y|_2
+    scale       max|w| e;   u |y|_2
+    resampled   positions: a coordinate on a side of n is rounded by n u, which moves weights by up to 1.5 n u on
+                either side: 3 n u | 16 taps |_2
     add         e1;   e2;   u |y|_2
     rotary      e;   (6 + 3 angle) u |x|_2     (table: rounded power, rounded product, rounded cosine)
     attention   per head, o = sum_s p_s v_s:   p_s e_v for each s;   p_s d_s |v_s - o|_2 for each s, where
@@ -79,6 +83,29 @@ CASES = [
          projector="mlp3x_gelu",
          decoder=dict(hidden=160, heads=2, kv=1, ff=96, layers=2, factor=0.4, theta=10000.0,
                       rows_in=331, rows_out=300, positions=512)),
+    dict(name="clip", dtype="F32", shards=1,
+         tower=dict(kind="clip", hidden=96, heads=3, ff=100, layers=3, image=44, patch=14, select=-2),
+         projector="mlp2x_gelu",
+         decoder=dict(hidden=80, heads=4, kv=4, ff=64, layers=1, factor=0.4, theta=10000.0,
+                      rows_in=277, rows_out=277, positions=512)),
+    dict(name="clip_with_class", dtype="BF16", shards=1,
+         tower=dict(kind="clip", hidden=64, heads=1, ff=72, layers=2, image=32, patch=16, select=2,
+                    feature="cls_patch", act="gelu"),
+         projector="linear",
+         decoder=dict(hidden=80, heads=4, kv=4, ff=64, layers=1, factor=0.4, theta=10000.0,
+                      rows_in=277, rows_out=277, positions=512)),
+    dict(name="dinov2", dtype="F32", shards=1,
+         tower=dict(kind="dinov2", hidden=96, heads=4, ratio=3, layers=3, image=73, crop=44, patch=14,
+                    select=-2),
+         projector="mlp2x_gelu",
+         decoder=dict(hidden=80, heads=4, kv=4, ff=64, layers=1, factor=0.4, theta=10000.0,
+                      rows_in=277, rows_out=277, positions=512)),
+    dict(name="dinov2_swiglu", dtype="F16", shards=1,
+         tower=dict(kind="dinov2_swiglu", hidden=60, heads=5, ratio=4, layers=2, image=48, crop=48, patch=12,
+                    select=-1, feature="cls_patch"),
+         projector="linear",
+         decoder=dict(hidden=80, heads=4, kv=4, ff=64, layers=1, factor=0.4, theta=10000.0,
+                      rows_in=277, rows_out=277, positions=512)),
 ]
 N_IMAGES = 3
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -114,8 +141,10 @@ def formula(name, shape, scale, shift):
 
 def scale_of(name, shape):
     """Sizes that keep every layer busy: outputs near 1, attention neither flat nor one-hot."""
-    if name.endswith("position_embedding.weight"):
+    if "position_embedding" in name or "class_embedding" in name or "cls_token" in name:
         return 0.5, 0.0
+    if name.endswith("lambda1"):
+        return 0.5, 0.5
     if "norm" in name:
         return (0.25, 1.0) if name.endswith("weight") else (0.25, 0.0)
     if name.endswith("bias") or len(shape) == 1:
@@ -123,7 +152,8 @@ def scale_of(name, shape):
     if name.endswith("embed_tokens.weight"):
         return 1.0, 0.0
     n_in = math.prod(shape[1:])
-    gain = 2.5 if name == "lm_head.weight" or "q_proj" in name or "k_proj" in name else 1.75
+    gain = 2.5 if name == "lm_head.weight" or any(
+        part in name for part in ("q_proj", "k_proj", "attention.query", "attention.key")) else 1.75
     return float(np.float32(gain / math.sqrt(n_in))), 0.0
 
 
@@ -135,18 +165,14 @@ class Mipha:
     def __init__(self, case):
         t, d = case["tower"], case["decoder"]
         self.case = case
-        vision = transformers.SiglipVisionConfig(
-            hidden_size=t["hidden"], intermediate_size=t["ff"], num_hidden_layers=t["layers"],
-            num_attention_heads=t["heads"], image_size=t["image"], patch_size=t["patch"],
-            hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
         phi = transformers.PhiConfig(
             hidden_size=d["hidden"], intermediate_size=d["ff"], num_hidden_layers=d["layers"],
             num_attention_heads=d["heads"], num_key_value_heads=d["kv"], vocab_size=d["rows_in"],
             max_position_embeddings=d["positions"], hidden_act="gelu_new", layer_norm_eps=1e-5,
             partial_rotary_factor=d["factor"], rope_theta=d["theta"], tie_word_embeddings=False,
             pad_token_id=None, embd_pdrop=0.0, resid_pdrop=0.0)
-        self.tower = transformers.SiglipVisionModel._from_config(vision, attn_implementation="eager")
-        self.phi = transformers.PhiForCausalLM._from_config(phi, attn_implementation="eager")
+        self.tower = make_tower(t)
+        self.phi = eager(transformers.PhiForCausalLM, phi)
         if d["rows_out"] != d["rows_in"]:
             self.phi.lm_head = nn.Linear(d["hidden"], d["rows_out"])
         self.projector = make_projector(case["projector"], t["hidden"], d["hidden"])
@@ -159,9 +185,10 @@ class Mipha:
         out = {}
         for k, v in self.phi.state_dict().items():
             out[k] = v
+        kind = "dinov2" if "ratio" in self.case["tower"] else "vision_model"
         for k, v in self.tower.state_dict().items():
-            k = k.removeprefix("vision_model.")
-            out["model.vision_tower.vision_model." + k] = v
+            if not k.endswith("position_ids"):
+                out[f"model.vision_tower.{kind}." + k.removeprefix("vision_model.")] = v
         for k, v in self.projector.state_dict().items():
             out["model.mm_projector." + k] = v
         return out
@@ -179,8 +206,7 @@ class Mipha:
     def encode(self, planes):
         """Hidden states 0 .. n_run of the tower, then the projected features."""
         states = []
-        layers = self.tower.encoder.layers if hasattr(self.tower, "encoder") \
-            else self.tower.vision_model.encoder.layers
+        layers = layers_of(self.tower)
         hooks = [layers[0].register_forward_pre_hook(
             lambda m, a, k: states.append((a[0] if a else k["hidden_states"]).clone()),
             with_kwargs=True)]
@@ -191,7 +217,13 @@ class Mipha:
         for h in hooks:
             h.remove()
         states = states[:self.n_run + 1]
-        return states, self.projector(states[-1].to(TORCH[self.case["dtype"]]).float())
+        return states, self.projector(self.selected(states[-1]).to(TORCH[self.case["dtype"]]).float())
+
+    def selected(self, state):
+        """Without the class token, where there is one and only patches are asked for."""
+        t = self.case["tower"]
+        has_class = t.get("kind", "siglip") != "siglip"
+        return state[:, 1:] if has_class and t.get("feature", "patch") == "patch" else state
 
     def splice(self, ids, features):
         parts, image = [], 0
@@ -231,6 +263,57 @@ class Mipha:
         return ids, lead
 
 
+def eager(model, config):
+    config._attn_implementation = "eager"
+    return model(config)
+
+
+def make_tower(t):
+    kind = t.get("kind", "siglip")
+    sizes = dict(hidden_size=t["hidden"], num_hidden_layers=t["layers"], num_attention_heads=t["heads"],
+                 image_size=t["image"], patch_size=t["patch"], hidden_act=act_of(t), layer_norm_eps=eps_of(t))
+    if kind == "siglip":
+        return eager(transformers.SiglipVisionModel,
+                     transformers.SiglipVisionConfig(intermediate_size=t["ff"], **sizes))
+    if kind == "clip":
+        return eager(transformers.CLIPVisionModel,
+                     transformers.CLIPVisionConfig(intermediate_size=t["ff"], **sizes))
+    return eager(transformers.Dinov2Model, transformers.Dinov2Config(
+        mlp_ratio=t["ratio"], use_swiglu_ffn=kind == "dinov2_swiglu", **sizes))
+
+
+def act_of(t):
+    default = {"siglip": "gelu_pytorch_tanh", "clip": "quick_gelu"}.get(t.get("kind", "siglip"), "gelu")
+    return t.get("act", default)
+
+
+def eps_of(t):
+    return 1e-5 if t.get("kind") == "clip" else 1e-6
+
+
+def layers_of(tower):
+    """The list of a vision model's layers, wherever the library keeps it."""
+    inner = getattr(tower, "vision_model", tower)
+    return inner.encoder.layer if hasattr(inner.encoder, "layer") else inner.encoder.layers
+
+
+def parts_of(tower):
+    """patch convolution, class token or None, pre-norm or None, and for each layer
+    (norm1, q, k, v, out, scale1, norm2, mlp, scale2); scales None where there are none."""
+    inner = getattr(tower, "vision_model", tower)
+    if hasattr(inner.embeddings, "cls_token"):
+        layers = []
+        for l in inner.encoder.layer:
+            a = l.attention.attention
+            layers.append((l.norm1, a.query, a.key, a.value, l.attention.output.dense, l.layer_scale1.lambda1,
+                           l.norm2, l.mlp, l.layer_scale2.lambda1))
+        return inner.embeddings.patch_embeddings.projection, inner.embeddings.cls_token[0, 0], None, layers
+    layers = [(l.layer_norm1, l.self_attn.q_proj, l.self_attn.k_proj, l.self_attn.v_proj, l.self_attn.out_proj,
+               None, l.layer_norm2, l.mlp, None) for l in inner.encoder.layers]
+    return (inner.embeddings.patch_embedding, getattr(inner.embeddings, "class_embedding", None),
+            getattr(inner, "pre_layrnorm", None), layers)
+
+
 def make_projector(kind, n_in, n_out):
     if kind == "identity":
         assert n_in == n_out
@@ -255,7 +338,8 @@ def arr(t):
 
 
 def e_linear(m, x, e):
-    w, bias = arr(m.weight).reshape(m.weight.shape[0], -1), arr(m.bias)
+    w = arr(m.weight).reshape(m.weight.shape[0], -1)
+    bias = np.zeros(len(w)) if m.bias is None else arr(m.bias)
     local = U * np.sqrt((w.shape[1] / 2 + 2) * (x ** 2 @ (w ** 2).T + bias ** 2).sum(-1))
     gain = np.linalg.norm(w) / math.sqrt(w.shape[1])
     return x @ w.T + bias, np.hypot(gain * e, local)
@@ -270,9 +354,31 @@ def e_norm(m, x, e):
     return (x - mean) / sigma * w + bias, np.hypot(np.abs(w).max() / sigma[..., 0] * e, local)
 
 
-def e_gelu(x, e, tanh):
-    y = arr(nn.functional.gelu(torch.from_numpy(x), approximate="tanh" if tanh else "none"))
+ACTS = {"gelu": nn.functional.gelu, "silu": nn.functional.silu,
+        "gelu_new": lambda x: nn.functional.gelu(x, approximate="tanh"),
+        "gelu_pytorch_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
+
+
+def e_act(x, e, name):
+    y = arr(ACTS[name](torch.from_numpy(x)))
     return y, np.hypot(1.13 * e, 8 * U * norm2(y))
+
+
+def e_gate(x, e, name):
+    """act(left half) * right half"""
+    n = x.shape[-1] // 2
+    a, up = arr(ACTS[name](torch.from_numpy(x[..., :n].copy()))), x[..., n:]
+    y = a * up
+    gain = np.sqrt(((1.13 * up) ** 2 + a ** 2).sum(-1) / (2 * n))
+    return y, np.hypot(gain * e, 9 * U * norm2(y))
+
+
+def e_scale(x, e, w):
+    if w is None:
+        return x, e
+    y = x * arr(w)
+    return y, np.hypot(np.abs(arr(w)).max() * e, U * norm2(y))
 
 
 def e_add(x, ex, y, ey):
@@ -310,23 +416,47 @@ def e_attention(q, eq, k, ek, v, ev, heads, kv, causal):
     return out, np.sqrt(e2)
 
 
+def e_positions(mipha):
+    """What is added to the tokens of a picture, and its error: none where the table is used as stored."""
+    t = mipha.case["tower"]
+    inner = getattr(mipha.tower, "vision_model", mipha.tower)
+    if "ratio" not in t:
+        return arr(inner.embeddings.position_embedding.weight), 0
+    stored = inner.embeddings.position_embeddings
+    side, grid = t["crop"], t["crop"] // t["patch"]
+    table = arr(inner.embeddings.interpolate_pos_encoding(
+        torch.zeros(1, 1 + grid * grid, t["hidden"]), side, side)[0].float())
+    if grid * grid + 1 == stored.shape[1]:
+        return table, 0
+    return table, 3 * (t["image"] // t["patch"]) * U * 4 * norm2(arr(stored[0])).max()
+
+
 def bounds_tower(mipha, planes, features):
-    t = mipha.tower if hasattr(mipha.tower, "encoder") else mipha.tower.vision_model
-    size = mipha.case["tower"]
-    p, grid, heads = size["patch"], size["image"] // size["patch"], size["heads"]
+    t = mipha.case["tower"]
+    patch, class_token, pre_norm, layers = parts_of(mipha.tower)
+    positions, e_table = e_positions(mipha)
+    p, grid, heads = t["patch"], t.get("crop", t["image"]) // t["patch"], t["heads"]
     per_state, per_projected = [], []
     for image in planes.double().numpy():
         x = image[:, :grid * p, :grid * p].reshape(3, grid, p, grid, p).transpose(1, 3, 0, 2, 4)
-        x, e = e_linear(t.embeddings.patch_embedding, x.reshape(grid * grid, -1), np.zeros(grid * grid))
-        x, e = e_add(x, e, arr(t.embeddings.position_embedding.weight), 0)
+        x, e = e_linear(patch, x.reshape(grid * grid, -1), np.zeros(grid * grid))
+        if class_token is not None:
+            x, e = np.concatenate([arr(class_token)[None], x]), np.concatenate([[0], e])
+        x, e = e_add(x, e, positions, e_table)
+        if pre_norm is not None:
+            x, e = e_norm(pre_norm, x, e)
         rows = [e]
-        for layer in t.encoder.layers[:mipha.n_run]:
-            a = layer.self_attn
-            y = e_norm(layer.layer_norm1, x, e)
-            qkv = [z for m in (a.q_proj, a.k_proj, a.v_proj) for z in e_linear(m, *y)]
-            x, e = e_add(x, e, *e_linear(a.out_proj, *e_attention(*qkv, heads, heads, False)))
-            y = e_gelu(*e_linear(layer.mlp.fc1, *e_norm(layer.layer_norm2, x, e)), True)
-            x, e = e_add(x, e, *e_linear(layer.mlp.fc2, *y))
+        for norm1, q, k, v, out, scale1, norm2_, mlp, scale2 in layers[:mipha.n_run]:
+            y = e_norm(norm1, x, e)
+            qkv = [z for m in (q, k, v) for z in e_linear(m, *y)]
+            y = e_linear(out, *e_attention(*qkv, heads, heads, False))
+            x, e = e_add(x, e, *e_scale(*y, scale1))
+            y = e_norm(norm2_, x, e)
+            if hasattr(mlp, "weights_in"):
+                y = e_linear(mlp.weights_out, *e_gate(*e_linear(mlp.weights_in, *y), "silu"))
+            else:
+                y = e_linear(mlp.fc2, *e_act(*e_linear(mlp.fc1, *y), act_of(t)))
+            x, e = e_add(x, e, *e_scale(*y, scale2))
             rows.append(e)
         per_state.append(rows)
         x = arr(torch.from_numpy(features[len(per_projected)]).to(TORCH[mipha.case["dtype"]]))
@@ -336,7 +466,7 @@ def bounds_tower(mipha, planes, features):
             if isinstance(m, nn.Linear):
                 x, e = e_linear(m, x, e)
             elif isinstance(m, nn.GELU):
-                x, e = e_gelu(x, e, False)
+                x, e = e_act(x, e, "gelu")
         per_projected.append(e)
     return [np.stack([r[i] for r in per_state]) for i in range(mipha.n_run + 1)], \
         np.stack(per_projected)
@@ -353,7 +483,7 @@ def bounds_decoder(mipha, embeds, e):
         k = e_rotary(*e_linear(a.k_proj, *n), d["kv"], half, d["theta"])
         v = e_linear(a.v_proj, *n)
         y = e_linear(a.dense, *e_attention(*q, *k, *v, d["heads"], d["kv"], True))
-        m = e_linear(layer.mlp.fc2, *e_gelu(*e_linear(layer.mlp.fc1, *n), True))
+        m = e_linear(layer.mlp.fc2, *e_act(*e_linear(layer.mlp.fc1, *n), "gelu_new"))
         x, e = e_add(*e_add(*y, *m), x, e)
         rows.append(e)
     return rows, e_linear(mipha.phi.lm_head, *e_norm(mipha.phi.model.final_layernorm, x, e))[1]
@@ -399,20 +529,34 @@ def config_of(case):
         "max_position_embeddings": d["positions"], "tie_word_embeddings": False,
         "image_aspect_ratio": "pad", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
         "vision_config": {
-            "vision_tower": {
-                "model_type": "mipha_vision_model", "vision_model_name_or_path": "siglip-tiny",
-                "hidden_size": t["hidden"], "intermediate_size": t["ff"],
-                "num_hidden_layers": t["layers"], "num_attention_heads": t["heads"],
-                "num_channels": 3, "image_size": t["image"], "patch_size": t["patch"],
-                "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-06,
-                "mm_vision_select_layer": t["select"], "mm_vision_select_feature": "patch"},
+            "vision_tower": tower_config_of(t),
             "mm_projector": {
                 "model_type": "mipha_projector", "mm_projector_type": case["projector"],
                 "mm_hidden_size": t["hidden"], "hidden_size": d["hidden"]}}}
 
 
+def tower_config_of(t):
+    kind = t.get("kind", "siglip")
+    config = {
+        "model_type": "mipha_vision_model", "vision_model_name_or_path": kind.split("_")[0] + "-tiny",
+        "hidden_size": t["hidden"], "num_hidden_layers": t["layers"], "num_attention_heads": t["heads"],
+        "num_channels": 3, "image_size": t["image"], "patch_size": t["patch"], "hidden_act": act_of(t),
+        "layer_norm_eps": eps_of(t), "mm_vision_select_layer": t["select"],
+        "mm_vision_select_feature": t.get("feature", "patch")}
+    if "ratio" in t:
+        return config | {"mlp_ratio": t["ratio"], "qkv_bias": True, "layerscale_value": 1.0,
+                         "use_swiglu_ffn": kind == "dinov2_swiglu"}
+    return config | {"intermediate_size": t["ff"]}
+
+
 def preprocessor_of(case):
     size = case["tower"]["image"]
+    if case["tower"].get("kind", "siglip") != "siglip":
+        crop = case["tower"].get("crop", size)
+        return {"crop_size": {"height": crop, "width": crop}, "do_center_crop": True, "do_convert_rgb": True,
+                "do_normalize": True, "do_rescale": True, "do_resize": True,
+                "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3,
+                "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": crop}}
     return {"do_normalize": True, "do_rescale": True, "do_resize": True,
             "image_mean": [0.5, 0.5, 0.5], "image_processor_type": "SiglipImageProcessor",
             "image_std": [0.5, 0.5, 0.5], "resample": 3, "rescale_factor": 0.00392156862745098,
@@ -501,14 +645,15 @@ def run_case(case, folder, out):
     with open(os.path.join(out, "weights.txt"), "w", encoding="utf-8") as f:
         f.writelines(recipe)
 
-    size = case["tower"]["image"]
+    size = case["tower"].get("crop", case["tower"]["image"])
     planes = torch.stack([formula(f"planes.{i}", (3, size, size), 1.0, 0.0) for i in range(N_IMAGES)])
     golden, worst, leads = {}, 0.0, []
     with torch.no_grad():
         states, projected = mipha.encode(planes)
-        tower_bounds, projected_bound = bounds_tower(mipha, planes, states[-1].numpy())
+        tower_bounds, projected_bound = bounds_tower(mipha, planes, mipha.selected(states[-1]).numpy())
         for i, (s, b) in enumerate(zip(states, tower_bounds)):
             golden[f"tower.{i}"], golden[f"tower.{i}.bound"] = f32(s), f32(8 * b)
+        golden["features"] = f32(mipha.selected(states[-1])).clone()
         golden["projected"], golden["projected.bound"] = f32(projected), f32(8 * projected_bound)
         for p, ids in enumerate(prompts_of(case)):
             embeds = mipha.splice(ids, projected)
@@ -520,7 +665,9 @@ def run_case(case, folder, out):
             tokens, lead = mipha.greedy(embeds, GREEDY_TOKENS)
             leads.append(lead)
             mipha.phi.double()
+            torch.set_default_dtype(torch.float64)  # in which the library makes its masks
             _, exact = mipha.decode(embeds.double())
+            torch.set_default_dtype(torch.float32)
             mipha.phi.float()
             worst = max(worst, float((exact - logits).abs().max()))
             k = f"prompt.{p}."

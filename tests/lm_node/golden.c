@@ -17,7 +17,8 @@
 #define RECIPES   512
 #define GOLDEN_IN TEST_DATA_DIR "/golden"
 
-const char *const golden_case_names[GOLDEN_CASES] = {"odd_heads", "grouped", "one_head", "sharded"};
+const char *const golden_case_names[GOLDEN_CASES] = {"odd_heads", "grouped", "one_head", "sharded",
+                                                     "clip", "clip_with_class", "dinov2", "dinov2_swiglu"};
 
 struct golden {
     char *dir;

@@ -1,4 +1,5 @@
 /* The tower against transformers, layer by layer, and against itself in other company. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,6 +66,27 @@ static void check_layer(void *user, int layer, const float *hidden, int64_t n_ro
     c->n_layers_seen++;
 }
 
+/* What leaves the tower is the last state, without the class token where it is not wanted, in its dtype. */
+static void check_features(const fixture *f, const layer_check *c, const unsigned char *features) {
+    const model_tower_config *t = &model_get_config(f->m)->tower;
+    golden_tensor last = golden_get(f->g, "tower.%d", t->n_layers_run);
+    golden_tensor bound = golden_get(f->g, "tower.%d.bound", t->n_layers_run);
+    ops_dtype dtype = model_tower_dtype(f->m);
+    double step = dtype == OPS_DTYPE_F32 ? 0 : dtype == OPS_DTYPE_F16 ? 0x1p-10 : 0x1p-7;
+    int n_dropped = t->n_rows - t->n_tokens;
+    for (int i = 0; i < GOLDEN_IMAGES; i++)
+        for (int r = 0; r < t->n_tokens; r++)
+            for (int k = 0; k < t->hidden; k++) {
+                ops_tensor all = {.data = (void *)(uintptr_t)features, .dtype = dtype};
+                float got = tensor_value(&all, ((int64_t)i * t->n_tokens + r) * t->hidden + k);
+                float want = last.f32[((int64_t)i * t->n_rows + n_dropped + r) * t->hidden + k];
+                double allowed = (double)bound.f32[i * t->n_rows + n_dropped + r] + step * fabs((double)want);
+                if (fabs((double)got - (double)want) > allowed)
+                    fail_msg("%s: feature %d of token %d of picture %d is %g, want %g", c->case_name, k, r, i,
+                             (double)got, (double)want);
+            }
+}
+
 static void check_case(const char *case_name) {
     fixture f;
     err e;
@@ -75,6 +97,7 @@ static void check_case(const char *case_name) {
     unsigned char *features = malloc(GOLDEN_IMAGES * vision_encoder_feature_bytes(f.v));
     assert_int_equal(vision_encoder_run(f.v, planes, GOLDEN_IMAGES, features, &e), STATUS_OK);
     assert_int_equal(c.n_layers_seen, model_get_config(f.m)->tower.n_layers_run + 1);
+    check_features(&f, &c, features);
     print_message("%s: largest error is %.2g of its bound\n", case_name, c.worst);
     free(features);
     free(planes);
@@ -101,11 +124,22 @@ static void every_layer_equals_transformers_from_shards_with_a_rest_of_pixels(vo
     check_case("sharded");
 }
 
-static void a_picture_has_the_same_features_in_any_company_and_with_any_threads(void **state) {
+static void every_layer_of_clip_equals_transformers(void **state) {
     (void)state;
+    check_case("clip");
+    check_case("clip_with_class");
+}
+
+static void every_layer_of_dinov2_equals_transformers_on_another_grid_and_its_own(void **state) {
+    (void)state;
+    check_case("dinov2");
+    check_case("dinov2_swiglu");
+}
+
+static void check_company(const char *case_name) {
     err e;
     fixture f;
-    open_fixture(&f, "odd_heads", 1, 1);
+    open_fixture(&f, case_name, 1, 1);
     size_t one = vision_encoder_feature_bytes(f.v);
     unsigned char *alone = malloc(one), *together = malloc(5 * one);
     float *planes = pictures(&f, (int[]){1}, 1);
@@ -113,7 +147,7 @@ static void a_picture_has_the_same_features_in_any_company_and_with_any_threads(
     free(planes);
     close_fixture(&f);
     for (int n_threads = 1; n_threads <= 4; n_threads++) {
-        open_fixture(&f, "odd_heads", n_threads, 5);
+        open_fixture(&f, case_name, n_threads, 5);
         planes = pictures(&f, (int[]){0, 2, 1, 0, 1}, 5);
         assert_int_equal(vision_encoder_run(f.v, planes, 5, together, &e), STATUS_OK);
         assert_memory_equal(together + 2 * one, alone, one);
@@ -123,6 +157,13 @@ static void a_picture_has_the_same_features_in_any_company_and_with_any_threads(
     }
     free(alone);
     free(together);
+}
+
+static void a_picture_has_the_same_features_in_any_company_and_with_any_threads(void **state) {
+    (void)state;
+    check_company("odd_heads");
+    check_company("clip");
+    check_company("dinov2");
 }
 
 static void a_run_of_too_many_pictures_is_refused_with_both_numbers(void **state) {
@@ -143,6 +184,8 @@ int main(void) {
         cmocka_unit_test(every_layer_equals_transformers_from_bf16),
         cmocka_unit_test(every_layer_equals_transformers_from_f16_with_one_head_of_72),
         cmocka_unit_test(every_layer_equals_transformers_from_shards_with_a_rest_of_pixels),
+        cmocka_unit_test(every_layer_of_clip_equals_transformers),
+        cmocka_unit_test(every_layer_of_dinov2_equals_transformers_on_another_grid_and_its_own),
         cmocka_unit_test(a_picture_has_the_same_features_in_any_company_and_with_any_threads),
         cmocka_unit_test(a_run_of_too_many_pictures_is_refused_with_both_numbers),
     };
