@@ -1,8 +1,10 @@
-/* Phi-2, forward. One norm feeds both branches of a layer:
+/* A decoder, forward. In a layer, attention(n) = out(softmax(rope(q(n)) rope(k(n))') v(n)) over the sequence's
+ * keys, and mlp(n) = fc2(act(fc1(n))) or, gated, fc2(act(gate(n)) * up(n)). Families differ in the order
+ * (model/decoder_family.h):
  *
- *     n = layer_norm(x)
- *     x = (dense(attention(rope(q(n)), rope(k(n)), v(n))) + fc2(gelu_tanh(fc1(n)))) + x
- *     logits = lm_head(final_layernorm(x))
+ *     parallel:         n = norm1(x);  x = (attention(n) + mlp(n)) + x
+ *     one by one:       x = x + attention(norm1(x));  x = x + mlp(norm2(x))
+ *     behind the last:  logits = head(final_norm(x))
  *
  * The last layer needs keys and values of all rows, but everything else only of the rows whose logits
  * are wanted, so those are gathered first: a prompt costs almost one layer less.
@@ -11,6 +13,7 @@
 #include "lm_node/lm_decoder.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,14 +24,18 @@
 #include "model/device_weights.h"
 
 typedef struct {
-    ops_tensor norm_w, norm_b;
-    ops_matrix *q, *k, *v, *dense, *fc1, *fc2;
+    ops_tensor w, b; /* b only of layer norms */
+} decoder_norm;
+
+typedef struct {
+    decoder_norm norm1, norm2;
+    ops_matrix *q, *k, *v, *out, *fc1, *fc2; /* fc1 of a gated MLP: gate above up */
     ops_tensor keys, values; /* [kv_blocks, KV_BLOCK_TOKENS, kv_width] */
 } decoder_layer;
 
 /* The index arrays of one step, on the device. */
 typedef struct {
-    ops_tensor ids, positions, slots, seqs, image_rows, out_rows, out_positions, out_seqs, tables;
+    ops_tensor ids, positions, turns, slots, seqs, image_rows, out_rows, out_positions, out_turns, out_seqs, tables;
 } step_indices;
 
 struct lm_decoder {
@@ -39,16 +46,21 @@ struct lm_decoder {
     ops_block weights, activations, kv;
     decoder_layer *layers;
     ops_matrix *head;
-    ops_tensor embed, final_w, final_b, cos, sin;
-    /* Activations: x, n, q, a [max_rows, hidden]; k, v [max_rows, kv_width]; wide [max_rows,
-     * intermediate]; out_x, out_n [max_out, hidden]; logits [max_out, n_vocab_out]. */
-    ops_tensor x, n, q, a, k, v, wide, out_x, out_n, logits, indices;
+    decoder_norm final;
+    ops_tensor embed, embed_scale;
+    ops_tensor cos, sin; /* [max_context, rotary / 2], and the same again for calls of a long context */
+    /* Activations: x, n, a [max_rows, hidden]; q [max_rows, hidden or q_width, the wider]; k, v [max_rows,
+     * kv_width]; wide [max_rows, fc1_width]; gated [max_rows, intermediate]; out_x, out_n [max_out, hidden];
+     * logits [max_out, n_vocab_out]. */
+    ops_tensor x, n, q, a, k, v, wide, gated, out_x, out_n, logits, indices;
     int32_t *host_indices;
     float *host_logits;
     lm_decoder_tap *tap;
     void *tap_user;
     float *tap_hidden;
 };
+
+#define NAME_BYTES 128
 
 #define TRY(call)                                                                                  \
     do {                                                                                           \
@@ -62,6 +74,17 @@ static int64_t kv_width(const model_decoder_config *c) {
     return (int64_t)c->n_kv_heads * c->head_size;
 }
 
+static int64_t q_width(const model_decoder_config *c) { return (int64_t)c->n_heads * c->head_size; }
+
+static int64_t wider(const model_decoder_config *c) { return q_width(c) > c->hidden ? q_width(c) : c->hidden; }
+
+/* What fc1 makes: the MLP, or gate and value of it. */
+static int64_t fc1_width(const model_decoder_config *c) {
+    return c->family->is_gated ? 2 * (int64_t)c->intermediate : c->intermediate;
+}
+
+static int64_t n_turns(const lm_decoder *d) { return (int64_t)d->s.max_context * (d->c.has_long_rope ? 2 : 1); }
+
 size_t lm_decoder_block_bytes(const model_config *c) {
     return 2 * (size_t)c->decoder.n_layers *
            ops_cut_bytes(OPS_DTYPE_F32, KV_BLOCK_TOKENS * kv_width(&c->decoder));
@@ -73,24 +96,28 @@ static size_t kv_bytes(const lm_decoder *d) {
 }
 
 static int64_t n_indices_max(const lm_decoder *d) {
-    return (int64_t)5 * d->s.max_rows + (int64_t)3 * d->s.max_out +
+    return (int64_t)6 * d->s.max_rows + (int64_t)4 * d->s.max_out +
            (int64_t)d->s.max_seqs * kv_blocks_for(d->s.max_context);
 }
 
 static size_t activation_bytes(const lm_decoder *d) {
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
-    return 4 * ops_cut_bytes(OPS_DTYPE_F32, rows * hidden) +
+    return 3 * ops_cut_bytes(OPS_DTYPE_F32, rows * hidden) + ops_cut_bytes(OPS_DTYPE_F32, rows * wider(&d->c)) +
            2 * ops_cut_bytes(OPS_DTYPE_F32, rows * kv_width(&d->c)) +
-           ops_cut_bytes(OPS_DTYPE_F32, rows * d->c.intermediate) +
+           ops_cut_bytes(OPS_DTYPE_F32, rows * fc1_width(&d->c)) +
+           (d->c.family->is_gated ? ops_cut_bytes(OPS_DTYPE_F32, rows * d->c.intermediate) : 0) +
            2 * ops_cut_bytes(OPS_DTYPE_F32, outs * hidden) +
            ops_cut_bytes(OPS_DTYPE_F32, outs * d->c.n_vocab_out) +
            ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
 }
 
 static size_t weight_block_bytes(const lm_decoder *d, const ops_tensor *embed) {
-    const int64_t table = (int64_t)d->s.max_context * (d->c.rotary_dims / 2);
+    const decoder_family *f = d->c.family;
+    const int64_t table = n_turns(d) * (d->c.rotary_dims / 2);
+    size_t norm = (f->is_rms ? 1 : 2) * ops_cut_bytes(OPS_DTYPE_F32, d->c.hidden);
     return ops_cut_bytes(embed->dtype, tensor_elements(embed)) +
-           2 * (size_t)(d->c.n_layers + 1) * ops_cut_bytes(OPS_DTYPE_F32, d->c.hidden) +
+           ((f->norm2 ? 2 : 1) * (size_t)d->c.n_layers + 1) * norm +
+           (f->scales_embeddings ? ops_cut_bytes(OPS_DTYPE_F32, d->c.hidden) : 0) +
            2 * ops_cut_bytes(OPS_DTYPE_F32, table);
 }
 
@@ -103,7 +130,7 @@ lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d) {
     };
     for (int i = 0; i < d->c.n_layers; i++) {
         const decoder_layer *l = &d->layers[i];
-        const ops_matrix *all[] = {l->q, l->k, l->v, l->dense, l->fc1, l->fc2};
+        const ops_matrix *all[] = {l->q, l->k, l->v, l->out, l->fc1, l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
             sum.weights += ops_matrix_bytes(all[k]);
     }
@@ -115,59 +142,127 @@ int lm_decoder_n_vocab(const lm_decoder *d) { return d->c.n_vocab_out; }
 
 /* ---- opening ------------------------------------------------------------------------------- */
 
-/* As transformers computes them, every step in f32: 1 / theta^(2i/R), times the position, cosine. */
-static status fill_rope_tables(lm_decoder *d, err *e) {
-    const int half = d->c.rotary_dims / 2, n = d->s.max_context;
-    const int64_t dims[2] = {n, half};
-    d->cos = ops_block_cut(&d->weights, OPS_DTYPE_F32, 2, dims);
-    d->sin = ops_block_cut(&d->weights, OPS_DTYPE_F32, 2, dims);
-    size_t n_values = (size_t)n * (size_t)half;
-    float *cosines = malloc((n_values + 1) * sizeof *cosines);
-    float *sines = malloc((n_values + 1) * sizeof *sines);
-    status st = STATUS_NO_MEMORY;
-    if (!cosines || !sines) goto done;
+/* As transformers computes them, every step in f32: 1 / theta^(2i/R), for long contexts divided by the
+ * pair's factor, times the position, cosine, times what long contexts make it larger by. */
+static void fill_turns(const lm_decoder *d, float *cosines, float *sines, const float *divide_by) {
+    const int half = d->c.rotary_dims / 2;
     for (int i = 0; i < half; i++) {
-        float frequency = 1.0f / powf(d->c.rope_theta, (float)(2 * i) / (float)d->c.rotary_dims);
-        for (int position = 0; position < n; position++) {
+        float power = powf(d->c.rope_theta, (float)(2 * i) / (float)d->c.rotary_dims);
+        float frequency = 1.0f / (divide_by ? divide_by[i] * power : power);
+        for (int position = 0; position < d->s.max_context; position++) {
             float angle = (float)position * frequency;
-            cosines[(size_t)position * (size_t)half + (size_t)i] = cosf(angle);
-            sines[(size_t)position * (size_t)half + (size_t)i] = sinf(angle);
+            size_t at = (size_t)position * (size_t)half + (size_t)i;
+            cosines[at] = cosf(angle) * d->c.rope_factor;
+            sines[at] = sinf(angle) * d->c.rope_factor;
         }
     }
-    st = ops_upload(d->ctx, &d->cos, cosines);
+}
+
+static status open_turns(lm_decoder *d, err *e) {
+    const int half = d->c.rotary_dims / 2;
+    const int64_t dims[2] = {n_turns(d), half};
+    d->cos = ops_block_cut(&d->weights, OPS_DTYPE_F32, 2, dims);
+    d->sin = ops_block_cut(&d->weights, OPS_DTYPE_F32, 2, dims);
+    size_t n_values = (size_t)dims[0] * (size_t)half, n_first = (size_t)d->s.max_context * (size_t)half;
+    float *cosines = malloc((n_values + 1) * sizeof *cosines);
+    float *sines = malloc((n_values + 1) * sizeof *sines);
+    status st = cosines && sines ? STATUS_OK : STATUS_NO_MEMORY;
+    if (st == STATUS_OK) {
+        fill_turns(d, cosines, sines, d->c.has_long_rope ? d->c.rope_short : NULL);
+        if (d->c.has_long_rope) fill_turns(d, cosines + n_first, sines + n_first, d->c.rope_long);
+        st = ops_upload(d->ctx, &d->cos, cosines);
+    }
     if (st == STATUS_OK) st = ops_upload(d->ctx, &d->sin, sines);
     if (st == STATUS_OK) st = ops_sync(d->ctx);
-done:
     free(cosines);
     free(sines);
     return st == STATUS_OK ? st : fail(e, st, "decoder: rotary tables: %s", status_text((int)st));
 }
 
+static status open_norm(lm_decoder *d, decoder_norm *norm, const model *m, err *e, const char *prefix,
+                        const char *name) {
+    char full[NAME_BYTES];
+    (void)snprintf(full, sizeof full, "%s%s.weight", prefix, name);
+    TRY(device_vector_cut_plus(&d->weights, &norm->w, d->c.family->norm_adds_one ? 1.0f : 0.0f, m, e, full));
+    if (d->c.family->is_rms) return STATUS_OK;
+    return device_vector_cut(&d->weights, &norm->b, m, e, "%s%s.bias", prefix, name);
+}
+
+/* Where the checkpoint keeps queries, keys and values in one matrix, each has its rows of it. */
+static status open_qkv(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, err *e) {
+    const decoder_family *f = d->c.family;
+    if (f->qkv_layout == MODEL_QKV_APART) {
+        TRY(device_matrix_open(d->ctx, &l->q, m, e, "%s%s", prefix, f->q));
+        TRY(device_matrix_open(d->ctx, &l->k, m, e, "%s%s", prefix, f->k));
+        return device_matrix_open(d->ctx, &l->v, m, e, "%s%s", prefix, f->v);
+    }
+    char name[NAME_BYTES];
+    (void)snprintf(name, sizeof name, "%s%s", prefix, f->qkv);
+    const int64_t q = q_width(&d->c), kv = kv_width(&d->c), head = d->c.head_size;
+    device_rows parts[3] = {device_rows_from(name, 0, q), device_rows_from(name, q, kv),
+                            device_rows_from(name, q + kv, kv)};
+    for (int64_t i = 0; f->qkv_layout == MODEL_QKV_BY_HEAD && i < 3; i++)
+        parts[i] = (device_rows){.name = name, .first = i * head, .n = q, .run = head, .stride = 3 * head};
+    ops_matrix **matrices[3] = {&l->q, &l->k, &l->v};
+    for (int i = 0; i < 3; i++) TRY(device_matrix_join(d->ctx, matrices[i], m, &parts[i], 1, e));
+    return STATUS_OK;
+}
+
+static status open_mlp(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, err *e) {
+    const decoder_family *f = d->c.family;
+    TRY(device_matrix_open(d->ctx, &l->fc2, m, e, "%s%s", prefix, f->fc2));
+    if (f->fc1) return device_matrix_open(d->ctx, &l->fc1, m, e, "%s%s", prefix, f->fc1);
+    char gate[NAME_BYTES], up[NAME_BYTES];
+    (void)snprintf(gate, sizeof gate, "%s%s", prefix, f->gate);
+    (void)snprintf(up, sizeof up, "%s%s", prefix, f->up);
+    device_rows parts[2] = {device_rows_all(m, gate), device_rows_all(m, up)};
+    return device_matrix_join(d->ctx, &l->fc1, m, parts, 2, e);
+}
+
 static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i, err *e) {
-    TRY(device_vector_cut(&d->weights, &l->norm_w, m, e, "model.layers.%d.input_layernorm.weight", i));
-    TRY(device_vector_cut(&d->weights, &l->norm_b, m, e, "model.layers.%d.input_layernorm.bias", i));
-    TRY(device_matrix_open(d->ctx, &l->q, m, e, "model.layers.%d.self_attn.q_proj", i));
-    TRY(device_matrix_open(d->ctx, &l->k, m, e, "model.layers.%d.self_attn.k_proj", i));
-    TRY(device_matrix_open(d->ctx, &l->v, m, e, "model.layers.%d.self_attn.v_proj", i));
-    TRY(device_matrix_open(d->ctx, &l->dense, m, e, "model.layers.%d.self_attn.dense", i));
-    TRY(device_matrix_open(d->ctx, &l->fc1, m, e, "model.layers.%d.mlp.fc1", i));
-    TRY(device_matrix_open(d->ctx, &l->fc2, m, e, "model.layers.%d.mlp.fc2", i));
+    const decoder_family *f = d->c.family;
+    char prefix[NAME_BYTES];
+    (void)snprintf(prefix, sizeof prefix, "%slayers.%d.", d->c.prefix, i);
+    TRY(open_norm(d, &l->norm1, m, e, prefix, f->norm1));
+    if (f->norm2) TRY(open_norm(d, &l->norm2, m, e, prefix, f->norm2));
+    TRY(open_qkv(d, l, m, prefix, e));
+    TRY(device_matrix_open(d->ctx, &l->out, m, e, "%s%s", prefix, f->out));
+    TRY(open_mlp(d, l, m, prefix, e));
     const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
     l->keys = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
     l->values = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
     return STATUS_OK;
 }
 
+/* The factor as the reference has it in f32: the root of the width in double, rounded. */
+static status open_embed_scale(lm_decoder *d, err *e) {
+    const int64_t hidden = d->c.hidden;
+    d->embed_scale = ops_block_cut(&d->weights, OPS_DTYPE_F32, 1, &hidden);
+    float *values = malloc((size_t)hidden * sizeof *values);
+    if (!values) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for a row");
+    for (int64_t i = 0; i < hidden; i++) values[i] = (float)sqrt((double)hidden);
+    status st = ops_upload(d->ctx, &d->embed_scale, values);
+    if (st == STATUS_OK) st = ops_sync(d->ctx);
+    free(values);
+    return st == STATUS_OK ? st : fail(e, st, "decoder: scale of embeddings: %s", status_text((int)st));
+}
+
 static status open_weights(lm_decoder *d, const model *m, err *e) {
-    ops_tensor embed = model_weight(m, "model.embed_tokens.weight");
+    const char *prefix = d->c.prefix;
+    char embed_name[NAME_BYTES];
+    (void)snprintf(embed_name, sizeof embed_name, "%sembed_tokens.weight", prefix);
+    ops_tensor embed = model_weight(m, "%s", embed_name);
     TRY(ops_block_open(d->ctx, &d->weights, weight_block_bytes(d, &embed), e));
     TRY(ops_block_open(d->ctx, &d->kv, kv_bytes(d), e));
-    TRY(device_table_cut(&d->weights, &d->embed, m, e, "model.embed_tokens.weight"));
-    TRY(device_vector_cut(&d->weights, &d->final_w, m, e, "model.final_layernorm.weight"));
-    TRY(device_vector_cut(&d->weights, &d->final_b, m, e, "model.final_layernorm.bias"));
-    TRY(fill_rope_tables(d, e));
+    TRY(device_table_cut(&d->weights, &d->embed, m, e, embed_name));
+    if (d->c.family->scales_embeddings) TRY(open_embed_scale(d, e));
+    TRY(open_norm(d, &d->final, m, e, prefix, d->c.family->final_norm));
+    TRY(open_turns(d, e));
     TRY(projector_open(&d->project, d->ctx, m, d->s.max_rows, e));
-    TRY(device_matrix_open(d->ctx, &d->head, m, e, "lm_head"));
+    if (d->c.is_tied)
+        TRY(device_matrix_open(d->ctx, &d->head, m, e, "%sembed_tokens", prefix));
+    else
+        TRY(device_matrix_open(d->ctx, &d->head, m, e, "%s", d->c.head));
     d->layers = calloc((size_t)d->c.n_layers, sizeof *d->layers);
     if (!d->layers) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for its layers");
     for (int i = 0; i < d->c.n_layers; i++) TRY(open_layer(d, &d->layers[i], m, i, e));
@@ -179,12 +274,15 @@ static status open_activations(lm_decoder *d, err *e) {
     ops_block *block = &d->activations;
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
     const int64_t kv = kv_width(&d->c), vocab = d->c.n_vocab_out;
-    ops_tensor *rows_by_hidden[] = {&d->x, &d->n, &d->q, &d->a};
+    ops_tensor *rows_by_hidden[] = {&d->x, &d->n, &d->a};
     for (size_t i = 0; i < sizeof rows_by_hidden / sizeof rows_by_hidden[0]; i++)
         *rows_by_hidden[i] = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, hidden});
+    d->q = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, wider(&d->c)});
     d->k = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
     d->v = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
-    d->wide = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, d->c.intermediate});
+    d->wide = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, fc1_width(&d->c)});
+    if (d->c.family->is_gated)
+        d->gated = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, d->c.intermediate});
     d->out_x = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
     d->out_n = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
     d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
@@ -243,7 +341,7 @@ void lm_decoder_close(lm_decoder **out) {
     if (!d) return;
     for (int i = 0; d->layers && i < d->c.n_layers; i++) {
         decoder_layer *l = &d->layers[i];
-        ops_matrix **all[] = {&l->q, &l->k, &l->v, &l->dense, &l->fc1, &l->fc2};
+        ops_matrix **all[] = {&l->q, &l->k, &l->v, &l->out, &l->fc1, &l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) ops_matrix_close(d->ctx, all[k]);
     }
     ops_matrix_close(d->ctx, &d->head);
@@ -301,15 +399,31 @@ static ops_tensor stage_picked(lm_decoder *d, int64_t *used, const int32_t *valu
     return view;
 }
 
+/* Which row of cosines and sines each row takes: its position's, in the second table where the call it
+ * belongs to is long. */
+static ops_tensor stage_turns(lm_decoder *d, int64_t *used, const lm_batch *b, const int32_t *rows, int n) {
+    for (int i = 0; i < n; i++) {
+        int row = rows ? rows[i] : i;
+        int32_t position = b->positions[row], span = b->spans ? b->spans[row] : position + 1;
+        bool is_long = d->c.has_long_rope && span > d->c.original_positions;
+        d->host_indices[*used + i] = position + (is_long ? d->s.max_context : 0);
+    }
+    ops_tensor view = tensor_rows(&d->indices, *used, n);
+    *used += n;
+    return view;
+}
+
 static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b) {
     int64_t used = 0;
     at->ids = stage(d, &used, b->ids, b->n_rows);
     at->positions = stage(d, &used, b->positions, b->n_rows);
+    at->turns = stage_turns(d, &used, b, NULL, b->n_rows);
     at->slots = stage(d, &used, b->slots, b->n_rows);
     at->seqs = stage(d, &used, b->seqs, b->n_rows);
     at->image_rows = stage(d, &used, b->image_rows, b->n_image_rows);
     at->out_rows = stage(d, &used, b->out_rows, b->n_out);
     at->out_positions = stage_picked(d, &used, b->positions, b->out_rows, b->n_out);
+    at->out_turns = stage_turns(d, &used, b, b->out_rows, b->n_out);
     at->out_seqs = stage_picked(d, &used, b->seqs, b->out_rows, b->n_out);
     at->tables = stage(d, &used, b->tables, (int64_t)b->n_seqs * b->n_table_blocks);
     at->tables = tensor_reshape(&at->tables, 2, (int64_t[]){b->n_seqs, b->n_table_blocks});
@@ -332,54 +446,93 @@ static status tap_state(lm_decoder *d, int layer, const ops_tensor *x) {
     return STATUS_OK;
 }
 
+static status run_norm(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const decoder_norm *norm) {
+    if (d->c.family->is_rms) return ops_rms_norm(d->ctx, out, x, &norm->w, d->c.norm_eps);
+    return ops_layer_norm(d->ctx, out, x, &norm->w, &norm->b, d->c.norm_eps);
+}
+
 static status run_embeddings(lm_decoder *d, ops_tensor *x, const step_indices *at,
                              const lm_batch *b, err *e) {
     TRY(ops_gather_rows(d->ctx, x, &d->embed, &at->ids));
-    if (b->n_image_rows == 0) return STATUS_OK;
-    ops_tensor projected;
-    TRY(projector_run(d->project, &projected, b->features, b->n_image_rows, e));
-    return ops_scatter_rows(d->ctx, x, &projected, &at->image_rows);
+    if (b->n_image_rows > 0) {
+        ops_tensor projected;
+        TRY(projector_run(d->project, &projected, b->features, b->n_image_rows, e));
+        TRY(ops_scatter_rows(d->ctx, x, &projected, &at->image_rows));
+    }
+    if (!d->c.family->scales_embeddings) return STATUS_OK;
+    return ops_scale_columns(d->ctx, x, x, &d->embed_scale);
 }
 
 /* Norm, then keys and values of every row to their slots. n receives the norm. */
 static status run_keys(lm_decoder *d, decoder_layer *l, ops_tensor *n, const ops_tensor *x,
                        const step_indices *at) {
-    ops_tensor k = tensor_rows(&d->k, 0, x->dims[0]), v = tensor_rows(&d->v, 0, x->dims[0]);
-    TRY(ops_layer_norm(d->ctx, n, x, &l->norm_w, &l->norm_b, d->c.layer_norm_eps));
+    const int64_t rows = x->dims[0];
+    ops_tensor k = tensor_rows(&d->k, 0, rows), v = tensor_rows(&d->v, 0, rows);
+    TRY(run_norm(d, n, x, &l->norm1));
     TRY(ops_linear(d->ctx, &k, n, l->k, OPS_ACT_NONE));
-    TRY(ops_rope(d->ctx, &k, &d->cos, &d->sin, &at->positions, d->c.n_kv_heads));
-    TRY(ops_kv_write(d->ctx, &l->keys, &k, &at->slots));
+    TRY(ops_rope(d->ctx, &k, &d->cos, &d->sin, &at->turns, d->c.n_kv_heads));
     TRY(ops_linear(d->ctx, &v, n, l->v, OPS_ACT_NONE));
+    TRY(ops_kv_write(d->ctx, &l->keys, &k, &at->slots));
     return ops_kv_write(d->ctx, &l->values, &v, &at->slots);
 }
 
-/* x = (attention + mlp) + x for the rows of n, whose positions and sequences are given. */
-static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, const ops_tensor *n,
-                           const ops_tensor *positions, const ops_tensor *seqs,
-                           const ops_tensor *tables) {
-    const int64_t rows = x->dims[0];
-    ops_tensor q = tensor_rows(&d->q, 0, rows), a = tensor_rows(&d->a, 0, rows);
-    ops_tensor wide = tensor_rows(&d->wide, 0, rows);
+/* Where rows stand: all of a step, or those whose logits are wanted. */
+typedef struct {
+    const ops_tensor *positions, *turns, *seqs, *tables;
+} row_places;
+
+/* out = attention of the rows of n; all keys are written. */
+static status run_attention(lm_decoder *d, decoder_layer *l, ops_tensor *out, const ops_tensor *n,
+                            const row_places *at) {
+    ops_tensor q = tensor_first(&d->q, n->dims[0], q_width(&d->c));
     const ops_attention_params params = {
         .n_heads = d->c.n_heads,
         .n_kv_heads = d->c.n_kv_heads,
         .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
+        .window = d->c.window,
     };
     TRY(ops_linear(d->ctx, &q, n, l->q, OPS_ACT_NONE));
-    TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, positions, d->c.n_heads));
-    TRY(ops_attention_paged(d->ctx, &q, &q, &l->keys, &l->values, tables, seqs, positions, &params));
-    TRY(ops_linear(d->ctx, &a, &q, l->dense, OPS_ACT_NONE));
-    TRY(ops_linear(d->ctx, &wide, n, l->fc1, OPS_ACT_GELU_TANH));
-    TRY(ops_linear(d->ctx, &q, &wide, l->fc2, OPS_ACT_NONE));
-    TRY(ops_add(d->ctx, &a, &a, &q));
-    return ops_add(d->ctx, x, &a, x);
+    TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, at->turns, d->c.n_heads));
+    TRY(ops_attention_paged(d->ctx, &q, &q, &l->keys, &l->values, at->tables, at->seqs, at->positions, &params));
+    return ops_linear(d->ctx, out, &q, l->out, OPS_ACT_NONE);
+}
+
+static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n) {
+    ops_tensor wide = tensor_rows(&d->wide, 0, n->dims[0]);
+    if (!d->c.family->is_gated) {
+        TRY(ops_linear(d->ctx, &wide, n, l->fc1, d->c.act));
+        return ops_linear(d->ctx, out, &wide, l->fc2, OPS_ACT_NONE);
+    }
+    ops_tensor gated = tensor_rows(&d->gated, 0, n->dims[0]);
+    TRY(ops_linear(d->ctx, &wide, n, l->fc1, OPS_ACT_NONE));
+    TRY(ops_gate(d->ctx, &gated, &wide, d->c.act));
+    return ops_linear(d->ctx, out, &gated, l->fc2, OPS_ACT_NONE);
+}
+
+/* What a layer adds to the rows of x, whose first norm is n; n is used up. */
+static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *n, const row_places *at) {
+    const int64_t rows = x->dims[0];
+    ops_tensor a = tensor_rows(&d->a, 0, rows);
+    TRY(run_attention(d, l, &a, n, at));
+    if (d->c.family->is_parallel) {
+        ops_tensor m = tensor_first(&d->q, rows, d->c.hidden);
+        TRY(run_mlp(d, l, &m, n));
+        TRY(ops_add(d->ctx, &a, &a, &m));
+        return ops_add(d->ctx, x, &a, x);
+    }
+    TRY(ops_add(d->ctx, x, x, &a));
+    TRY(run_norm(d, n, x, &l->norm2));
+    TRY(run_mlp(d, l, &a, n));
+    return ops_add(d->ctx, x, x, &a);
 }
 
 static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, int n_out) {
     ops_tensor n = tensor_rows(&d->n, 0, x->dims[0]);
+    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables};
+    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables};
     for (int i = 0; i + 1 < d->c.n_layers; i++) {
         TRY(run_keys(d, &d->layers[i], &n, x, at));
-        TRY(run_branches(d, &d->layers[i], x, &n, &at->positions, &at->seqs, &at->tables));
+        TRY(run_branches(d, &d->layers[i], x, &n, &all));
         TRY(tap_state(d, i + 1, x));
     }
     decoder_layer *last = &d->layers[d->c.n_layers - 1];
@@ -388,13 +541,13 @@ static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, i
     ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
     TRY(ops_gather_rows(d->ctx, &out_x, x, &at->out_rows));
     TRY(ops_gather_rows(d->ctx, &out_n, &n, &at->out_rows));
-    TRY(run_branches(d, last, &out_x, &out_n, &at->out_positions, &at->out_seqs, &at->tables));
+    TRY(run_branches(d, last, &out_x, &out_n, &wanted));
     return tap_state(d, d->c.n_layers, &out_x);
 }
 
 static status run_head(lm_decoder *d, int n_out) {
     ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), logits = tensor_rows(&d->logits, 0, n_out);
-    TRY(ops_layer_norm(d->ctx, &out_x, &out_x, &d->final_w, &d->final_b, d->c.layer_norm_eps));
+    TRY(run_norm(d, &out_x, &out_x, &d->final));
     TRY(ops_linear(d->ctx, &logits, &out_x, d->head, OPS_ACT_NONE));
     return ops_download(d->ctx, d->host_logits, &logits);
 }

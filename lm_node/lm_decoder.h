@@ -30,6 +30,8 @@ typedef struct {
     int n_rows;               /* 1 .. max_rows */
     const int32_t *ids;       /* [n_rows] token, 0 .. n_vocab_in - 1; of an image row: 0 */
     const int32_t *positions; /* [n_rows] 0 .. max_context - 1 */
+    const int32_t *spans;     /* [n_rows] positions of the call a row belongs to: of its whole prompt, or up to itself when
+                                 it is decoded; only long contexts ask. NULL: up to itself */
     const int32_t *slots;     /* [n_rows] where key and value go: block * KV_BLOCK_TOKENS + offset */
     const int32_t *seqs;      /* [n_rows] index into tables */
     int n_image_rows;

@@ -23,6 +23,7 @@ MUST_USE status config_read_preprocess(model_preprocess_config *p, const model_t
 /* Image size and numbers of tokens. */
 void config_finish_tower(model_tower_config *t, const model_preprocess_config *p);
 
-MUST_USE status config_read_decoder(model_decoder_config *d, json_view *v);
+/* found: the family that the tensors' names show, or MODEL_DECODER_KINDS. */
+MUST_USE status config_read_decoder(model_decoder_config *d, model_decoder_kind found, json_view *v);
 
 #endif

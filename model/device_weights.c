@@ -33,6 +33,82 @@ status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err
     return ops_matrix_open(ctx, matrix, &w, has_bias ? &bias : NULL, e);
 }
 
+device_rows device_rows_from(const char *name, int64_t first, int64_t n) {
+    return (device_rows){name, first, n, n, n};
+}
+
+device_rows device_rows_all(const model *m, const char *name) {
+    ops_tensor w = model_weight(m, "%s.weight", name);
+    return device_rows_from(name, 0, w.dims[0]);
+}
+
+/* Row i of a part, in the stored matrix. */
+static int64_t row_at(const device_rows *part, int64_t i) {
+    return part->first + i / part->run * part->stride + i % part->run;
+}
+
+/* Rows of width values, copied as they are where the types agree. */
+static void copy_rows(ops_tensor *to, int64_t at, const ops_tensor *from, const device_rows *part, int64_t width) {
+    size_t size = dtype_bytes(to->dtype);
+    unsigned char *out = (unsigned char *)to->data + (size_t)(at * width) * size;
+    for (int64_t i = 0; i < part->n; i++, out += (size_t)width * size) {
+        int64_t row = row_at(part, i);
+        if (from->dtype == to->dtype) {
+            memcpy(out, (const unsigned char *)from->data + (size_t)(row * width) * size, (size_t)width * size);
+            continue;
+        }
+        for (int64_t c = 0; c < width; c++) {
+            float value = tensor_value(from, row * width + c);
+            memcpy(out + (size_t)c * size, &value, sizeof value);
+        }
+    }
+}
+
+status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_rows *parts,
+                          size_t n_parts, err *e) {
+    bool has_bias = model_has_weight(m, "%s.bias", parts[0].name);
+    ops_tensor first = model_weight(m, "%s.weight", parts[0].name);
+    int64_t width = first.dims[1], n_rows = 0;
+    ops_dtype dtype = first.dtype;
+    for (size_t i = 0; i < n_parts; i++) {
+        if (model_weight(m, "%s.weight", parts[i].name).dtype != dtype) dtype = OPS_DTYPE_F32;
+        n_rows += parts[i].n;
+    }
+    ops_tensor w = tensor_make(malloc((size_t)(n_rows * width) * dtype_bytes(dtype)), OPS_PLACE_HOST, dtype, 2,
+                               (int64_t[]){n_rows, width});
+    ops_tensor bias = tensor_make(malloc((size_t)n_rows * sizeof(float)), OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &n_rows);
+    status st = w.data && bias.data ? STATUS_OK
+                                    : fail(e, STATUS_NO_MEMORY, "weight %s: no memory to gather it", parts[0].name);
+    int64_t at = 0;
+    for (size_t i = 0; i < n_parts && st == STATUS_OK; i++) {
+        ops_tensor from = model_weight(m, "%s.weight", parts[i].name);
+        copy_rows(&w, at, &from, &parts[i], width);
+        if (has_bias) {
+            ops_tensor from_bias = model_weight(m, "%s.bias", parts[i].name);
+            copy_rows(&bias, at, &from_bias, &parts[i], 1);
+        }
+        at += parts[i].n;
+    }
+    if (st == STATUS_OK) st = ops_matrix_open(ctx, matrix, &w, has_bias ? &bias : NULL, e);
+    free(w.data);
+    free(bias.data);
+    return st;
+}
+
+status device_vector_cut_plus(ops_block *block, ops_tensor *out, float plus, const model *m, err *e,
+                              const char *name) {
+    ops_tensor w = model_weight(m, "%s", name);
+    *out = ops_block_cut(block, OPS_DTYPE_F32, w.n_dims, w.dims);
+    int64_t n = tensor_elements(&w);
+    float *wide = malloc((size_t)n * sizeof *wide);
+    if (!wide) return fail(e, STATUS_NO_MEMORY, "weight %s: no memory to widen it", name);
+    for (int64_t i = 0; i < n; i++) wide[i] = plus + tensor_value(&w, i);
+    status st = ops_upload(block->ctx, out, wide);
+    if (st == STATUS_OK) st = ops_sync(block->ctx); /* wide is read until then */
+    free(wide);
+    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text((int)st));
+}
+
 status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
                          const char *name_format, ...) {
     char name[NAME_BYTES];
@@ -40,16 +116,7 @@ status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err 
     va_start(args, name_format);
     format_name(name, name_format, args);
     va_end(args);
-    ops_tensor w = model_weight(m, "%s", name);
-    *out = ops_block_cut(block, OPS_DTYPE_F32, w.n_dims, w.dims);
-    int64_t n = tensor_elements(&w);
-    float *wide = malloc((size_t)n * sizeof *wide);
-    if (!wide) return fail(e, STATUS_NO_MEMORY, "weight %s: no memory to widen it", name);
-    for (int64_t i = 0; i < n; i++) wide[i] = tensor_value(&w, i);
-    status st = ops_upload(block->ctx, out, wide);
-    if (st == STATUS_OK) st = ops_sync(block->ctx); /* wide is read until then */
-    free(wide);
-    return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text((int)st));
+    return device_vector_cut_plus(block, out, 0.0f, m, e, name);
 }
 
 status device_table_cut(ops_block *block, ops_tensor *out, const model *m, err *e,

@@ -16,7 +16,27 @@ MUST_USE status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const mode
                                    const char *name_format, ...)
     __attribute__((format(printf, 5, 6)));
 
-/* Cuts a tensor of the weight's dims from block, as f32, and fills it: ops_cut_bytes(OPS_DTYPE_F32, n). */
+/* Rows of a stored matrix: n of them, in runs of `run`, one run beginning every `stride` rows from `first`. */
+typedef struct {
+    const char *name; /* without ".weight" */
+    int64_t first, n, run, stride;
+} device_rows;
+
+/* All rows of a matrix, and n rows that stand together. */
+device_rows device_rows_all(const model *m, const char *name);
+device_rows device_rows_from(const char *name, int64_t first, int64_t n);
+
+/* Packs the rows of n_parts matrices, one below the other, as one; with their biases if the model has them.
+ * Parts of different types are widened to f32. Errors: NO_MEMORY. */
+MUST_USE status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_rows *parts,
+                                   size_t n_parts, err *e);
+
+/* Cuts a tensor of the weight's dims from block, as f32, and fills it with what the checkpoint has, each
+ * value raised by `plus`: ops_cut_bytes(OPS_DTYPE_F32, n). */
+MUST_USE status device_vector_cut_plus(ops_block *block, ops_tensor *out, float plus, const model *m, err *e,
+                                       const char *name);
+
+/* The same with nothing added. */
 MUST_USE status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
                                   const char *name_format, ...)
     __attribute__((format(printf, 5, 6)));

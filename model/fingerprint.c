@@ -66,8 +66,12 @@ void fingerprint_add_decoder_config(fingerprint *f, const model_config *c) {
     fingerprint_add_text(f, "projector kind=%d linear=%d", (int)c->projector.kind,
                          c->projector.n_linear);
     fingerprint_add_text(f, "decoder kind=%d hidden=%d intermediate=%d layers=%d heads=%d kv_heads=%d "
-                            "rotary=%d theta=%a eps=%a positions=%d",
-                         (int)d->kind, d->hidden, d->intermediate, d->n_layers, d->n_heads,
-                         d->n_kv_heads, d->rotary_dims, (double)d->rope_theta,
-                         (double)d->layer_norm_eps, d->max_positions);
+                            "head_size=%d window=%d tied=%d act=%d eps=%a positions=%d",
+                         (int)d->kind, d->hidden, d->intermediate, d->n_layers, d->n_heads, d->n_kv_heads,
+                         d->head_size, d->window, d->is_tied, (int)d->act, (double)d->norm_eps,
+                         d->max_positions);
+    fingerprint_add_text(f, "rotary dims=%d theta=%a factor=%a long=%d from=%d", d->rotary_dims,
+                         (double)d->rope_theta, (double)d->rope_factor, d->has_long_rope, d->original_positions);
+    for (int i = 0; d->has_long_rope && i < d->rotary_dims / 2; i++)
+        fingerprint_add_text(f, "pair %d short=%a long=%a", i, (double)d->rope_short[i], (double)d->rope_long[i]);
 }

@@ -1,4 +1,4 @@
-/* Opening is one walk: config, files, which decoder, table from config, one tensor per row, tokenizer,
+/* Opening is one walk: files, which decoder, config, table from config, one tensor per row, tokenizer,
  * fingerprints. After it every question a network asks has an answer, so model_weight has no error.
  *
  * The decoder is recognised by the names of layer 0, because config.json says "mipha_phi" for two of them;
@@ -22,19 +22,29 @@ static bool has(const model *m, const char *name) {
     return weight_files_find(m->files, name) != NULL;
 }
 
-static status check_decoder(const model *m, const char *dir, err *e) {
-    const char *found = NULL;
-    if (has(m, "model.layers.0.self_attn.query_key_value.weight"))
-        found = "Phi-1.5 (self_attn.query_key_value)";
-    else if (has(m, "model.layers.0.self_attn.qkv_proj.weight"))
-        found = "Phi-3 (self_attn.qkv_proj)";
-    else if (has(m, "model.layers.0.mlp.gate_proj.weight"))
-        found = "Gemma (mlp.gate_proj)";
-    if (!found) return STATUS_OK; /* a missing q_proj or dense is then named by the table */
+/* The family whose own tensor is in layer 0; MODEL_DECODER_KINDS when there is none. */
+static model_decoder_kind find_decoder(const model *m) {
+    int kind = 0;
+    for (; kind < MODEL_DECODER_KINDS; kind++) {
+        char name[WEIGHT_NAME_BYTES];
+        (void)snprintf(name, sizeof name, "model.layers.0.%s", decoder_families[kind].marker);
+        if (has(m, name)) break;
+    }
+    return (model_decoder_kind)kind;
+}
+
+/* A second table of outputs, where config.json says there is but one, must be the same one. */
+static status check_tied(const model *m, const char *dir, err *e) {
+    const weight_entry *in = weight_files_find(m->files, "model.embed_tokens.weight");
+    const weight_entry *out = weight_files_find(m->files, "lm_head.weight");
+    if (!m->config.decoder.is_tied || !in || !out) return STATUS_OK;
+    if (in->tensor->len_bytes == out->tensor->len_bytes &&
+        memcmp(in->tensor->data, out->tensor->data, in->tensor->len_bytes) == 0)
+        return STATUS_OK;
     return fail(e, STATUS_BAD_MODEL,
-                "%s: the tensors are those of %s, expected Phi-2 (self_attn.q_proj, self_attn.dense): other "
-                "decoders are not supported yet",
-                dir, found);
+                "%s: lm_head.weight differs from model.embed_tokens.weight, expected equal ones as "
+                "tie_word_embeddings is true",
+                dir);
 }
 
 /* Rows of a table of the vocabulary; 0 when it is missing or not one, which the table of weights then says. */
@@ -48,18 +58,18 @@ static int vocabulary_rows(const model *m, const char *name) {
 /* A damaged table counts with the rows of the other one, so that the finding names it and nothing else. */
 static void read_vocabulary(model *m) {
     int in = vocabulary_rows(m, "model.embed_tokens.weight");
-    int out = vocabulary_rows(m, "lm_head.weight");
+    int out = m->config.decoder.is_tied ? in : vocabulary_rows(m, "lm_head.weight");
     if (in == 0) in = out > 0 ? out : 1;
     m->config.decoder.n_vocab_in = in;
     m->config.decoder.n_vocab_out = out > 0 ? out : in;
 }
 
 status model_open_files(model *m, const char *dir, err *e) {
-    status st = model_config_load(&m->config, dir, e);
+    status st = weight_files_open(&m->files, dir, e);
     if (st != STATUS_OK) return st;
-    st = weight_files_open(&m->files, dir, e);
+    st = model_config_load(&m->config, dir, find_decoder(m), e);
     if (st != STATUS_OK) return st;
-    st = check_decoder(m, dir, e);
+    st = check_tied(m, dir, e);
     if (st != STATUS_OK) return st;
     read_vocabulary(m);
     st = weight_table_init(&m->table, &m->config, e);

@@ -3,8 +3,8 @@
  * Every key has the default its Hugging Face class has, a range, and a place in one of the tables of
  * calls below. What this engine does not run is refused here with the key, what it says and what would
  * be accepted: a network that silently computes something else is the one failure nobody can see.
- * Which decoder a folder holds is finally decided by its tensor names (model.c), because "mipha_phi"
- * names two of them; this file checks that config.json does not contradict. */
+ * Which decoder a folder holds is decided by its tensor names (model.c), because "mipha_phi" names two of
+ * them; config.json may not contradict. */
 #include "model/model_config.h"
 
 #include <math.h>
@@ -66,9 +66,9 @@ static void take_name(model_config *c, const char *dir) {
                    dir + start);
 }
 
-static status read_config(model_config *c, const json_t *root, err *e) {
+static status read_config(model_config *c, const json_t *root, model_decoder_kind decoder, err *e) {
     json_view top = json_view_make(root, "config.json", e);
-    status st = config_read_decoder(&c->decoder, &top);
+    status st = config_read_decoder(&c->decoder, decoder, &top);
     json_view vision = json_view_child(&top, "vision_config");
     json_view tower = json_view_child(&vision, "vision_tower");
     json_view projector = json_view_child(&vision, "mm_projector");
@@ -81,7 +81,7 @@ static status read_config(model_config *c, const json_t *root, err *e) {
     return st;
 }
 
-status model_config_load(model_config *c, const char *dir, err *e) {
+status model_config_load(model_config *c, const char *dir, model_decoder_kind decoder, err *e) {
     status st = STATUS_OK;
     json_t *config = NULL, *preprocess = NULL;
     char path[4096];
@@ -91,7 +91,7 @@ status model_config_load(model_config *c, const char *dir, err *e) {
     (void)snprintf(path, sizeof path, "%s/config.json", dir);
     st = json_file_load(&config, path, JSON_FILE_CONFIG_LIMITS, e);
     if (st != STATUS_OK) goto done;
-    st = read_config(c, config, e);
+    st = read_config(c, config, decoder, e);
     if (st != STATUS_OK) goto done;
 
     (void)snprintf(path, sizeof path, "%s/preprocessor_config.json", dir);

@@ -2,7 +2,7 @@
  * range-checked: after model_config_load every number below is safe to allocate by.
  *
  *     model_config c;
- *     st = model_config_load(&c, "models/mipha-demo", &e);
+ *     st = model_config_load(&c, "models/mipha-demo", MODEL_DECODER_PHI, &e);
  *
  * Source of the keys: the published Mipha checkpoints. Any thread. */
 #ifndef MODEL_MODEL_CONFIG_H
@@ -12,11 +12,11 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "model/decoder_family.h"
 #include "model/tower_family.h"
 #include "ops/ops.h"
 
 typedef enum { MODEL_PROJECTOR_LINEAR, MODEL_PROJECTOR_MLP, MODEL_PROJECTOR_IDENTITY } model_projector_kind;
-typedef enum { MODEL_DECODER_PHI } model_decoder_kind;
 
 typedef struct {
     model_tower_kind kind;
@@ -51,6 +51,8 @@ typedef struct {
     float mean[3], std[3];
 } model_preprocess_config;
 
+#define MODEL_ROTARY_DIMS_MAX 512
+
 typedef struct {
     model_projector_kind kind;
     int n_linear;         /* 1 for linear, K for mlpKx_gelu, 0 for identity */
@@ -58,11 +60,21 @@ typedef struct {
 
 typedef struct {
     model_decoder_kind kind;
+    const decoder_family *family;
+    char prefix[64];      /* of its tensors' names */
+    char head[64];        /* the output matrix, without ".weight" */
     int hidden, intermediate, n_layers, n_heads, n_kv_heads;
-    int head_size;        /* hidden / n_heads */
+    int head_size;        /* heads need not fill hidden */
+    int window;           /* a position sees itself and the window - 1 before it; 0: all */
+    bool is_tied;         /* the output matrix is the table of embeddings */
+    ops_act act;
+    float norm_eps;
     int rotary_dims;      /* even, <= head_size */
     float rope_theta;
-    float layer_norm_eps;
+    float rope_factor;    /* multiplies cosines and sines; 1 without long contexts */
+    bool has_long_rope;   /* frequencies are divided by rope_short, by rope_long in a call that is longer than */
+    int original_positions; /* this many positions */
+    float rope_short[MODEL_ROTARY_DIMS_MAX / 2], rope_long[MODEL_ROTARY_DIMS_MAX / 2];
     int n_vocab_in;       /* rows of embed_tokens, from the tensor */
     int n_vocab_out;      /* rows of lm_head, from the tensor */
     int max_positions;
@@ -76,8 +88,9 @@ typedef struct {
     model_decoder_config decoder;
 } model_config;
 
-/* dir is a Hugging Face folder. n_vocab_in and n_vocab_out are left 0: model_open fills them from the
+/* dir is a Hugging Face folder; decoder: what its tensors' names show, or MODEL_DECODER_KINDS when they
+ * show nothing. n_vocab_in and n_vocab_out are left 0: model_open fills them from the
  * tensors. Errors: IO, BAD_FORMAT (not JSON), BAD_MODEL (key, what was found, what was expected). */
-MUST_USE status model_config_load(model_config *c, const char *dir, err *e);
+MUST_USE status model_config_load(model_config *c, const char *dir, model_decoder_kind decoder, err *e);
 
 #endif

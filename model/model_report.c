@@ -68,8 +68,8 @@ static void print_sizes(FILE *to, const model_config *c) {
             t->n_tokens);
     fprintf(to, "%-22s%s, %d to %d\n", "projector", projector_text(c, projector, sizeof projector),
             t->hidden, d->hidden);
-    fprintf(to, "%-22sPhi-2, %d layers, width %d, MLP %d, %d heads (%d for keys) of %d, %d rotary\n",
-            "decoder", d->n_layers, d->hidden, d->intermediate, d->n_heads, d->n_kv_heads, d->head_size,
+    fprintf(to, "%-22s%s, %d layers, width %d, MLP %d, %d heads (%d for keys) of %d, %d rotary\n",
+            "decoder", d->family->title, d->n_layers, d->hidden, d->intermediate, d->n_heads, d->n_kv_heads, d->head_size,
             d->rotary_dims);
     fprintf(to, "%-22s%d rows in, %d rows out, %d positions\n", "vocabulary", d->n_vocab_in,
             d->n_vocab_out, d->max_positions);

@@ -133,24 +133,47 @@ static void add_projector(table_writer *w, const model_config *c) {
     }
 }
 
-static void add_decoder(table_writer *w, const model_decoder_config *c) {
-    static const char prefix[] = "model.layers.";
-    int64_t d = c->hidden, ff = c->intermediate, kv = (int64_t)c->n_kv_heads * c->head_size;
-    w->use = WEIGHT_OF_DECODER;
-    add(w, c->n_vocab_in, d, 0, 0, "model.embed_tokens.weight");
-    for (int i = 0; i < c->n_layers; i++) {
-        add_norm(w, prefix, i, "input_layernorm", d);
-        add_linear(w, prefix, i, "self_attn.q_proj", d, d);
-        add_linear(w, prefix, i, "self_attn.k_proj", kv, d);
-        add_linear(w, prefix, i, "self_attn.v_proj", kv, d);
-        add_linear(w, prefix, i, "self_attn.dense", d, d);
-        add_linear(w, prefix, i, "mlp.fc1", ff, d);
-        add_linear(w, prefix, i, "mlp.fc2", d, ff);
+/* weight, and bias where the family has them */
+static void add_matrix(table_writer *w, const model_decoder_config *c, const char *prefix, const char *name,
+                       int64_t out, int64_t in) {
+    add(w, out, in, 0, 0, "%s%s.weight", prefix, name);
+    if (c->family->has_bias) add(w, out, 0, 0, 0, "%s%s.bias", prefix, name);
+}
+
+static void add_decoder_norm(table_writer *w, const model_decoder_config *c, const char *prefix, const char *name) {
+    add(w, c->hidden, 0, 0, 0, "%s%s.weight", prefix, name);
+    if (!c->family->is_rms) add(w, c->hidden, 0, 0, 0, "%s%s.bias", prefix, name);
+}
+
+static void add_decoder_layer(table_writer *w, const model_decoder_config *c, int layer) {
+    const decoder_family *f = c->family;
+    int64_t d = c->hidden, ff = c->intermediate;
+    int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
+    char p[WEIGHT_NAME_BYTES];
+    (void)snprintf(p, sizeof p, "%slayers.%d.", c->prefix, layer);
+    add_decoder_norm(w, c, p, f->norm1);
+    if (f->norm2) add_decoder_norm(w, c, p, f->norm2);
+    if (f->qkv) {
+        add_matrix(w, c, p, f->qkv, q + 2 * kv, d);
+    } else {
+        add_matrix(w, c, p, f->q, q, d);
+        add_matrix(w, c, p, f->k, kv, d);
+        add_matrix(w, c, p, f->v, kv, d);
     }
-    add(w, d, 0, 0, 0, "model.final_layernorm.weight");
-    add(w, d, 0, 0, 0, "model.final_layernorm.bias");
-    add(w, c->n_vocab_out, d, 0, 0, "lm_head.weight");
-    add(w, c->n_vocab_out, 0, 0, 0, "lm_head.bias");
+    add_matrix(w, c, p, f->out, d, q);
+    if (f->fc1) add_matrix(w, c, p, f->fc1, f->is_gated ? 2 * ff : ff, d);
+    if (f->gate) add_matrix(w, c, p, f->gate, ff, d);
+    if (f->up) add_matrix(w, c, p, f->up, ff, d);
+    add_matrix(w, c, p, f->fc2, d, ff);
+}
+
+static void add_decoder(table_writer *w, const model_decoder_config *c) {
+    w->use = WEIGHT_OF_DECODER;
+    add(w, c->n_vocab_in, c->hidden, 0, 0, "%sembed_tokens.weight", c->prefix);
+    for (int i = 0; i < c->n_layers; i++) add_decoder_layer(w, c, i);
+    add_decoder_norm(w, c, c->prefix, c->family->final_norm);
+    if (c->is_tied) w->use = WEIGHT_NOT_COMPUTED;
+    add_matrix(w, c, "", c->head, c->n_vocab_out, c->hidden);
 }
 
 static int by_name(const void *a, const void *b) {

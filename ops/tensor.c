@@ -57,6 +57,16 @@ ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n) {
     return view;
 }
 
+ops_tensor tensor_first(const ops_tensor *t, int64_t n_rows, int64_t width) {
+    ops_tensor view = *t;
+    view.n_dims = 2;
+    view.dims[0] = n_rows;
+    view.dims[1] = width;
+    view.dims[2] = view.dims[3] = 1;
+    CHECK(tensor_elements(&view) <= tensor_elements(t), "the first rows of a tensor are in it");
+    return view;
+}
+
 ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims) {
     ops_tensor view = tensor_make(t->data, t->place, t->dtype, n_dims, dims);
     CHECK(tensor_elements(&view) == tensor_elements(t), "a reshape keeps the number of elements");

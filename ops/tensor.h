@@ -39,6 +39,9 @@ const char *dtype_name(ops_dtype dtype); /* "f32", "f16", "bf16", "i32", "u8" */
 /* rows [first, first + n) of the slowest axis, as a view. */
 ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n);
 
+/* The first n_rows * width elements as rows of that width (CHECK that they are there). */
+ops_tensor tensor_first(const ops_tensor *t, int64_t n_rows, int64_t width);
+
 /* The same elements seen with other dims; their product must be equal (CHECK). */
 ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims);
 

@@ -251,16 +251,6 @@ size_t vision_encoder_device_bytes(const vision_encoder *v) {
 
 /* ---- running ------------------------------------------------------------------------------- */
 
-/* The first rows of a buffer, or of a flat one seen as rows of width. */
-static ops_tensor first(const ops_tensor *t, int64_t n_rows, int64_t width) {
-    ops_tensor view = *t;
-    view.n_dims = 2;
-    view.dims[0] = n_rows;
-    view.dims[1] = width;
-    CHECK(tensor_elements(&view) <= tensor_elements(t), "a run fits in the buffers of open");
-    return view;
-}
-
 void vision_encoder_set_tap(vision_encoder *v, vision_tap *tap, void *user) {
     v->tap = tap;
     v->tap_user = user;
@@ -284,13 +274,13 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *plan
     pictures.dims[1] = 3;
     pictures.dims[2] = pictures.dims[3] = size;
     const int64_t n_patches = (int64_t)n_images * v->c.n_patches;
-    ops_tensor patches = first(&v->wide, n_patches, patch_width(v));
-    ops_tensor embedded = first(&v->a, n_patches, v->c.hidden);
+    ops_tensor patches = tensor_first(&v->wide, n_patches, patch_width(v));
+    ops_tensor embedded = tensor_first(&v->a, n_patches, v->c.hidden);
     TRY(ops_upload(v->ctx, &pictures, planes));
     TRY(ops_patch_rows(v->ctx, &patches, &pictures, v->c.patch_size));
     TRY(ops_linear(v->ctx, &embedded, &patches, v->patch, OPS_ACT_NONE));
     if (v->c.family->class_token) {
-        ops_tensor tokens = first(&v->class_tokens, n_images, v->c.hidden);
+        ops_tensor tokens = tensor_first(&v->class_tokens, n_images, v->c.hidden);
         ops_tensor class_at = tensor_rows(&v->class_at, 0, n_images);
         ops_tensor patches_at = tensor_rows(&v->patches_at, 0, n_patches);
         TRY(ops_scatter_rows(v->ctx, x, &tokens, &class_at));
@@ -305,12 +295,12 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *plan
 
 /* out = MLP of n */
 static status run_mlp(vision_encoder *v, const tower_layer *l, ops_tensor *out, const ops_tensor *n) {
-    ops_tensor wide = first(&v->wide, n->dims[0], fc1_width(v));
+    ops_tensor wide = tensor_first(&v->wide, n->dims[0], fc1_width(v));
     if (!v->c.family->is_gated) {
         TRY(ops_linear(v->ctx, &wide, n, l->fc1, v->c.act));
         return ops_linear(v->ctx, out, &wide, l->fc2, OPS_ACT_NONE);
     }
-    ops_tensor gated = first(&v->gated, n->dims[0], v->c.intermediate);
+    ops_tensor gated = tensor_first(&v->gated, n->dims[0], v->c.intermediate);
     TRY(ops_linear(v->ctx, &wide, n, l->fc1, OPS_ACT_NONE));
     TRY(ops_gate(v->ctx, &gated, &wide, OPS_ACT_SILU));
     return ops_linear(v->ctx, out, &gated, l->fc2, OPS_ACT_NONE);
@@ -324,8 +314,8 @@ static status add_branch(vision_encoder *v, ops_tensor *x, ops_tensor *branch, c
 
 static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) {
     const int64_t rows = x->dims[0], width = v->c.hidden;
-    ops_tensor a = first(&v->a, rows, width), q = first(&v->q, rows, width);
-    ops_tensor k = first(&v->k, rows, width), values = first(&v->v, rows, width);
+    ops_tensor a = tensor_first(&v->a, rows, width), q = tensor_first(&v->q, rows, width);
+    ops_tensor k = tensor_first(&v->k, rows, width), values = tensor_first(&v->v, rows, width);
     const ops_attention_params params = {
         .n_heads = v->c.n_heads,
         .n_kv_heads = v->c.n_heads,
@@ -344,7 +334,7 @@ static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) 
 }
 
 static status run(vision_encoder *v, const float *planes, int n_images, void *features) {
-    ops_tensor x = first(&v->x, (int64_t)n_images * v->c.n_rows, v->c.hidden);
+    ops_tensor x = tensor_first(&v->x, (int64_t)n_images * v->c.n_rows, v->c.hidden);
     TRY(run_embeddings(v, &x, planes, n_images));
     TRY(tap_state(v, 0, &x));
     for (int i = 0; i < v->c.n_layers_run; i++) {
@@ -352,12 +342,12 @@ static status run(vision_encoder *v, const float *planes, int n_images, void *fe
         TRY(tap_state(v, i + 1, &x));
     }
     if (v->c.n_tokens < v->c.n_rows) {
-        ops_tensor kept = first(&v->a, (int64_t)n_images * v->c.n_tokens, v->c.hidden);
+        ops_tensor kept = tensor_first(&v->a, (int64_t)n_images * v->c.n_tokens, v->c.hidden);
         ops_tensor patches_at = tensor_rows(&v->patches_at, 0, kept.dims[0]);
         TRY(ops_gather_rows(v->ctx, &kept, &x, &patches_at));
         x = kept;
     }
-    ops_tensor half = first(&v->half, x.dims[0], v->c.hidden);
+    ops_tensor half = tensor_first(&v->half, x.dims[0], v->c.hidden);
     TRY(ops_cast(v->ctx, &half, &x));
     TRY(ops_download(v->ctx, features, &half));
     return ops_sync(v->ctx);

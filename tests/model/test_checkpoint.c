@@ -279,7 +279,7 @@ static void other_decoders_are_recognised_by_their_tensors(void **state) {
         char name[96];
         (void)snprintf(name, sizeof name, "model.layers.0.%s.weight", names[i][0]);
         checkpoint_rename(&c, "model.layers.0.self_attn.q_proj.weight", name);
-        refused(&c, SAYS(names[i][1], "not supported yet"));
+        refused(&c, SAYS("config.json: ", "as the tensors are those of ", names[i][1]));
     }
 }
 
@@ -376,7 +376,7 @@ static void a_config_that_this_engine_does_not_run_is_refused_by_key(void **stat
         {"model_type", "3", "is 3, expected a string"},
         {"architectures", "[\"MiphaPhi15ForCausalLM\"]", "MiphaPhi15ForCausalLM first, expected Mipha"},
         {"architectures", "[]", "names nothing first"},
-        {"hidden_act", "\"silu\"", "\"silu\", expected \"gelu_new\""},
+        {"hidden_act", "\"relu\"", "\"relu\", expected \"gelu\""},
         {"qk_layernorm", "true", "true, expected false"},
         {"tie_word_embeddings", "true", "true, expected false"},
         {"mm_use_im_start_end", "true", "true, expected false"},
