@@ -61,6 +61,8 @@ IMAGE = -200
 EOS = "<|endoftext|>"
 GREEDY_TOKENS = 48
 
+SMALL = dict(hidden=48, heads=2, ff=50, layers=1, image=28, patch=14, select=-1)
+
 # name, stored type, files, tower, projector, decoder.  rows_in / rows_out: vocabulary rows.
 CASES = [
     dict(name="odd_heads", dtype="F32", shards=1,
@@ -106,6 +108,18 @@ CASES = [
          projector="linear",
          decoder=dict(hidden=80, heads=4, kv=4, ff=64, layers=1, factor=0.4, theta=10000.0,
                       rows_in=277, rows_out=277, positions=512)),
+    dict(name="phi15", dtype="BF16", shards=1, tower=SMALL, projector="mlp2x_gelu",
+         decoder=dict(kind="phi15", hidden=96, heads=3, kv=3, ff=130, layers=2, factor=0.5, theta=10000.0,
+                      rows_in=290, rows_out=303, positions=512)),
+    dict(name="gemma", dtype="F32", shards=2, tower=SMALL, projector="mlp2x_gelu",
+         decoder=dict(kind="gemma", hidden=64, heads=4, kv=1, head=24, ff=100, layers=3, theta=10000.0,
+                      rows_in=283, rows_out=283, positions=512)),
+    dict(name="phi3", dtype="F16", shards=1, tower=SMALL, projector="mlp2x_gelu",
+         decoder=dict(kind="phi3", hidden=96, heads=4, kv=2, ff=72, layers=3, theta=10000.0, window=37,
+                      rows_in=281, rows_out=281, positions=512)),
+    dict(name="phi3_long", dtype="F32", shards=1, tower=SMALL, projector="linear",
+         decoder=dict(kind="phi3", hidden=64, heads=2, kv=2, ff=90, layers=2, theta=10000.0, window=None,
+                      rows_in=281, rows_out=281, positions=512, original=40)),
 ]
 N_IMAGES = 3
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -165,42 +179,40 @@ class Mipha:
     def __init__(self, case):
         t, d = case["tower"], case["decoder"]
         self.case = case
-        phi = transformers.PhiConfig(
-            hidden_size=d["hidden"], intermediate_size=d["ff"], num_hidden_layers=d["layers"],
-            num_attention_heads=d["heads"], num_key_value_heads=d["kv"], vocab_size=d["rows_in"],
-            max_position_embeddings=d["positions"], hidden_act="gelu_new", layer_norm_eps=1e-5,
-            partial_rotary_factor=d["factor"], rope_theta=d["theta"], tie_word_embeddings=False,
-            pad_token_id=None, embd_pdrop=0.0, resid_pdrop=0.0)
         self.tower = make_tower(t)
-        self.phi = eager(transformers.PhiForCausalLM, phi)
+        self.lm = make_decoder(d)
         if d["rows_out"] != d["rows_in"]:
-            self.phi.lm_head = nn.Linear(d["hidden"], d["rows_out"])
+            self.lm.lm_head = nn.Linear(d["hidden"], d["rows_out"])
         self.projector = make_projector(case["projector"], t["hidden"], d["hidden"])
-        for m in (self.tower, self.phi, self.projector):
+        for m in (self.tower, self.lm, self.projector):
             m.eval().float()
         self.n_run = t["select"] if t["select"] >= 0 else t["layers"] + 1 + t["select"]
 
     def state(self):
-        """Tensors under the names of the published checkpoints, as views of the live modules."""
-        out = {}
-        for k, v in self.phi.state_dict().items():
-            out[k] = v
+        """Every published tensor: its name, its shape, and the live views that are rows of it."""
+        out = decoder_state(self.case["decoder"], self.lm)
         kind = "dinov2" if "ratio" in self.case["tower"] else "vision_model"
         for k, v in self.tower.state_dict().items():
             if not k.endswith("position_ids"):
-                out[f"model.vision_tower.{kind}." + k.removeprefix("vision_model.")] = v
+                out[f"model.vision_tower.{kind}." + k.removeprefix("vision_model.")] = whole(v)
         for k, v in self.projector.state_dict().items():
-            out["model.mm_projector." + k] = v
+            out["model.mm_projector." + k] = whole(v)
         return out
 
     def fill(self):
         stored, recipe = {}, []
-        for name, view in sorted(self.state().items()):
-            scale, shift = scale_of(name, tuple(view.shape))
-            value = formula(name, tuple(view.shape), scale, shift).to(TORCH[self.case["dtype"]])
+        for name, (shape, views) in sorted(self.state().items()):
+            scale, shift = scale_of(name, shape)
+            if name.endswith("embed_tokens.weight") and self.case["decoder"].get("kind") == "gemma":
+                scale = 0.12  # it is made larger at the input, and tied to the output
+            if "norm" in name and name.endswith("weight") and self.case["decoder"].get("kind") == "gemma" \
+                    and "vision_tower" not in name:
+                shift = 0.0  # stored as what is added to 1
+            value = formula(name, shape, scale, shift).to(TORCH[self.case["dtype"]])
             stored[name] = value.contiguous()
             recipe.append(f"{name} {float(scale).hex()} {float(shift).hex()}\n")
-            view.copy_(value)
+            for view, rows in views:
+                view.copy_(value[rows])
         return stored, recipe
 
     def encode(self, planes):
@@ -232,16 +244,18 @@ class Mipha:
                 parts.append(features[image])
                 image += 1
             else:
-                parts.append(self.phi.model.embed_tokens.weight[i][None])
+                parts.append(self.lm.model.embed_tokens.weight[i][None])
         return torch.cat(parts)[None]
 
     def decode(self, embeds):
         """Hidden states 0 .. n_layers (0 = embeddings; no final norm), and logits of all positions."""
-        states = [embeds[0].clone()]
-        hooks = [layer.register_forward_hook(
+        states = []
+        hooks = [self.lm.model.layers[0].register_forward_pre_hook(
+            lambda m, a, k: states.append((a[0] if a else k["hidden_states"])[0].clone()), with_kwargs=True)]
+        hooks += [layer.register_forward_hook(
             lambda m, a, out: states.append((out[0] if isinstance(out, tuple) else out)[0].clone()))
-            for layer in self.phi.model.layers]
-        logits = self.phi(inputs_embeds=embeds, use_cache=False).logits[0]
+            for layer in self.lm.model.layers]
+        logits = self.lm(inputs_embeds=embeds, use_cache=False).logits[0]
         for h in hooks:
             h.remove()
         states = [s if s.dim() == 2 else s[None] for s in states]
@@ -251,15 +265,15 @@ class Mipha:
         """Tokens, and the smallest lead of a chosen logit over the next."""
         past, ids, lead = None, [], math.inf
         for _ in range(n):
-            out = self.phi(inputs_embeds=embeds, past_key_values=past, use_cache=True)
+            out = self.lm(inputs_embeds=embeds, past_key_values=past, use_cache=True)
             past = out.past_key_values
             # Only ids that can be read back are offered (the output may have more rows than the input).
-            logits = out.logits[0, -1, :self.phi.model.embed_tokens.weight.shape[0]]
+            logits = out.logits[0, -1, :self.lm.model.embed_tokens.weight.shape[0]]
             top = logits.topk(2)
             lead = min(lead, float(top.values[0] - top.values[1]))
             best = int(logits.argmax())
             ids.append(best)
-            embeds = self.phi.model.embed_tokens.weight[best][None, None]
+            embeds = self.lm.model.embed_tokens.weight[best][None, None]
         return ids, lead
 
 
@@ -289,6 +303,89 @@ def act_of(t):
 
 def eps_of(t):
     return 1e-5 if t.get("kind") == "clip" else 1e-6
+
+
+class LongRope(nn.Module):
+    """Phi-3's "su": frequencies divided by factors, others in long calls; cosines and sines made larger."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.d, n = d, d["hidden"] // d["heads"]
+        self.power = d["theta"] ** (torch.arange(0, n, 2).float() / n)
+
+    def forward(self, x, seq_len=None):
+        short, long = (torch.tensor(f) for f in factors_of(self.d))
+        inverse = 1.0 / ((long if seq_len > self.d["original"] else short) * self.power)
+        angle = torch.outer(torch.arange(seq_len).float(), inverse)
+        angle = torch.cat([angle, angle], -1)
+        return (angle.cos() * long_factor(self.d)).to(x.dtype), (angle.sin() * long_factor(self.d)).to(x.dtype)
+
+
+def factors_of(d):
+    n = d["hidden"] // d["heads"] // 2
+    return [1.0 + i / 16 for i in range(n)], [1.0 + i * 0.75 for i in range(n)]
+
+
+def long_factor(d):
+    grown = d["positions"] / d["original"] if "original" in d else 1.0
+    return math.sqrt(1 + math.log(grown) / math.log(d["original"])) if grown > 1 else 1.0
+
+
+def make_decoder(d):
+    """Phi-1.5 is Phi with its matrices stored otherwise; Phi-3 is Mistral's network likewise."""
+    kind = d.get("kind", "phi")
+    sizes = dict(hidden_size=d["hidden"], intermediate_size=d["ff"], num_hidden_layers=d["layers"],
+                 num_attention_heads=d["heads"], num_key_value_heads=d["kv"], vocab_size=d["rows_in"],
+                 max_position_embeddings=d["positions"], rope_theta=d["theta"], pad_token_id=None)
+    if kind in ("phi", "phi15"):
+        return eager(transformers.PhiForCausalLM, transformers.PhiConfig(
+            hidden_act="gelu_new", layer_norm_eps=1e-5, partial_rotary_factor=d["factor"],
+            tie_word_embeddings=False, embd_pdrop=0.0, resid_pdrop=0.0, **sizes))
+    if kind == "gemma":
+        return eager(transformers.GemmaForCausalLM, transformers.GemmaConfig(
+            head_dim=d["head"], hidden_act="gelu", rms_norm_eps=1e-6, **sizes))
+    lm = eager(transformers.MistralForCausalLM, transformers.MistralConfig(
+        hidden_act="silu", rms_norm_eps=1e-5, sliding_window=d["window"], tie_word_embeddings=False, **sizes))
+    if "original" in d:
+        for layer in lm.model.layers:
+            layer.self_attn.rotary_emb = LongRope(d)
+    return lm
+
+
+def whole(view):
+    return tuple(view.shape), [(view, slice(None))]
+
+
+def joined(views, rows):
+    """A published matrix of rows that lie in several live ones."""
+    n = sum(len(r) for r in rows)
+    return (n,) + tuple(views[0].shape[1:]), list(zip(views, rows))
+
+
+def decoder_state(d, lm):
+    kind, live, out = d.get("kind", "phi"), dict(lm.state_dict()), {}
+    if kind == "gemma":
+        del live["lm_head.weight"]  # tied
+    hd, q, kv = head_size(d), d["heads"] * head_size(d), d["kv"] * head_size(d)
+    for i in range(d["layers"]):
+        at = f"model.layers.{i}."
+        for end in ("weight", "bias"):
+            apart = [at + f"self_attn.{x}_proj.{end}" for x in "qkv"]
+            if kind == "phi15":
+                by_head = [[h * 3 * hd + j * hd + r for h in range(d["heads"]) for r in range(hd)] for j in range(3)]
+                out[at + "self_attn.query_key_value." + end] = joined([live.pop(n) for n in apart], by_head)
+            if kind == "phi3" and end == "weight":
+                blocks = [list(range(q)), list(range(q, q + kv)), list(range(q + kv, q + 2 * kv))]
+                out[at + "self_attn.qkv_proj.weight"] = joined([live.pop(n) for n in apart], blocks)
+                ff = d["ff"]
+                out[at + "mlp.gate_up_proj.weight"] = joined(
+                    [live.pop(at + "mlp.gate_proj.weight"), live.pop(at + "mlp.up_proj.weight")],
+                    [list(range(ff)), list(range(ff, 2 * ff))])
+    return out | {k: whole(v) for k, v in live.items()}
+
+
+def head_size(d):
+    return d.get("head", d["hidden"] // d["heads"])
 
 
 def layers_of(tower):
@@ -360,6 +457,14 @@ ACTS = {"gelu": nn.functional.gelu, "silu": nn.functional.silu,
         "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
 
 
+def e_rms(m, x, e, plus):
+    eps = getattr(m, "eps", None) or m.variance_epsilon
+    w = arr(m.weight) + plus
+    rms = np.sqrt((x ** 2).mean(-1, keepdims=True) + eps)
+    y = x / rms * w
+    return y, np.hypot(np.abs(w).max() / rms[..., 0] * e, U * (4 + math.sqrt(x.shape[-1] / 8)) * norm2(y))
+
+
 def e_act(x, e, name):
     y = arr(ACTS[name](torch.from_numpy(x)))
     return y, np.hypot(1.13 * e, 8 * U * norm2(y))
@@ -385,19 +490,24 @@ def e_add(x, ex, y, ey):
     return x + y, np.sqrt(ex ** 2 + ey ** 2 + (U * norm2(x + y)) ** 2)
 
 
-def e_rotary(x, e, heads, half, theta):
+def e_rotary(x, e, heads, half, d):
     n = x.shape[0]
-    angle = np.arange(n)[:, None] * theta ** (-np.arange(half) / half)[None]
+    inverse = d["theta"] ** (-np.arange(half) / half)
+    if "original" in d:
+        inverse = inverse / np.array(factors_of(d)[n > d["original"]])
+    angle = np.arange(n)[:, None] * inverse[None]
     y = x.reshape(n, heads, -1).copy()
     first, second = y[..., :half].copy(), y[..., half:2 * half].copy()
-    c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    c, s = np.cos(angle)[:, None] * long_factor(d), np.sin(angle)[:, None] * long_factor(d)
     y[..., :half], y[..., half:2 * half] = first * c - second * s, second * c + first * s
-    return y.reshape(x.shape), e + (6 + 3 * angle.max(-1)) * U * norm2(x)
+    return y.reshape(x.shape), long_factor(d) * (e + (7 + 3 * angle.max(-1)) * U * norm2(x))
 
 
-def e_attention(q, eq, k, ek, v, ev, heads, kv, causal):
+def e_attention(q, eq, k, ek, v, ev, heads, kv, causal, window=None):
     n, hd = q.shape[0], q.shape[1] // heads
     keep = np.tril(np.ones((n, n), bool)) if causal else np.ones((n, n), bool)
+    if window:
+        keep = np.triu(keep, 1 - window)
     out, e2, scale = np.zeros_like(q), np.zeros(n), hd ** -0.5
     for h in range(heads):
         g = h // (heads // kv)
@@ -474,19 +584,39 @@ def bounds_tower(mipha, planes, features):
 
 def bounds_decoder(mipha, embeds, e):
     d = mipha.case["decoder"]
-    half = int(d["factor"] * (d["hidden"] // d["heads"])) // 2
-    x, rows = embeds.double().numpy(), [e]
-    for layer in mipha.phi.model.layers:
-        a = layer.self_attn
-        n = e_norm(layer.input_layernorm, x, e)
-        q = e_rotary(*e_linear(a.q_proj, *n), d["heads"], half, d["theta"])
-        k = e_rotary(*e_linear(a.k_proj, *n), d["kv"], half, d["theta"])
+    kind = d.get("kind", "phi")
+    plus = 1.0 if kind == "gemma" else 0.0
+    rotary = int(d["factor"] * head_size(d)) if "factor" in d else head_size(d)
+    x = embeds.double().numpy()
+    if kind == "gemma":
+        x, e = e_scale(x, e, torch.full((d["hidden"],), math.sqrt(d["hidden"])))
+
+    def norm(m, *y):
+        return e_norm(m, *y) if kind in ("phi", "phi15") else e_rms(m, *y, plus)
+
+    def attention(a, out, n):
+        q = e_rotary(*e_linear(a.q_proj, *n), d["heads"], rotary // 2, d)
+        k = e_rotary(*e_linear(a.k_proj, *n), d["kv"], rotary // 2, d)
         v = e_linear(a.v_proj, *n)
-        y = e_linear(a.dense, *e_attention(*q, *k, *v, d["heads"], d["kv"], True))
-        m = e_linear(layer.mlp.fc2, *e_act(*e_linear(layer.mlp.fc1, *n), "gelu_new"))
-        x, e = e_add(*e_add(*y, *m), x, e)
+        return e_linear(out, *e_attention(*q, *k, *v, d["heads"], d["kv"], True, d.get("window")))
+
+    rows = [e]
+    for layer in mipha.lm.model.layers:
+        a, mlp = layer.self_attn, layer.mlp
+        n = norm(layer.input_layernorm, x, e)
+        if kind in ("phi", "phi15"):
+            m = e_linear(mlp.fc2, *e_act(*e_linear(mlp.fc1, *n), "gelu_new"))
+            x, e = e_add(*e_add(*attention(a, a.dense, n), *m), x, e)
+        else:
+            x, e = e_add(x, e, *attention(a, a.o_proj, n))
+            n = norm(layer.post_attention_layernorm, x, e)
+            gate, up = e_linear(mlp.gate_proj, *n), e_linear(mlp.up_proj, *n)
+            both = np.concatenate([gate[0], up[0]], -1), np.hypot(gate[1], up[1])
+            y = e_gate(*both, "gelu" if kind == "gemma" else "silu")
+            x, e = e_add(x, e, *e_linear(mlp.down_proj, *y))
         rows.append(e)
-    return rows, e_linear(mipha.phi.lm_head, *e_norm(mipha.phi.model.final_layernorm, x, e))[1]
+    last = mipha.lm.model.final_layernorm if kind in ("phi", "phi15") else mipha.lm.model.norm
+    return rows, e_linear(mipha.lm.lm_head, *norm(last, x, e))[1]
 
 
 # --- Prompts --------------------------------------------------------------------------------------
@@ -520,19 +650,39 @@ def chosen(n, n_max):
 
 def config_of(case):
     t, d = case["tower"], case["decoder"]
-    return {
-        "architectures": ["MiphaPhiForCausalLM"], "model_type": "mipha_phi",
-        "hidden_size": d["hidden"], "intermediate_size": d["ff"], "num_hidden_layers": d["layers"],
-        "num_attention_heads": d["heads"], "num_key_value_heads": d["kv"], "hidden_act": "gelu_new",
-        "layer_norm_eps": 1e-05, "partial_rotary_factor": d["factor"], "rope_theta": d["theta"],
-        "rope_scaling": None, "qk_layernorm": False, "vocab_size": d["rows_in"],
-        "max_position_embeddings": d["positions"], "tie_word_embeddings": False,
+    return decoder_config_of(d) | {
         "image_aspect_ratio": "pad", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
         "vision_config": {
             "vision_tower": tower_config_of(t),
             "mm_projector": {
                 "model_type": "mipha_projector", "mm_projector_type": case["projector"],
                 "mm_hidden_size": t["hidden"], "hidden_size": d["hidden"]}}}
+
+
+def decoder_config_of(d):
+    kind = d.get("kind", "phi")
+    config = {
+        "hidden_size": d["hidden"], "intermediate_size": d["ff"], "num_hidden_layers": d["layers"],
+        "num_attention_heads": d["heads"], "num_key_value_heads": d["kv"], "rope_theta": d["theta"],
+        "vocab_size": d["rows_in"], "max_position_embeddings": d["positions"]}
+    if kind in ("phi", "phi15"):
+        if kind == "phi15":
+            del config["num_key_value_heads"]  # the authors' class has no such key
+        return {"architectures": ["MiphaPhiForCausalLM" if kind == "phi" else "MiphaPhi15ForCausalLM"],
+                "model_type": "mipha_phi", "hidden_act": "gelu_new", "layer_norm_eps": 1e-05,
+                "partial_rotary_factor": d["factor"], "rope_scaling": None, "qk_layernorm": False,
+                "tie_word_embeddings": False} | config
+    if kind == "gemma":
+        return {"architectures": ["MiphaGemmaForCausalLM"], "model_type": "mipha_gemma", "hidden_act": "gelu",
+                "rms_norm_eps": 1e-06, "head_dim": d["head"], "attention_bias": False} | config
+    scaling = None
+    if "original" in d:
+        short, long = factors_of(d)
+        scaling = {"type": "su", "short_factor": short, "long_factor": long}
+    return {"architectures": ["MiphaPhi3ForCausalLM"], "model_type": "mipha_phi3", "hidden_act": "silu",
+            "rms_norm_eps": 1e-05, "rope_scaling": scaling, "sliding_window": d["window"],
+            "original_max_position_embeddings": d.get("original", d["positions"]),
+            "tie_word_embeddings": False} | config
 
 
 def tower_config_of(t):
@@ -664,11 +814,11 @@ def run_case(case, folder, out):
             rows, few = chosen(len(logits), 24), chosen(len(logits), 5)
             tokens, lead = mipha.greedy(embeds, GREEDY_TOKENS)
             leads.append(lead)
-            mipha.phi.double()
+            mipha.lm.double()
             torch.set_default_dtype(torch.float64)  # in which the library makes its masks
             _, exact = mipha.decode(embeds.double())
             torch.set_default_dtype(torch.float32)
-            mipha.phi.float()
+            mipha.lm.float()
             worst = max(worst, float((exact - logits).abs().max()))
             k = f"prompt.{p}."
             golden |= {k + "ids": i32(ids), k + "greedy": i32(tokens), k + "rows": i32(rows),

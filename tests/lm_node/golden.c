@@ -18,7 +18,8 @@
 #define GOLDEN_IN TEST_DATA_DIR "/golden"
 
 const char *const golden_case_names[GOLDEN_CASES] = {"odd_heads", "grouped", "one_head", "sharded",
-                                                     "clip", "clip_with_class", "dinov2", "dinov2_swiglu"};
+                                                     "clip", "clip_with_class", "dinov2", "dinov2_swiglu",
+                                                     "phi15", "gemma", "phi3", "phi3_long"};
 
 struct golden {
     char *dir;

@@ -88,7 +88,7 @@ static spliced splice(const fixture *f, const int32_t *ids, int n_ids) {
 
 /* Rows from .. from + n - 1 of s as one step of one sequence. all: logits of every row, else the last. */
 static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from, int n, bool all) {
-    static int32_t positions[ROWS_MAX], slots[ROWS_MAX], seqs[ROWS_MAX], images[ROWS_MAX], outs[ROWS_MAX];
+    static int32_t positions[ROWS_MAX], spans[ROWS_MAX], slots[ROWS_MAX], seqs[ROWS_MAX], images[ROWS_MAX], outs[ROWS_MAX];
     size_t row_bytes = lm_decoder_feature_row_bytes(f->d);
     unsigned char *features = malloc((size_t)n * row_bytes);
     assert_non_null(features);
@@ -96,6 +96,7 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
     lm_batch b = {.n_rows = n,
                   .ids = s->ids + from,
                   .positions = positions,
+                  .spans = spans,
                   .slots = slots,
                   .seqs = seqs,
                   .image_rows = images,
@@ -106,6 +107,7 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
                   .out_rows = outs};
     for (int i = 0; i < n; i++) {
         positions[i] = from + i;
+        spans[i] = s->n;
         slots[i] = kv_seq_slot(seq, from + i);
         seqs[i] = 0;
         if (all || i == n - 1) outs[b.n_out++] = i;
@@ -208,6 +210,22 @@ static void states_and_logits_equal_transformers_from_shards_with_fewer_output_r
     check_case("sharded");
 }
 
+static void states_and_logits_of_phi_1_5_equal_transformers(void **state) {
+    (void)state;
+    check_case("phi15");
+}
+
+static void states_and_logits_of_gemma_equal_transformers(void **state) {
+    (void)state;
+    check_case("gemma");
+}
+
+static void states_and_logits_of_phi_3_equal_transformers_behind_a_window_and_in_long_contexts(void **state) {
+    (void)state;
+    check_case("phi3");
+    check_case("phi3_long");
+}
+
 /* Greedy decoding one row at a time, over the ids that can be read back. */
 static void check_greedy(fixture *f, int prompt) {
     golden_tensor ids = golden_get(f->g, "prompt.%d.ids", prompt);
@@ -268,10 +286,9 @@ static void projected_features_equal_transformers(void **state) {
     }
 }
 
-static void a_prompt_cut_into_any_pieces_has_the_same_logits(void **state) {
-    (void)state;
+static void check_pieces(const char *case_name) {
     fixture f;
-    open_fixture(&f, "odd_heads", 2);
+    open_fixture(&f, case_name, 2);
     golden_tensor ids = golden_get(f.g, "prompt.%d.ids", 3);
     spliced s = splice(&f, ids.i32, (int)ids.dims[0]);
     size_t bytes = (size_t)f.c->decoder.n_vocab_out * sizeof(float);
@@ -289,6 +306,14 @@ static void a_prompt_cut_into_any_pieces_has_the_same_logits(void **state) {
     }
     free(whole);
     close_fixture(&f);
+}
+
+static void a_prompt_cut_into_any_pieces_has_the_same_logits(void **state) {
+    (void)state;
+    check_pieces("odd_heads");
+    check_pieces("gemma");
+    check_pieces("phi3");
+    check_pieces("phi3_long");
 }
 
 static void a_context_beyond_the_model_is_refused_with_both_numbers(void **state) {
@@ -312,6 +337,9 @@ int main(void) {
         cmocka_unit_test(states_and_logits_equal_transformers_from_bf16_with_shared_key_heads),
         cmocka_unit_test(states_and_logits_equal_transformers_from_f16),
         cmocka_unit_test(states_and_logits_equal_transformers_from_shards_with_fewer_output_rows),
+        cmocka_unit_test(states_and_logits_of_phi_1_5_equal_transformers),
+        cmocka_unit_test(states_and_logits_of_gemma_equal_transformers),
+        cmocka_unit_test(states_and_logits_of_phi_3_equal_transformers_behind_a_window_and_in_long_contexts),
         cmocka_unit_test(projected_features_equal_transformers),
         cmocka_unit_test(greedy_tokens_equal_transformers),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
