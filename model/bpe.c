@@ -5,7 +5,7 @@
  * their place no longer gives their result. The plain way, scanning the word for every merge, is
  * quadratic, and a word may be a megabyte.
  *
- * The heap never holds more than two entries per byte: one per adjacent pair at the start, and each of the
+ * The heap never holds more than two entries per symbol: one per adjacent pair at the start, and each of the
  * at most n-1 merges takes one out and puts at most two in.
  *
  * Merges are found by (left, right) in an open-addressing table at most half full. */
@@ -26,11 +26,10 @@ typedef struct {
 } merge_slot;
 
 struct bpe {
-    int32_t byte_ids[256];
     merge_slot *slots;
     size_t mask; /* slots - 1, a power of two minus one */
     size_t n_merges, max_merges;
-    hash_sha256_stream *digest; /* of the table and the merges so far */
+    hash_sha256_stream *digest; /* of the merges so far */
 };
 
 struct bpe_symbol {
@@ -51,7 +50,7 @@ static void add_to_digest(bpe *b, int32_t id) {
     hash_sha256_add(b->digest, le, sizeof le);
 }
 
-status bpe_open(bpe **out, const int32_t byte_ids[256], size_t n_merges, err *e) {
+status bpe_open(bpe **out, size_t n_merges, err *e) {
     *out = NULL;
     bpe *b = calloc(1, sizeof *b);
     size_t n_slots = 16;
@@ -61,12 +60,10 @@ status bpe_open(bpe **out, const int32_t byte_ids[256], size_t n_merges, err *e)
         free(b);
         return fail(e, STATUS_NO_MEMORY, "no memory for %zu merges", n_merges);
     }
-    memcpy(b->byte_ids, byte_ids, sizeof b->byte_ids);
     for (size_t i = 0; i < n_slots; i++) b->slots[i].pair = EMPTY;
     b->mask = n_slots - 1;
     b->max_merges = n_merges;
     b->digest = hash_sha256_open();
-    for (int i = 0; i < 256; i++) add_to_digest(b, byte_ids[i]);
     *out = b;
     return STATUS_OK;
 }
@@ -141,33 +138,28 @@ static void push_pair(const bpe *b, bpe_scratch *s, int32_t place) {
         heap_push(s, (struct bpe_candidate){slot->rank, place, slot->merged});
 }
 
-static status make_room(bpe_scratch *s, size_t word_bytes) {
-    if (word_bytes <= s->max_bytes) return STATUS_OK;
+int32_t *bpe_symbols(bpe_scratch *s, size_t max_symbols) {
+    if (max_symbols <= s->max_symbols) return s->ids;
     size_t n = 64;
-    while (n < word_bytes) n *= 2;
+    while (n < max_symbols) n *= 2;
     bpe_scratch_deinit(s);
     s->symbols = malloc(n * sizeof *s->symbols);
     s->heap = malloc(2 * n * sizeof *s->heap);
     s->ids = malloc(n * sizeof *s->ids);
-    if (!s->symbols || !s->heap || !s->ids) {
+    if (!s->symbols || !s->heap || !s->ids)
         bpe_scratch_deinit(s);
-        return STATUS_NO_MEMORY;
-    }
-    s->max_bytes = n;
-    return STATUS_OK;
+    else
+        s->max_symbols = n;
+    return s->ids;
 }
 
-status bpe_merge(const bpe *b, bpe_scratch *s, const unsigned char *word, size_t word_bytes,
-                 const int32_t **ids, size_t *n) {
-    CHECK(word_bytes < INT32_MAX / 2, "places in a word fit 32 bits");
-    status st = make_room(s, word_bytes);
-    if (st != STATUS_OK) return st;
-    int32_t n_bytes = (int32_t)word_bytes;
-    for (int32_t i = 0; i < n_bytes; i++)
-        s->symbols[i] =
-            (struct bpe_symbol){b->byte_ids[word[i]], i - 1, i + 1 < n_bytes ? i + 1 : -1};
+void bpe_merge(const bpe *b, bpe_scratch *s, size_t n_symbols, const int32_t **ids, size_t *n) {
+    CHECK(n_symbols <= s->max_symbols && n_symbols < INT32_MAX / 2, "places in a word fit");
+    int32_t end = (int32_t)n_symbols;
+    for (int32_t i = 0; i < end; i++)
+        s->symbols[i] = (struct bpe_symbol){s->ids[i], i - 1, i + 1 < end ? i + 1 : -1};
     s->n_heap = 0;
-    for (int32_t i = 0; i < n_bytes; i++) push_pair(b, s, i);
+    for (int32_t i = 0; i < end; i++) push_pair(b, s, i);
 
     while (s->n_heap > 0) {
         struct bpe_candidate top = heap_pop(s);
@@ -184,10 +176,9 @@ status bpe_merge(const bpe *b, bpe_scratch *s, const unsigned char *word, size_t
         push_pair(b, s, top.place);
     }
     *n = 0;
-    for (int32_t i = word_bytes ? 0 : -1; i >= 0; i = s->symbols[i].next)
+    for (int32_t i = n_symbols ? 0 : -1; i >= 0; i = s->symbols[i].next)
         s->ids[(*n)++] = s->symbols[i].id;
     *ids = s->ids;
-    return STATUS_OK;
 }
 
 void bpe_scratch_deinit(bpe_scratch *s) {

@@ -5,6 +5,8 @@
  *          -> each piece left is split into words                   (pretokenize.c)
  *          -> the bytes of each word are merged                     (bpe.c)
  *
+ * SentencePiece's kind puts U+2581 for spaces between the first two, does not split, and merges characters.
+ *
  * The digest covers what decides ids and texts, and not the layout of files: two folders that encode and
  * decode alike have the same one. */
 #include "model/tokenizer.h"
@@ -88,6 +90,9 @@ static void make_digest(tokenizer *t) {
     hash_number(s, (uint64_t)t->adds_prefix_space << 3 | (uint64_t)t->splits_words << 2 |
                        (uint64_t)t->ignores_merges << 1 | (uint64_t)t->cleans_up);
     hash_number(s, (uint64_t)t->eos_id);
+    hash_number(s, (uint64_t)(t->bos_id + 1));
+    hash_number(s, (uint64_t)t->is_sentencepiece << 4 | (uint64_t)t->strips_space << 3 | (uint64_t)t->prefix);
+    for (int i = 0; i < 256; i++) hash_number(s, (uint64_t)(t->byte_ids[i] + 1));
     hash_sha256_finish(s, t->digest);
 }
 
@@ -119,6 +124,7 @@ void tokenizer_close(tokenizer **t) {
     if (!*t) return;
     free((*t)->pieces);
     free((*t)->sorted_words);
+    free((*t)->characters);
     free((*t)->eos_text);
     buf_deinit(&(*t)->texts);
     bpe_close(&(*t)->merges);
@@ -130,6 +136,7 @@ void tokenizer_close(tokenizer **t) {
 
 int32_t tokenizer_n_ids(const tokenizer *t) { return t->n_ids; }
 int32_t tokenizer_eos_id(const tokenizer *t) { return t->eos_id; }
+int32_t tokenizer_bos_id(const tokenizer *t) { return t->bos_id; }
 const char *tokenizer_eos_text(const tokenizer *t) { return t->eos_text; }
 const unsigned char *tokenizer_digest(const tokenizer *t) { return t->digest; }
 
@@ -142,7 +149,8 @@ typedef struct {
     size_t n, max;
     word_cutter words;
     bpe_scratch scratch;
-    buf prefixed; /* a piece with the space that adds_prefix_space puts before it */
+    buf prefixed; /* a piece with the space that adds_prefix_space puts before it, or normalized */
+    const unsigned char *begin; /* of the whole text */
     err *e;
 } encoder;
 
@@ -168,14 +176,62 @@ static int32_t find_word(const tokenizer *t, bytes word) {
     return -1;
 }
 
+static int32_t find_character(const tokenizer *t, uint32_t code_point) {
+    size_t low = 0, high = t->n_characters;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (t->characters[middle].code_point == code_point) return t->characters[middle].id;
+        if (t->characters[middle].code_point < code_point)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return -1;
+}
+
+/* What a word begins as; returns how many. There are never more than its bytes. */
+static size_t first_symbols(const tokenizer *t, int32_t *symbols, bytes word) {
+    size_t n = 0;
+    if (!t->is_sentencepiece) {
+        for (; n < word.len_bytes; n++) symbols[n] = t->byte_ids[word.data[n]];
+        return n;
+    }
+    for (size_t at = 0, len; at < word.len_bytes; at += len) {
+        uint32_t c = 0;
+        CHECK(utf8_next(word.data + at, word.len_bytes - at, &c, &len) == UTF8_CHARACTER, "words are UTF-8");
+        int32_t id = find_character(t, c);
+        if (id >= 0)
+            symbols[n++] = id;
+        else
+            for (size_t i = 0; i < len; i++) symbols[n++] = t->byte_ids[word.data[at + i]];
+    }
+    return n;
+}
+
+status tokenizer_normalize(const tokenizer *t, buf *out, bytes piece, bool is_first) {
+    buf_clear(out);
+    status st = STATUS_OK;
+    if (piece.len_bytes == 0) return st;
+    if (t->prefix == TOKENIZER_PREFIX_EACH_PIECE || (t->prefix == TOKENIZER_PREFIX_FIRST_PIECE && is_first))
+        st = buf_append_text(out, TOKENIZER_SPACE);
+    for (size_t at = 0; at < piece.len_bytes && st == STATUS_OK;) {
+        const unsigned char *space = memchr(piece.data + at, ' ', piece.len_bytes - at);
+        size_t n = space ? (size_t)(space - piece.data) - at : piece.len_bytes - at;
+        st = buf_append(out, piece.data + at, n);
+        if (st == STATUS_OK && space) st = buf_append_text(out, TOKENIZER_SPACE);
+        at += n + (space != NULL);
+    }
+    return st;
+}
+
 static status encode_word(encoder *c, bytes word) {
     const int32_t *ids;
     size_t n;
     int32_t whole = c->t->ignores_merges ? find_word(c->t, word) : -1;
     if (whole >= 0) return put_ids(c, &whole, 1);
-    status st = bpe_merge(c->t->merges, &c->scratch, word.data, word.len_bytes, &ids, &n);
-    if (st != STATUS_OK)
-        return fail(c->e, st, "no memory to encode a word of %zu bytes", word.len_bytes);
+    int32_t *symbols = bpe_symbols(&c->scratch, word.len_bytes);
+    if (!symbols) return fail(c->e, STATUS_NO_MEMORY, "no memory to encode a word of %zu bytes", word.len_bytes);
+    bpe_merge(c->t->merges, &c->scratch, first_symbols(c->t, symbols, word), &ids, &n);
     return put_ids(c, ids, n);
 }
 
@@ -189,11 +245,21 @@ static status encode_piece(encoder *c, bytes piece) {
         if (st != STATUS_OK) return fail(c->e, st, "no memory to encode %zu bytes", piece.len_bytes);
         piece = (bytes){c->prefixed.data, c->prefixed.len_bytes};
     }
-    if (!c->t->splits_words) return encode_word(c, piece);
+    if (c->t->is_sentencepiece || !c->t->splits_words) return encode_word(c, piece);
     word_cutter_restart(&c->words, piece);
     for (bytes word; st == STATUS_OK && word_cutter_next(&c->words, &word);)
         st = encode_word(c, word);
     return st;
+}
+
+static status encode_pass(encoder *c, bytes text, int pass);
+
+/* What stands between tokens of the first pass. */
+static status encode_between(encoder *c, bytes text) {
+    if (!c->t->is_sentencepiece) return encode_pass(c, text, 1);
+    status st = tokenizer_normalize(c->t, &c->prefixed, text, text.data == c->begin);
+    if (st != STATUS_OK) return fail(c->e, st, "no memory to encode %zu bytes", text.len_bytes);
+    return encode_pass(c, (bytes){c->prefixed.data, c->prefixed.len_bytes}, 1);
 }
 
 static status encode_pass(encoder *c, bytes text, int pass) {
@@ -203,7 +269,7 @@ static status encode_pass(encoder *c, bytes text, int pass) {
         if (s.id >= 0)
             st = put_ids(c, &s.id, 1);
         else
-            st = pass == 0 ? encode_pass(c, s.text, 1) : encode_piece(c, s.text);
+            st = pass == 0 ? encode_between(c, s.text) : encode_piece(c, s.text);
     }
     return st;
 }
@@ -219,8 +285,9 @@ status tokenizer_encode(const tokenizer *t, const char *text, size_t text_bytes,
     if (n_valid < text_bytes)
         return fail(e, STATUS_BAD_FORMAT, "the text is not valid UTF-8 at byte %zu of %zu", n_valid,
                     text_bytes);
-    encoder c = {.t = t, .mode = mode, .ids = ids, .max = max_ids, .e = e};
-    buf_init(&c.prefixed, TOKENIZER_TEXT_BYTES_MAX + 1);
+    encoder c = {.t = t, .mode = mode, .ids = ids, .max = max_ids,
+                 .begin = (const unsigned char *)text, .e = e};
+    buf_init(&c.prefixed, 3 * TOKENIZER_TEXT_BYTES_MAX + 3);
     status st = word_cutter_init(&c.words, t->words, e);
     if (st == STATUS_OK) st = encode_pass(&c, (bytes){(const unsigned char *)text, text_bytes}, 0);
     if (st == STATUS_OK) *n_ids = c.n;

@@ -1,4 +1,5 @@
-/* Text to token ids and back: byte-level BPE as in tokenizer.json of CodeGen / GPT-2.
+/* Text to token ids and back: tokenizer.json of byte-level BPE (CodeGen, GPT-2), and of SentencePiece's BPE with
+ * byte fallback (Gemma, Llama, Phi-3).
  *
  *     int32_t ids[64];
  *     size_t n;
@@ -29,6 +30,8 @@ void tokenizer_close(tokenizer **t);
 
 int32_t tokenizer_n_ids(const tokenizer *t);   /* largest id + 1 */
 int32_t tokenizer_eos_id(const tokenizer *t);
+/* The token that Hugging Face puts in front of every text, -1: none. tokenizer_encode does not. */
+int32_t tokenizer_bos_id(const tokenizer *t);
 const char *tokenizer_eos_text(const tokenizer *t); /* "<|endoftext|>" */
 
 /* SHA-256 (32 bytes) over everything that decides ids and texts, whatever files it came from. */

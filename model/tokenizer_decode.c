@@ -6,7 +6,10 @@
  * only: space n ' v r. A replacement only takes out spaces, so a character b that is none of these five
  * stays where it is through all ten passes and can only be the last of a match. No match ever reaches from
  * b to what follows it: the text up to b is final, whatever comes. So a stream holds back what follows the
- * last such character, usually a few bytes, and besides it the beginning of a UTF-8 sequence. */
+ * last such character, usually a few bytes, and besides it the beginning of a UTF-8 sequence.
+ *
+ * SentencePiece's single bytes are repaired otherwise: a run of them is text when all of it is UTF-8, else
+ * every one of its bytes is U+FFFD. So a stream holds a run back until something else ends it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,11 +51,22 @@ static size_t settled_bytes(const unsigned char *text, size_t n) {
     return n;
 }
 
-static status append_piece(const tokenizer *t, int32_t id, bool skip_special, buf *raw) {
-    if (id < 0 || id >= t->n_ids) return STATUS_OK;
-    const token_piece *piece = &t->pieces[id];
-    if (!piece->is_there || (skip_special && piece->is_special)) return STATUS_OK;
-    return buf_append(raw, t->texts.data + piece->begin, piece->n_bytes);
+/* What is known of a text, from the left: settled characters, then bytes that what follows may change. */
+typedef struct {
+    const tokenizer *t;
+    buf raw;          /* the beginning of a character, or a run of single bytes */
+    bool is_started;  /* there was a text, so a space in front is no more */
+} decoding;
+
+/* A run of single bytes is over. */
+static status end_run(decoding *d, buf *text) {
+    buf *run = &d->raw;
+    bool is_text = utf8_valid_bytes(run->data, run->len_bytes) == run->len_bytes;
+    status st = is_text ? buf_append(text, run->data, run->len_bytes) : STATUS_OK;
+    for (size_t i = 0; !is_text && i < run->len_bytes && st == STATUS_OK; i++)
+        st = buf_append_text(text, UTF8_REPLACEMENT);
+    buf_clear(run);
+    return st;
 }
 
 /* Moves the whole characters of raw to the end of text, broken ones as U+FFFD. A sequence that is cut off at
@@ -76,18 +90,49 @@ static status move_characters(buf *raw, bool is_end, buf *text) {
     return st;
 }
 
+/* One more id; what it settles goes to the end of text. */
+static status decode_id(decoding *d, int32_t id, bool skip_special, buf *text) {
+    const tokenizer *t = d->t;
+    if (id < 0 || id >= t->n_ids) return STATUS_OK;
+    const token_piece *piece = &t->pieces[id];
+    if (!piece->is_there || (skip_special && piece->is_special)) return STATUS_OK;
+    bytes own = {t->texts.data + piece->begin, piece->n_bytes};
+    if (!t->is_sentencepiece) {
+        status st = buf_append(&d->raw, own.data, own.len_bytes);
+        return st == STATUS_OK ? move_characters(&d->raw, false, text) : st;
+    }
+    if (piece->is_byte) return buf_append(&d->raw, own.data, own.len_bytes);
+    status st = d->raw.len_bytes ? end_run(d, text) : STATUS_OK;
+    return st == STATUS_OK ? buf_append(text, own.data, own.len_bytes) : st;
+}
+
+static status decode_end(decoding *d, buf *text) {
+    if (!d->t->is_sentencepiece) return move_characters(&d->raw, true, text);
+    return d->raw.len_bytes ? end_run(d, text) : STATUS_OK;
+}
+
+/* Drops the one space that a text begins with, where it was added in encoding. text: all there is of it from
+ * `start` on. */
+static void strip_space(decoding *d, buf *text, size_t start) {
+    if (!d->t->strips_space || d->is_started || text->len_bytes == start) return;
+    d->is_started = true;
+    if (text->data[start] != ' ') return;
+    memmove(text->data + start, text->data + start + 1, text->len_bytes - start - 1);
+    text->len_bytes--;
+}
+
 /* --- in one piece ----------------------------------------------------------------------------- */
 
 status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t n_ids, bool skip_special,
                         buf *text) {
-    buf raw;
+    decoding d = {.t = t};
     size_t start = text->len_bytes;
     status st = STATUS_OK;
-    buf_init(&raw, STREAM_BYTES_MAX);
-    for (size_t i = 0; st == STATUS_OK && i < n_ids; i++)
-        st = append_piece(t, ids[i], skip_special, &raw);
-    if (st == STATUS_OK) st = move_characters(&raw, true, text);
-    buf_deinit(&raw);
+    buf_init(&d.raw, STREAM_BYTES_MAX);
+    for (size_t i = 0; st == STATUS_OK && i < n_ids; i++) st = decode_id(&d, ids[i], skip_special, text);
+    if (st == STATUS_OK) st = decode_end(&d, text);
+    if (st == STATUS_OK) strip_space(&d, text, start);
+    buf_deinit(&d.raw);
     if (st != STATUS_OK) {
         text->len_bytes = start;
     } else if (t->cleans_up && text->len_bytes > start) {
@@ -100,8 +145,7 @@ status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t n_ids, bo
 /* --- as a stream ------------------------------------------------------------------------------ */
 
 struct tokenizer_stream {
-    const tokenizer *t;
-    buf raw;  /* the beginning of a character */
+    decoding d;
     buf held; /* whole characters that the clean-up may still change */
 };
 
@@ -109,15 +153,15 @@ status tokenizer_stream_open(tokenizer_stream **out, const tokenizer *t) {
     tokenizer_stream *s = calloc(1, sizeof *s);
     *out = s;
     if (!s) return STATUS_NO_MEMORY;
-    s->t = t;
-    buf_init(&s->raw, STREAM_BYTES_MAX);
+    s->d.t = t;
+    buf_init(&s->d.raw, STREAM_BYTES_MAX);
     buf_init(&s->held, STREAM_BYTES_MAX);
     return STATUS_OK;
 }
 
 void tokenizer_stream_close(tokenizer_stream **s) {
     if (!*s) return;
-    buf_deinit(&(*s)->raw);
+    buf_deinit(&(*s)->d.raw);
     buf_deinit(&(*s)->held);
     free(*s);
     *s = NULL;
@@ -130,7 +174,7 @@ static status give(tokenizer_stream *s, size_t n, buf *piece) {
     unsigned char *to = buf_reserve(piece, n);
     if (!to) return STATUS_TOO_LARGE;
     memcpy(to, s->held.data, n);
-    if (s->t->cleans_up) n_clean = tokenizer_clean_up(to, n);
+    if (s->d.t->cleans_up) n_clean = tokenizer_clean_up(to, n);
     to[n_clean] = 0;
     piece->len_bytes += n_clean;
     memmove(s->held.data, s->held.data + n, s->held.len_bytes - n);
@@ -138,17 +182,20 @@ static status give(tokenizer_stream *s, size_t n, buf *piece) {
     return STATUS_OK;
 }
 
+/* held has grown: gives what is settled of it. */
 static status advance(tokenizer_stream *s, bool is_end, buf *piece) {
-    status st = move_characters(&s->raw, is_end, &s->held);
-    if (st != STATUS_OK) return st;
+    strip_space(&s->d, &s->held, 0);
     size_t n = s->held.len_bytes;
-    if (!is_end && s->t->cleans_up && n > 0) n = settled_bytes(s->held.data, n);
+    if (!is_end && s->d.t->cleans_up && n > 0) n = settled_bytes(s->held.data, n);
     return give(s, n, piece);
 }
 
 status tokenizer_stream_push(tokenizer_stream *s, int32_t id, buf *piece) {
-    status st = append_piece(s->t, id, true, &s->raw);
+    status st = decode_id(&s->d, id, true, &s->held);
     return st == STATUS_OK ? advance(s, false, piece) : st;
 }
 
-status tokenizer_stream_flush(tokenizer_stream *s, buf *piece) { return advance(s, true, piece); }
+status tokenizer_stream_flush(tokenizer_stream *s, buf *piece) {
+    status st = decode_end(&s->d, &s->held);
+    return st == STATUS_OK ? advance(s, true, piece) : st;
+}

@@ -5,8 +5,9 @@
  * from an id to bytes. What a merge names must exist, ids are unique, and every byte has a piece, so
  * encoding cannot meet anything it does not know.
  *
- * Only what GPT-2 style tokenizers use is accepted. Each of the other forms (a normalizer, byte fallback, a
- * template that adds tokens) would change the ids, so it is refused by name. */
+ * Two kinds are read. GPT-2's merges bytes, each written as one character of a map; SentencePiece's merges
+ * characters, with U+2581 for the space, and has entries like <0x0A> for the bytes of characters it does not
+ * know (byte fallback). What surrounds the model in tokenizer.json is tokenizer_pipeline.c's. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +31,12 @@ typedef struct {
     const char *label;   /* the file's name in errors */
     err *e;
 } loader;
+
+/* The id of a vocabulary text, -1 when it has none. */
+static int32_t id_of(const loader *l, const char *text) {
+    const json_t *value = json_object_get(l->vocab, text);
+    return value ? (int32_t)json_integer_value(value) : -1;
+}
 
 /* --- pieces ----------------------------------------------------------------------------------- */
 
@@ -56,6 +63,28 @@ static status append_decoded(buf *texts, const char *text, bool *is_word) {
     return buf_append(texts, text, len);
 }
 
+/* The byte that an entry like <0x0A> stands for, or -1. */
+static int byte_of_entry(const char *text) {
+    static const char DIGITS[] = "0123456789abcdefABCDEF";
+    if (strlen(text) != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') return -1;
+    if (!strchr(DIGITS, text[3]) || !strchr(DIGITS, text[4])) return -1;
+    return (int)strtol(text + 3, NULL, 16);
+}
+
+/* The text with U+2581 as spaces, or the byte of an entry for one. */
+static status append_spaced(buf *texts, const char *text, bool *is_byte) {
+    int byte = byte_of_entry(text);
+    *is_byte = byte >= 0;
+    if (byte >= 0) return buf_append(texts, &(unsigned char){(unsigned char)byte}, 1);
+    status st = STATUS_OK;
+    for (const char *at = text; *at && st == STATUS_OK;) {
+        bool is_space = strncmp(at, TOKENIZER_SPACE, 3) == 0;
+        st = buf_append(texts, is_space ? " " : at, 1);
+        at += is_space ? 3 : 1;
+    }
+    return st;
+}
+
 static status add_piece(loader *l, const char *text, int32_t id, bool is_special) {
     tokenizer *t = l->t;
     token_piece *piece = &t->pieces[id];
@@ -63,7 +92,8 @@ static status add_piece(loader *l, const char *text, int32_t id, bool is_special
         return fail(l->e, STATUS_BAD_MODEL, "%s: id %d has two texts, the second is \"%.60s\"", l->label,
                     (int)id, text);
     *piece = (token_piece){.begin = t->texts.len_bytes, .is_there = true, .is_special = is_special};
-    status st = append_decoded(&t->texts, text, &piece->is_word);
+    status st = t->is_sentencepiece ? append_spaced(&t->texts, text, &piece->is_byte)
+                                    : append_decoded(&t->texts, text, &piece->is_word);
     if (st != STATUS_OK) return fail(l->e, st, "%s: no room for the texts of its tokens", l->label);
     piece->n_bytes = (uint32_t)(t->texts.len_bytes - piece->begin);
     if (id >= t->n_ids) t->n_ids = id + 1;
@@ -83,6 +113,51 @@ static status read_id(const loader *l, const char *text, const json_t *value, in
                 l->label, text, found, (int)TOKENIZER_IDS_MAX - 1);
 }
 
+static int by_code_point(const void *a, const void *b) {
+    uint32_t x = ((const token_character *)a)->code_point, y = ((const token_character *)b)->code_point;
+    return (x > y) - (x < y);
+}
+
+/* What words of a SentencePiece tokenizer begin as: characters, or bytes where there is no character. */
+static status load_characters(loader *l) {
+    tokenizer *t = l->t;
+    const char *text;
+    json_t *value;
+    t->characters = calloc(json_object_size(l->vocab) + 1, sizeof *t->characters);
+    if (!t->characters) return fail(l->e, STATUS_NO_MEMORY, "%s: no memory for its characters", l->label);
+    json_object_foreach((json_t *)(uintptr_t)l->vocab, text, value) {
+        uint32_t c;
+        size_t n, len = strlen(text);
+        if (len == 0 || utf8_next((const unsigned char *)text, len, &c, &n) != UTF8_CHARACTER || n != len) continue;
+        t->characters[t->n_characters++] = (token_character){c, (int32_t)json_integer_value(value)};
+    }
+    qsort(t->characters, t->n_characters, sizeof *t->characters, by_code_point);
+    for (unsigned byte = 0; byte < 256; byte++) {
+        char name[8], character[2] = {(char)byte, '\0'};
+        (void)snprintf(name, sizeof name, "<0x%02X>", byte);
+        t->byte_ids[byte] = id_of(l, name);
+        bool has_character = byte > 0 && byte < 128 && id_of(l, character) >= 0;
+        if (t->byte_ids[byte] < 0 && !has_character && byte != ' ')
+            return fail(l->e, STATUS_BAD_MODEL, "%s: neither byte %u (\"%s\") nor its character is in the vocabulary",
+                        l->label, byte, name);
+    }
+    if (id_of(l, TOKENIZER_SPACE) < 0)
+        return fail(l->e, STATUS_BAD_MODEL, "%s: the space (U+2581) is not in the vocabulary", l->label);
+    return STATUS_OK;
+}
+
+static status load_bytes(loader *l) {
+    for (unsigned byte = 0; byte < 256; byte++) {
+        char text[5] = {0};
+        (void)utf8_put((unsigned char *)text, byte_map_character(byte));
+        l->t->byte_ids[byte] = id_of(l, text);
+        if (l->t->byte_ids[byte] < 0)
+            return fail(l->e, STATUS_BAD_MODEL, "%s: byte %u (\"%s\") is not in the vocabulary", l->label,
+                        byte, text);
+    }
+    return STATUS_OK;
+}
+
 static status load_vocabulary(loader *l) {
     const char *text;
     json_t *value;
@@ -94,30 +169,16 @@ static status load_vocabulary(loader *l) {
         if (st == STATUS_OK) st = add_piece(l, text, id, false);
         if (st != STATUS_OK) return st;
     }
-    return STATUS_OK;
+    return l->t->is_sentencepiece ? load_characters(l) : load_bytes(l);
 }
 
 /* --- merges ----------------------------------------------------------------------------------- */
 
-static int32_t id_of(const loader *l, const char *text) {
-    const json_t *value = json_object_get(l->vocab, text);
-    return value ? (int32_t)json_integer_value(value) : -1;
-}
-
 static status open_merges(loader *l, size_t n_merges) {
-    int32_t byte_ids[256];
     if (n_merges > (size_t)TOKENIZER_IDS_MAX)
         return fail(l->e, STATUS_TOO_LARGE, "%s: %zu merges, at most %d", l->label, n_merges,
                     (int)TOKENIZER_IDS_MAX);
-    for (unsigned byte = 0; byte < 256; byte++) {
-        char text[5] = {0};
-        (void)utf8_put((unsigned char *)text, byte_map_character(byte));
-        byte_ids[byte] = id_of(l, text);
-        if (byte_ids[byte] < 0)
-            return fail(l->e, STATUS_BAD_MODEL, "%s: byte %u (\"%s\") is not in the vocabulary", l->label,
-                        byte, text);
-    }
-    return bpe_open(&l->t->merges, byte_ids, n_merges, l->e);
+    return bpe_open(&l->t->merges, n_merges, l->e);
 }
 
 /* pair has room for both texts and a zero; it is the merge's result afterwards. */
@@ -209,7 +270,16 @@ static status add_token(loader *l, const added_token *token) {
     status st = known >= 0 ? STATUS_OK : add_piece(l, token->content, token->id, false);
     if (st != STATUS_OK) return st;
     l->t->pieces[token->id].is_special = token->is_special;
-    return added_tokens_add(l->t->added, token, l->e);
+    if (!token->is_normalized || !l->t->is_sentencepiece) return added_tokens_add(l->t->added, token, l->e);
+    /* What is looked for in a normalized text is itself normalized, by Hugging Face, the prefix included. */
+    buf normal;
+    buf_init(&normal, 4 * ADDED_TOKEN_BYTES_MAX);
+    added_token as_found = *token;
+    st = tokenizer_normalize(l->t, &normal, (bytes){(const unsigned char *)token->content, strlen(token->content)}, true);
+    as_found.content = (char *)normal.data;
+    if (st == STATUS_OK) st = added_tokens_add(l->t->added, &as_found, l->e);
+    buf_deinit(&normal);
+    return st;
 }
 
 /* {id, content, single_word, lstrip, rstrip, normalized, special}; the defaults are those of the tokenizers
@@ -267,57 +337,25 @@ static status load_eos(loader *l, const json_t *config) {
 static status load_settings(loader *l, const json_t *config) {
     json_view v = json_view_make(config, "tokenizer_config.json", l->e);
     /* Absent means true in the transformers version the published checkpoints were made with (4.38). */
-    l->t->cleans_up = json_view_bool(&v, "clean_up_tokenization_spaces", true);
-    if (json_view_bool(&v, "add_bos_token", false)) json_view_refuse(&v, "add_bos_token", "false");
+    l->t->cleans_up = json_view_bool(&v, "clean_up_tokenization_spaces", !l->t->is_sentencepiece);
+    /* What is really put in front is in tokenizer.json; the GPT-2 kind has no place for it there. */
+    if (!l->t->is_sentencepiece && json_view_bool(&v, "add_bos_token", false))
+        json_view_refuse(&v, "add_bos_token", "false");
     if (json_view_bool(&v, "add_eos_token", false)) json_view_refuse(&v, "add_eos_token", "false");
     return v.st == STATUS_OK ? load_eos(l, config) : v.st;
 }
 
 /* --- the two sets of files ---------------------------------------------------------------------- */
 
-static bool is_type(const json_t *object, const char *type) {
-    const char *found = json_string_value(json_object_get(object, "type"));
-    return found && strcmp(found, type) == 0;
-}
-
-static bool is_absent(const json_t *value) { return !value || json_is_null(value); }
-
-static void refuse_part(json_view *v, const char *key, const char *expected) {
-    const char *type = json_string_value(json_object_get(json_object_get(v->object, key), "type"));
-    if (v->st == STATUS_OK && type)
-        v->st = fail(v->e, STATUS_BAD_MODEL, "%s: %s is of type %.40s, expected %s", v->where, key, type,
-                     expected);
-    else
-        json_view_refuse(v, key, expected);
-}
-
-static status check_pipeline(loader *l, const json_t *root) {
-    json_view v = json_view_make(root, l->label, l->e);
-    static const char *const NULLS[] = {"normalizer", "truncation", "padding", NULL};
-    for (const char *const *key = NULLS; *key; key++)
-        if (json_view_has(&v, *key)) refuse_part(&v, *key, "null; others are not supported yet");
-    const json_t *split = json_object_get(root, "pre_tokenizer");
-    const json_t *post = json_object_get(root, "post_processor");
-    if (!is_type(split, "ByteLevel"))
-        refuse_part(&v, "pre_tokenizer", "type ByteLevel; others are not supported yet");
-    if (!is_absent(post) && !is_type(post, "ByteLevel"))
-        refuse_part(&v, "post_processor", "null or type ByteLevel; others are not supported yet");
-    if (!is_type(json_object_get(root, "decoder"), "ByteLevel"))
-        refuse_part(&v, "decoder", "type ByteLevel; others are not supported yet");
-    json_view pre = json_view_child(&v, "pre_tokenizer");
-    l->t->adds_prefix_space = json_view_bool(&pre, "add_prefix_space", true);
-    l->t->splits_words = json_view_bool(&pre, "use_regex", true);
-    return v.st != STATUS_OK ? v.st : pre.st;
-}
-
 static status check_model(loader *l, const json_t *root) {
     json_view v = json_view_make(root, l->label, l->e);
     json_view m = json_view_child(&v, "model");
     if (strcmp(json_view_text(&m, "type", "BPE"), "BPE") != 0)
-        json_view_refuse(&m, "type", "\"BPE\"; others are not supported yet");
+        json_view_refuse(&m, "type", "\"BPE\"");
     (void)json_view_real(&m, "dropout", 0.0, 0.0, 0.0);
-    if (json_view_bool(&m, "byte_fallback", false))
-        json_view_refuse(&m, "byte_fallback", "false; others are not supported yet");
+    if (json_view_bool(&m, "byte_fallback", false) != l->t->is_sentencepiece)
+        json_view_refuse(&m, "byte_fallback", l->t->is_sentencepiece ? "true, as the decoder has it"
+                                                                     : "false, as the decoder has it");
     if (*json_view_text(&m, "continuing_subword_prefix", ""))
         json_view_refuse(&m, "continuing_subword_prefix", "null");
     if (*json_view_text(&m, "end_of_word_suffix", ""))
@@ -329,7 +367,7 @@ static status check_model(loader *l, const json_t *root) {
 static status load_new(loader *l, const json_t *root) {
     const json_t *model = json_object_get(root, "model");
     l->vocab = json_object_get(model, "vocab");
-    status st = check_pipeline(l, root);
+    status st = tokenizer_load_pipeline(l->t, root, l->label, l->e);
     if (st == STATUS_OK) st = check_model(l, root);
     if (st == STATUS_OK) st = load_vocabulary(l);
     if (st == STATUS_OK) st = load_merges(l, json_object_get(model, "merges"));
@@ -394,6 +432,7 @@ status tokenizer_load(tokenizer *t, const char *dir, err *e) {
     t->pieces = calloc((size_t)TOKENIZER_IDS_MAX, sizeof *t->pieces);
     if (!t->pieces) return fail(e, STATUS_NO_MEMORY, "%s: no memory for a tokenizer", dir);
     buf_init(&t->texts, TEXTS_BYTES_MAX);
+    t->bos_id = -1;
     st = added_tokens_open(&t->added, e);
     if (st != STATUS_OK) goto done;
 
