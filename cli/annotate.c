@@ -33,6 +33,7 @@ static const option_row rows[] = {
     {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output"},
     {"resume", 0, OPTION_FLAG, NULL, NULL, 0, 0, "finish an interrupted run: keep what OUT.jsonl has"},
     {"overwrite", 0, OPTION_FLAG, NULL, NULL, 0, 0, "replace an OUT.jsonl that has results in it"},
+    TEMPLATE_ROW,
     SAMPLING_ROWS,
     {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0, "turn photos upright as their EXIF orientation says"},
     {"concurrency", 'c', OPTION_INT, "N", "64", 1, 4096, "items under way at once"},
@@ -57,6 +58,7 @@ typedef struct {
     client *c;
     progress bar;
     request_sampling sampling;
+    const char *template_name; /* NULL: the checkpoint's own */
     bool exif;
     unsigned char digest[HASH_SHA256_BYTES];
     size_t next;           /* first item not yet looked at */
@@ -176,8 +178,9 @@ static status submit_loaded(run *r, const prompt_list *defaults, err *e) {
     const plan_item *loaded = &r->loaded;
     request_question questions[MESSAGE_QUESTIONS_MAX];
     for (size_t i = 0; i < loaded->n_prompts; i++)
-        questions[i] = (request_question){loaded->prompts[i], false};
-    request asked = {.questions = questions, .n_questions = loaded->n_prompts, .sampling = r->sampling};
+        questions[i] = (request_question){.prompt = loaded->prompts[i]};
+    request asked = {.questions = questions, .n_questions = loaded->n_prompts, .sampling = r->sampling,
+                     .template_name = r->template_name};
     client_item item = {.image = loaded->data, .request = &asked, .flags = r->exif ? MESSAGE_FLAG_EXIF : 0};
     client_item_id(&item.id, r->digest, loaded->id);
     ticket *t = ticket_open(r, r->next - 1, loaded, defaults);
@@ -323,6 +326,7 @@ static void say_summary(const run *r, bool is_quiet) {
 static status prepare(run *r, const options *o, const prompt_list *prompts, int *exit_code, err *e) {
     status st = log_level_from_options(o, e);
     if (st == STATUS_OK) st = sampling_from_options(&r->sampling, o, e);
+    if (st == STATUS_OK) st = template_from_options(&r->template_name, o, e);
     if (st == STATUS_OK) st = open_plan(r, o, prompts, e);
     if (st == STATUS_OK) st = open_output(r, o, e);
     if (st != STATUS_OK) *exit_code = st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_NOT_STARTED;

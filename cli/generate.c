@@ -66,7 +66,7 @@ static status generate(client *c, const options *o, const request *r, const buf 
 }
 
 status generate_run(const options *o, int *exit_code, err *e) {
-    request_question question = {options_string(o, "raw-prompt"), true};
+    request_question question = {.prompt = options_string(o, "raw-prompt"), .is_raw = true};
     request r = {.questions = &question, .n_questions = 1};
     if (!question.prompt) return fail(e, STATUS_BAD_ARGUMENT, "--raw-prompt is needed");
     status st = sampling_from_options(&r.sampling, o, e);

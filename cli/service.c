@@ -6,6 +6,7 @@
 #include "base/stop.h"
 #include "cli/commands.h"
 #include "cli/model_place.h"
+#include "lm_node/prompt_template.h"
 #include "proto/socket.h"
 
 status log_level_from_options(const options *o, err *e) {
@@ -40,6 +41,12 @@ status sampling_from_options(request_sampling *s, const options *o, err *e) {
     }
     s->n_stop = (uint32_t)n;
     return STATUS_OK;
+}
+
+status template_from_options(const char **name, const options *o, err *e) {
+    *name = options_string(o, "template");
+    if (!*name || prompt_template_find(*name)) return STATUS_OK;
+    return fail(e, STATUS_BAD_ARGUMENT, "--template: \"%.60s\" is none of %s", *name, prompt_template_names());
 }
 
 static status open_embedded(service *s, const options *o, err *e) {

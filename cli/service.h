@@ -50,6 +50,10 @@
         {"stop", 0, OPTION_LIST, "TEXT", NULL, 0, 0,                                               \
          "end an answer before this text; up to 4 times"}
 
+#define TEMPLATE_ROW                                                                               \
+    {"template", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                             \
+     "form of the prompt: phi, gemma, phi3 or plain; without it, the checkpoint's own"}
+
 typedef struct {
     embedded *em;      /* NULL with --broker */
     void *zmq_context; /* ours only with --broker */
@@ -66,6 +70,9 @@ int service_exit_code(status st);
 
 /* Reads SAMPLING_ROWS; the stop strings are views of o. Errors: BAD_ARGUMENT. */
 MUST_USE status sampling_from_options(request_sampling *s, const options *o, err *e);
+
+/* NULL without TEMPLATE_ROW's option. Errors: BAD_ARGUMENT. */
+MUST_USE status template_from_options(const char **name, const options *o, err *e);
 
 /* Reads --log-level. Errors: BAD_ARGUMENT. */
 MUST_USE status log_level_from_options(const options *o, err *e);

@@ -42,7 +42,7 @@ static status read_text(buf *text, const char *word, err *e) {
 }
 
 static status encode(const tokenizer *t, const buf *text, tokenizer_mode mode, err *e) {
-    size_t n_max = text->len_bytes + 1, n = 0; /* a token stands for at least one byte */
+    size_t n_max = 2 * text->len_bytes + 1, n = 0; /* a token stands for a byte or more, or for a space put in front */
     int32_t *ids = calloc(n_max, sizeof *ids);
     if (!ids) return fail(e, STATUS_NO_MEMORY, "%zu ids: out of memory", n_max);
     status st = tokenizer_encode(t, (const char *)text->data, text->len_bytes, mode, ids, n_max, &n, e);

@@ -41,6 +41,8 @@ typedef struct service_job {
     request request;
     request_memory memory;
     question_state *questions;
+    const prompt_template *form;
+    int32_t stop_id; /* ends an answer besides the tokenizer's own end; -1: nothing does */
     size_t n_unfinished;
     int64_t started_us;
 } service_job;
@@ -186,6 +188,7 @@ static bool on_token(void *user, int question_idx, const sampled_token *t) {
     if (q->n_tokens == 0) q->first_token_us = clock_now_us();
     if (q->logprobs) keep_logprob(q, t);
     q->token_ids[q->n_tokens++] = t->id;
+    if (t->id == j->stop_id) return true;
     if (tokenizer_stream_push(q->stream, t->id, &q->text) != STATUS_OK) return true;
     if (cut_at_stop(&j->request.sampling, &q->text)) return true;
     /* With stop strings the text may still be cut back, so it is held until the answer is finished. */
@@ -306,8 +309,8 @@ static status start_question(lm_service *s, service_job *j, size_t i, const void
     size_t n_ids = 0;
     status st = open_question(j, i, e);
     if (st == STATUS_OK)
-        st = prompt_build(s->ids, &n_ids, PROMPT_IDS_MAX, model_get_tokenizer(s->parts.model),
-                          asked->prompt, asked->is_raw, has_image, e);
+        st = prompt_build(s->ids, &n_ids, PROMPT_IDS_MAX, model_get_tokenizer(s->parts.model), j->form, asked,
+                          has_image, e);
     if (st != STATUS_OK) return st;
     bool wants_image = false;
     for (size_t k = 0; k < n_ids; k++) wants_image |= s->ids[k] == PROMPT_IMAGE_ID;
@@ -339,6 +342,17 @@ static void start_job(lm_service *s, service_job *j) {
     if (j->n_unfinished == 0) finish_job(s, j);
 }
 
+/* The template that the request names, or the checkpoint's own. */
+static status choose_form(const lm_service *s, service_job *j, err *e) {
+    const char *name = j->request.template_name;
+    j->form = name && *name ? prompt_template_find(name)
+                            : prompt_template_of(model_get_config(s->parts.model)->decoder.kind);
+    if (!j->form)
+        return fail(e, STATUS_BAD_ARGUMENT, "template \"%s\" is unknown, there are: %s", name, prompt_template_names());
+    j->stop_id = j->form->stop ? tokenizer_special_id(model_get_tokenizer(s->parts.model), j->form->stop) : -1;
+    return STATUS_OK;
+}
+
 static void service_start(void *self, job *work) {
     lm_service *s = self;
     service_job *j = calloc(1, sizeof *j);
@@ -350,6 +364,7 @@ static void service_start(void *self, job *work) {
     s->jobs = j;
     err e;
     status st = request_decode(&j->request, &j->memory, work->wire.in.m.body, &e);
+    if (st == STATUS_OK) st = choose_form(s, j, &e);
     if (st == STATUS_OK) {
         j->questions = calloc(j->request.n_questions, sizeof *j->questions);
         if (!j->questions) st = fail(&e, STATUS_NO_MEMORY, "job: no memory");

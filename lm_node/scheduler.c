@@ -7,6 +7,7 @@
  * it is unloaded and computed again later from its features, which are kept as long as the prefix. */
 #include "lm_node/scheduler.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,7 @@ typedef struct prefix {
     struct prefix *next;
     scheduler_image image;
     int32_t *ids; /* before the image */
+    bool is_long; /* computed as part of prompts longer than long_from */
     int n_ids, n_tokens;
     unsigned char *features;
     kv_seq seq;    /* closed until a question that wants it is admitted */
@@ -50,6 +52,7 @@ struct scheduler {
     scheduler_callbacks callbacks;
     int32_t eos_id;
     int image_tokens, max_context, n_kv_blocks;
+    int long_from;  /* positions from which a prompt turns its keys otherwise; INT_MAX: it never does */
     int n_vocab_in; /* ids that have an embedding */
     int n_sampled;  /* ids offered: those that can be read back */
     size_t feature_row_bytes;
@@ -59,7 +62,7 @@ struct scheduler {
     int n_active, n_waiting;
     scheduler_counters counters;
     /* One step's arrays. */
-    int32_t *row_ids, *positions, *slots, *seqs, *image_rows, *tables, *out_rows;
+    int32_t *row_ids, *positions, *spans, *slots, *seqs, *image_rows, *tables, *out_rows;
     unsigned char *features;
     running **out_of; /* whose logits row */
     const kv_seq **seq_of;
@@ -76,9 +79,9 @@ static int marker_at(const int32_t *ids, int n_ids) {
 }
 
 static prefix *find_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
-                           int n_ids) {
+                           int n_ids, bool is_long) {
     for (prefix *p = s->prefixes; p; p = p->next)
-        if (!p->is_broken && p->n_ids == n_ids && p->image.flags == image->flags &&
+        if (!p->is_broken && p->is_long == is_long && p->n_ids == n_ids && p->image.flags == image->flags &&
             memcmp(p->image.sha256, image->sha256, sizeof image->sha256) == 0 &&
             (n_ids == 0 || memcmp(p->ids, ids, (size_t)n_ids * sizeof *ids) == 0))
             return p;
@@ -88,7 +91,7 @@ static prefix *find_prefix(const scheduler *s, const scheduler_image *image, con
 bool scheduler_has_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
                           int n_ids) {
     int at = marker_at(ids, n_ids);
-    return at >= 0 && find_prefix(s, image, ids, at) != NULL;
+    return at >= 0 && find_prefix(s, image, ids, at, n_ids - 1 + s->image_tokens > s->long_from) != NULL;
 }
 
 static void free_prefix(scheduler *s, prefix *p) {
@@ -103,11 +106,12 @@ static void free_prefix(scheduler *s, prefix *p) {
     free(p);
 }
 
-static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids) {
+static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids, bool is_long) {
     size_t feature_bytes = (size_t)s->image_tokens * s->feature_row_bytes;
     prefix *p = calloc(1, sizeof *p);
     if (!p) return NULL;
     p->image = q->image;
+    p->is_long = is_long;
     p->n_ids = n_ids;
     p->n_tokens = n_ids + s->image_tokens;
     p->ids = malloc(((size_t)n_ids + 1) * sizeof *p->ids);
@@ -215,10 +219,11 @@ status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
     r->n_max = n_own + n_new;
     memcpy(r->ids, q->ids + at + 1, (size_t)n_own * sizeof *r->ids);
     if (at >= 0) {
-        r->prefix = find_prefix(s, &q->image, q->ids, at);
+        bool is_long = n_prompt > s->long_from;
+        r->prefix = find_prefix(s, &q->image, q->ids, at, is_long);
         if (!r->prefix && !q->features)
             st = fail(e, STATUS_NOT_FOUND, "question: no features of its image");
-        else if (!r->prefix && !(r->prefix = make_prefix(s, q, at)))
+        else if (!r->prefix && !(r->prefix = make_prefix(s, q, at, is_long)))
             st = fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
         if (st != STATUS_OK) {
             free(r->ids);
@@ -312,21 +317,23 @@ static int add_seq(scheduler *s, const kv_seq *seq) {
     return s->batch.n_seqs++;
 }
 
-static void add_row(scheduler *s, int seq_idx, const kv_seq *seq, int32_t id, int position) {
+/* span: positions of the prompt it is a part of, or up to itself when it is decoded. */
+static void add_row(scheduler *s, int seq_idx, const kv_seq *seq, int32_t id, int position, int span) {
     int row = s->batch.n_rows++;
+    s->spans[row] = span;
     s->row_ids[row] = id;
     s->positions[row] = position;
     s->slots[row] = kv_seq_slot(seq, position);
     s->seqs[row] = seq_idx;
 }
 
-static void add_image_row(scheduler *s, int seq_idx, const prefix *p, int position) {
+static void add_image_row(scheduler *s, int seq_idx, const prefix *p, int position, int span) {
     int image_row = position - p->n_ids;
     s->image_rows[s->batch.n_image_rows] = s->batch.n_rows;
     memcpy(s->features + (size_t)s->batch.n_image_rows * s->feature_row_bytes,
            p->features + (size_t)image_row * s->feature_row_bytes, s->feature_row_bytes);
     s->batch.n_image_rows++;
-    add_row(s, seq_idx, &p->seq, 0, position);
+    add_row(s, seq_idx, &p->seq, 0, position, span);
 }
 
 static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
@@ -336,9 +343,9 @@ static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
     kv_seq_extend(s->kv, &p->seq, n);
     int seq_idx = add_seq(s, &p->seq);
     for (int i = 0; i < n; i++) {
-        int position = p->n_done + i;
-        if (position < p->n_ids) add_row(s, seq_idx, &p->seq, p->ids[position], position);
-        else add_image_row(s, seq_idx, p, position);
+        int position = p->n_done + i, span = p->is_long ? s->long_from + 1 : position + 1;
+        if (position < p->n_ids) add_row(s, seq_idx, &p->seq, p->ids[position], position, span);
+        else add_image_row(s, seq_idx, p, position, span);
     }
     p->n_planned = n;
     *room -= n;
@@ -357,7 +364,10 @@ static void add_own_rows(scheduler *s, running *r, int n) {
     int base = r->prefix ? r->prefix->n_tokens : 0;
     kv_seq_extend(s->kv, &r->seq, n);
     int seq_idx = add_seq(s, &r->seq);
-    for (int i = 0; i < n; i++) add_row(s, seq_idx, &r->seq, r->ids[r->n_done + i], base + r->n_done + i);
+    for (int i = 0; i < n; i++) {
+        int at = r->n_done + i, span = base + (at < r->n_prompt ? r->n_prompt : at + 1);
+        add_row(s, seq_idx, &r->seq, r->ids[at], base + at, span);
+    }
     r->n_done += n;
     if (r->n_done < r->n_ids) return;
     s->out_of[s->batch.n_out] = r;
@@ -443,6 +453,7 @@ bool scheduler_step(scheduler *s) {
     s->counters.steps++;
     s->batch = (lm_batch){.ids = s->row_ids,
                           .positions = s->positions,
+                          .spans = s->spans,
                           .slots = s->slots,
                           .seqs = s->seqs,
                           .image_rows = s->image_rows,
@@ -482,6 +493,7 @@ static status open_arrays(scheduler *s, err *e) {
     size_t columns = (size_t)kv_blocks_for(s->max_context);
     s->row_ids = calloc(rows, sizeof *s->row_ids);
     s->positions = calloc(rows, sizeof *s->positions);
+    s->spans = calloc(rows, sizeof *s->spans);
     s->slots = calloc(rows, sizeof *s->slots);
     s->seqs = calloc(rows, sizeof *s->seqs);
     s->image_rows = calloc(rows, sizeof *s->image_rows);
@@ -490,7 +502,7 @@ static status open_arrays(scheduler *s, err *e) {
     s->features = calloc(rows, s->feature_row_bytes);
     s->out_of = calloc(seqs, sizeof(running *));
     s->seq_of = calloc(seqs, sizeof(kv_seq *));
-    if (s->row_ids && s->positions && s->slots && s->seqs && s->image_rows && s->out_rows &&
+    if (s->row_ids && s->positions && s->spans && s->slots && s->seqs && s->image_rows && s->out_rows &&
         s->tables && s->features && s->out_of && s->seq_of)
         return STATUS_OK;
     return fail(e, STATUS_NO_MEMORY, "scheduler: no memory for steps of %d rows", s->max_rows);
@@ -518,6 +530,7 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
     s->eos_id = tokenizer_eos_id(model_get_tokenizer(m));
     s->image_tokens = c->tower.n_tokens;
     s->max_context = c->decoder.max_positions;
+    s->long_from = c->decoder.has_long_rope ? c->decoder.original_positions : INT_MAX;
     s->n_kv_blocks = (int)n_blocks;
     s->n_vocab_in = c->decoder.n_vocab_in;
     s->n_sampled = c->decoder.n_vocab_out < s->n_vocab_in ? c->decoder.n_vocab_out : s->n_vocab_in;
@@ -562,6 +575,7 @@ void scheduler_close(scheduler **out) {
     lm_decoder_close(&s->decoder);
     free(s->row_ids);
     free(s->positions);
+    free(s->spans);
     free(s->slots);
     free(s->seqs);
     free(s->image_rows);

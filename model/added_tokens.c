@@ -125,6 +125,8 @@ added_cutter added_cutter_make(const added_tokens *a, int pass, const pretokeniz
 
 static bool is_wanted(const added_cutter *c, const added_token *token, size_t start, size_t stop) {
     if (c->mode == TOKENIZER_PLAIN && token->is_special) return false;
+    for (size_t i = start; c->is_typed && token->is_special && i < stop; i++)
+        if (c->is_typed[i]) return false;
     if (!token->is_single_word) return true;
     bytes before = {c->text.data, start};
     bytes after = {c->text.data + stop, c->text.len_bytes - stop};

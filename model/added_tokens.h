@@ -50,6 +50,7 @@ typedef struct {
     const pretokenizer *words;
     bytes text;
     tokenizer_mode mode;
+    const bool *is_typed; /* of each byte of text: no special token may hold one; NULL: none is */
     int pass;
     size_t first, end;   /* the tokens of this pass */
     size_t at;           /* where matching goes on */

@@ -138,6 +138,11 @@ int32_t tokenizer_n_ids(const tokenizer *t) { return t->n_ids; }
 int32_t tokenizer_eos_id(const tokenizer *t) { return t->eos_id; }
 int32_t tokenizer_bos_id(const tokenizer *t) { return t->bos_id; }
 const char *tokenizer_eos_text(const tokenizer *t) { return t->eos_text; }
+int32_t tokenizer_special_id(const tokenizer *t, const char *text) {
+    const added_token *token = added_tokens_find(t->added, text);
+    return token && token->is_special ? token->id : -1;
+}
+
 const unsigned char *tokenizer_digest(const tokenizer *t) { return t->digest; }
 
 /* --- encoding --------------------------------------------------------------------------------- */
@@ -145,6 +150,7 @@ const unsigned char *tokenizer_digest(const tokenizer *t) { return t->digest; }
 typedef struct {
     const tokenizer *t;
     tokenizer_mode mode;
+    const bool *is_typed;       /* of each byte from begin on, or NULL */
     int32_t *ids;
     size_t n, max;
     word_cutter words;
@@ -265,6 +271,9 @@ static status encode_between(encoder *c, bytes text) {
 static status encode_pass(encoder *c, bytes text, int pass) {
     status st = STATUS_OK;
     added_cutter cutter = added_cutter_make(c->t->added, pass, c->t->words, text, c->mode);
+    /* In the second pass the text may be a normalized one, whose bytes are others: no special token then. */
+    if (c->is_typed && pass == 0) cutter.is_typed = c->is_typed + (text.data - c->begin);
+    if (c->is_typed && pass == 1) cutter.mode = TOKENIZER_PLAIN;
     for (added_span s; st == STATUS_OK && added_cutter_next(&cutter, &s);) {
         if (s.id >= 0)
             st = put_ids(c, &s.id, 1);
@@ -274,25 +283,36 @@ static status encode_pass(encoder *c, bytes text, int pass) {
     return st;
 }
 
-status tokenizer_encode(const tokenizer *t, const char *text, size_t text_bytes, tokenizer_mode mode,
-                        int32_t *ids, size_t max_ids, size_t *n_ids, err *e) {
+static status encode_text(encoder *c, const char *text, size_t text_bytes, size_t *n_ids) {
+    const tokenizer *t = c->t;
     *n_ids = 0;
     if (text_bytes == 0) return STATUS_OK;
     if (text_bytes > TOKENIZER_TEXT_BYTES_MAX)
-        return fail(e, STATUS_TOO_LARGE, "the text has %zu bytes, at most %zu", text_bytes,
+        return fail(c->e, STATUS_TOO_LARGE, "the text has %zu bytes, at most %zu", text_bytes,
                     TOKENIZER_TEXT_BYTES_MAX);
     size_t n_valid = utf8_valid_bytes((const unsigned char *)text, text_bytes);
     if (n_valid < text_bytes)
-        return fail(e, STATUS_BAD_FORMAT, "the text is not valid UTF-8 at byte %zu of %zu", n_valid,
+        return fail(c->e, STATUS_BAD_FORMAT, "the text is not valid UTF-8 at byte %zu of %zu", n_valid,
                     text_bytes);
-    encoder c = {.t = t, .mode = mode, .ids = ids, .max = max_ids,
-                 .begin = (const unsigned char *)text, .e = e};
-    buf_init(&c.prefixed, 3 * TOKENIZER_TEXT_BYTES_MAX + 3);
-    status st = word_cutter_init(&c.words, t->words, e);
-    if (st == STATUS_OK) st = encode_pass(&c, (bytes){(const unsigned char *)text, text_bytes}, 0);
-    if (st == STATUS_OK) *n_ids = c.n;
-    word_cutter_deinit(&c.words);
-    bpe_scratch_deinit(&c.scratch);
-    buf_deinit(&c.prefixed);
+    c->begin = (const unsigned char *)text;
+    buf_init(&c->prefixed, 3 * TOKENIZER_TEXT_BYTES_MAX + 3);
+    status st = word_cutter_init(&c->words, t->words, c->e);
+    if (st == STATUS_OK) st = encode_pass(c, (bytes){c->begin, text_bytes}, 0);
+    if (st == STATUS_OK) *n_ids = c->n;
+    word_cutter_deinit(&c->words);
+    bpe_scratch_deinit(&c->scratch);
+    buf_deinit(&c->prefixed);
     return st;
+}
+
+status tokenizer_encode(const tokenizer *t, const char *text, size_t text_bytes, tokenizer_mode mode,
+                        int32_t *ids, size_t max_ids, size_t *n_ids, err *e) {
+    encoder c = {.t = t, .mode = mode, .ids = ids, .max = max_ids, .e = e};
+    return encode_text(&c, text, text_bytes, n_ids);
+}
+
+status tokenizer_encode_typed(const tokenizer *t, const char *text, size_t text_bytes, const bool *is_typed,
+                              int32_t *ids, size_t max_ids, size_t *n_ids, err *e) {
+    encoder c = {.t = t, .mode = TOKENIZER_WITH_ADDED, .is_typed = is_typed, .ids = ids, .max = max_ids, .e = e};
+    return encode_text(&c, text, text_bytes, n_ids);
 }

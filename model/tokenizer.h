@@ -34,6 +34,9 @@ int32_t tokenizer_eos_id(const tokenizer *t);
 int32_t tokenizer_bos_id(const tokenizer *t);
 const char *tokenizer_eos_text(const tokenizer *t); /* "<|endoftext|>" */
 
+/* The id of a special token by its text, -1 when there is none. */
+int32_t tokenizer_special_id(const tokenizer *t, const char *text);
+
 /* SHA-256 (32 bytes) over everything that decides ids and texts, whatever files it came from. */
 const unsigned char *tokenizer_digest(const tokenizer *t);
 
@@ -42,6 +45,11 @@ const unsigned char *tokenizer_digest(const tokenizer *t);
 MUST_USE status tokenizer_encode(const tokenizer *t, const char *text, size_t text_bytes,
                                  tokenizer_mode mode, int32_t *ids, size_t max_ids, size_t *n_ids,
                                  err *e);
+
+/* The same of a text of which somebody typed a part: is_typed has a value for each of its bytes. Special tokens
+ * are cut out where none of their bytes was typed. */
+MUST_USE status tokenizer_encode_typed(const tokenizer *t, const char *text, size_t text_bytes,
+                                       const bool *is_typed, int32_t *ids, size_t max_ids, size_t *n_ids, err *e);
 
 /* Appends the text of ids, special tokens left out when skip_special; invalid UTF-8 becomes U+FFFD by
  * the maximal-subpart rule; the clean-up of tokenization spaces is applied when tokenizer_config.json

@@ -24,6 +24,7 @@
 #define MESSAGE_ENVELOPE_BYTES_MAX (4u << 20)
 #define MESSAGE_IMAGE_BYTES_MAX    (64u << 20)
 #define MESSAGE_QUESTIONS_MAX   64
+#define MESSAGE_TURNS_MAX       64 /* before a question */
 #define MESSAGE_PROMPT_BYTES_MAX   8192
 #define MESSAGE_STOP_MAX        4
 #define MESSAGE_STOP_BYTES_MAX  256

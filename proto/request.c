@@ -50,10 +50,29 @@ static void sampling_to_wire(Mipha__Sampling *w, const request_sampling *s, char
     w->stop = stop;
 }
 
+static size_t turns_to_wire(Mipha__Turn *turns, Mipha__Turn **pointers, const request_question *q) {
+    CHECK(q->n_turns <= MESSAGE_TURNS_MAX, "at most MESSAGE_TURNS_MAX turns");
+    for (size_t i = 0; i < q->n_turns; i++) {
+        mipha__turn__init(&turns[i]);
+        turns[i].question = text_view(q->turns[i].question);
+        turns[i].answer = text_view(q->turns[i].answer);
+        pointers[i] = &turns[i];
+    }
+    return q->n_turns;
+}
+
 status request_encode(const request *r, buf *out) {
     CHECK(r->n_questions <= MESSAGE_QUESTIONS_MAX, "at most MESSAGE_QUESTIONS_MAX questions");
     Mipha__Question questions[MESSAGE_QUESTIONS_MAX];
     Mipha__Question *pointers[MESSAGE_QUESTIONS_MAX];
+    size_t n_turns = 0, at = 0;
+    for (size_t i = 0; i < r->n_questions; i++) n_turns += r->questions[i].n_turns;
+    Mipha__Turn *turns = calloc(n_turns + 1, sizeof *turns);
+    Mipha__Turn **turn_pointers = calloc(n_turns + 1, sizeof *turn_pointers);
+    if (!turns || !turn_pointers) {
+        free(turns), free(turn_pointers);
+        return STATUS_NO_MEMORY;
+    }
     char *stop[MESSAGE_STOP_MAX];
     Mipha__Sampling sampling;
     Mipha__Request w = MIPHA__REQUEST__INIT;
@@ -62,13 +81,19 @@ status request_encode(const request *r, buf *out) {
         mipha__question__init(&questions[i]);
         questions[i].prompt = text_view(r->questions[i].prompt);
         questions[i].raw = r->questions[i].is_raw;
+        questions[i].turns = turn_pointers + at;
+        questions[i].n_turns = turns_to_wire(turns + at, turn_pointers + at, &r->questions[i]);
+        at += questions[i].n_turns;
         pointers[i] = &questions[i];
     }
     sampling_to_wire(&sampling, &r->sampling, stop);
     w.n_questions = r->n_questions;
     w.questions = pointers;
     w.sampling = &sampling;
-    return pack(&w.base, out);
+    w.template_ = text_view(r->template_name);
+    status st = pack(&w.base, out);
+    free(turns), free(turn_pointers);
+    return st;
 }
 
 static void logprob_to_wire(Mipha__TokenLogprob *w, const answer_logprob *l) {
@@ -301,6 +326,36 @@ static status take_sampling(request_sampling *s, const Mipha__Sampling *w, err *
     return STATUS_OK;
 }
 
+/* One text of question i, whose bytes so far are in *n_bytes. */
+static status take_text(const char *text, size_t i, size_t *n_bytes, err *e) {
+    *n_bytes += strlen(text);
+    if (*n_bytes > MESSAGE_PROMPT_BYTES_MAX)
+        return fail(e, STATUS_BAD_MESSAGE, "request: question %zu has %zu bytes, limit %d", i, *n_bytes,
+                    MESSAGE_PROMPT_BYTES_MAX);
+    if (!is_utf8(text)) return fail(e, STATUS_BAD_MESSAGE, "request: question %zu is not valid UTF-8", i);
+    return STATUS_OK;
+}
+
+static status take_question(request_question *q, const Mipha__Question *w, size_t i, decode_memory *block, err *e) {
+    size_t n_bytes = 0;
+    status st = take_text(w->prompt, i, &n_bytes, e);
+    if (st != STATUS_OK) return st;
+    *q = (request_question){.prompt = w->prompt, .is_raw = w->raw != 0, .n_turns = w->n_turns};
+    if (w->n_turns == 0) return STATUS_OK;
+    if (w->n_turns > MESSAGE_TURNS_MAX || w->raw)
+        return fail(e, STATUS_BAD_MESSAGE, "request: question %zu has %zu turns before it, allowed are 0 to %d, none "
+                    "before a raw one", i, w->n_turns, MESSAGE_TURNS_MAX);
+    request_turn *turns = decode_memory_alloc(block, w->n_turns * sizeof *turns);
+    if (!turns) return fail(e, STATUS_NO_MEMORY, "request: no memory for turns");
+    for (size_t k = 0; k < w->n_turns && st == STATUS_OK; k++) {
+        turns[k] = (request_turn){w->turns[k]->question, w->turns[k]->answer};
+        st = take_text(turns[k].question, i, &n_bytes, e);
+        if (st == STATUS_OK) st = take_text(turns[k].answer, i, &n_bytes, e);
+    }
+    q->turns = turns;
+    return st;
+}
+
 static status take_request(request *r, const Mipha__Request *w, decode_memory *block, err *e) {
     if (w->n_questions < 1 || w->n_questions > MESSAGE_QUESTIONS_MAX)
         return fail(e, STATUS_BAD_MESSAGE, "request: %zu questions, allowed are 1 to %d",
@@ -308,14 +363,13 @@ static status take_request(request *r, const Mipha__Request *w, decode_memory *b
     request_question *questions = decode_memory_alloc(block, w->n_questions * sizeof *questions);
     if (!questions) return fail(e, STATUS_NO_MEMORY, "request: no memory for questions");
     for (size_t i = 0; i < w->n_questions; i++) {
-        const char *prompt = w->questions[i]->prompt;
-        if (strlen(prompt) > MESSAGE_PROMPT_BYTES_MAX)
-            return fail(e, STATUS_BAD_MESSAGE, "request: question %zu has %zu bytes, limit %d", i,
-                        strlen(prompt), MESSAGE_PROMPT_BYTES_MAX);
-        if (!is_utf8(prompt))
-            return fail(e, STATUS_BAD_MESSAGE, "request: question %zu is not valid UTF-8", i);
-        questions[i] = (request_question){prompt, w->questions[i]->raw != 0};
+        status st = take_question(&questions[i], w->questions[i], i, block, e);
+        if (st != STATUS_OK) return st;
     }
+    if (strlen(w->template_) > MESSAGE_NAME_BYTES_MAX || !is_utf8(w->template_))
+        return fail(e, STATUS_BAD_MESSAGE, "request: the template's name has %zu bytes; allowed are 0 to %d of valid UTF-8",
+                    strlen(w->template_), MESSAGE_NAME_BYTES_MAX);
+    r->template_name = w->template_;
     r->questions = questions;
     r->n_questions = w->n_questions;
     return take_sampling(&r->sampling, w->sampling, e);

@@ -30,14 +30,22 @@ typedef struct {
 } request_sampling;
 
 typedef struct {
-    const char *prompt; /* valid UTF-8, at most MESSAGE_PROMPT_BYTES_MAX bytes */
-    bool is_raw;        /* complete as it is: no template is added */
+    const char *question, *answer;
+} request_turn;
+
+/* Texts are valid UTF-8; those of one question together have at most MESSAGE_PROMPT_BYTES_MAX bytes. */
+typedef struct {
+    const char *prompt;
+    bool is_raw;               /* complete as it is: no template is added */
+    const request_turn *turns; /* n_turns of them were before, oldest first; none with is_raw */
+    size_t n_turns;            /* 0 .. MESSAGE_TURNS_MAX */
 } request_question;
 
 typedef struct {
     const request_question *questions;
     size_t n_questions; /* 1 .. MESSAGE_QUESTIONS_MAX */
     request_sampling sampling;
+    const char *template_name; /* of the prompt; NULL or empty: the checkpoint's own */
 } request;
 
 typedef enum { ANSWER_STOP = 1, ANSWER_LENGTH, ANSWER_ERROR, ANSWER_CANCELLED } answer_finish;

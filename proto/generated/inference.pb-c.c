@@ -142,6 +142,51 @@ void   mipha__sampling__free_unpacked
   assert(message->base.descriptor == &mipha__sampling__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   mipha__turn__init
+                     (Mipha__Turn         *message)
+{
+  static const Mipha__Turn init_value = MIPHA__TURN__INIT;
+  *message = init_value;
+}
+size_t mipha__turn__get_packed_size
+                     (const Mipha__Turn *message)
+{
+  assert(message->base.descriptor == &mipha__turn__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t mipha__turn__pack
+                     (const Mipha__Turn *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &mipha__turn__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t mipha__turn__pack_to_buffer
+                     (const Mipha__Turn *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &mipha__turn__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Mipha__Turn *
+       mipha__turn__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Mipha__Turn *)
+     protobuf_c_message_unpack (&mipha__turn__descriptor,
+                                allocator, len, data);
+}
+void   mipha__turn__free_unpacked
+                     (Mipha__Turn *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &mipha__turn__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   mipha__question__init
                      (Mipha__Question         *message)
 {
@@ -1200,7 +1245,58 @@ const ProtobufCMessageDescriptor mipha__sampling__descriptor =
   (ProtobufCMessageInit) mipha__sampling__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor mipha__question__field_descriptors[2] =
+static const ProtobufCFieldDescriptor mipha__turn__field_descriptors[2] =
+{
+  {
+    "question",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Mipha__Turn, question),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "answer",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Mipha__Turn, answer),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned mipha__turn__field_indices_by_name[] = {
+  1,   /* field[1] = answer */
+  0,   /* field[0] = question */
+};
+static const ProtobufCIntRange mipha__turn__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor mipha__turn__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "mipha.Turn",
+  "Turn",
+  "Mipha__Turn",
+  "mipha",
+  sizeof(Mipha__Turn),
+  2,
+  mipha__turn__field_descriptors,
+  mipha__turn__field_indices_by_name,
+  1,  mipha__turn__number_ranges,
+  (ProtobufCMessageInit) mipha__turn__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor mipha__question__field_descriptors[3] =
 {
   {
     "prompt",
@@ -1226,15 +1322,28 @@ static const ProtobufCFieldDescriptor mipha__question__field_descriptors[2] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "turns",
+    3,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Mipha__Question, n_turns),
+    offsetof(Mipha__Question, turns),
+    &mipha__turn__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned mipha__question__field_indices_by_name[] = {
   0,   /* field[0] = prompt */
   1,   /* field[1] = raw */
+  2,   /* field[2] = turns */
 };
 static const ProtobufCIntRange mipha__question__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 2 }
+  { 0, 3 }
 };
 const ProtobufCMessageDescriptor mipha__question__descriptor =
 {
@@ -1244,14 +1353,14 @@ const ProtobufCMessageDescriptor mipha__question__descriptor =
   "Mipha__Question",
   "mipha",
   sizeof(Mipha__Question),
-  2,
+  3,
   mipha__question__field_descriptors,
   mipha__question__field_indices_by_name,
   1,  mipha__question__number_ranges,
   (ProtobufCMessageInit) mipha__question__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor mipha__request__field_descriptors[2] =
+static const ProtobufCFieldDescriptor mipha__request__field_descriptors[3] =
 {
   {
     "questions",
@@ -1277,15 +1386,28 @@ static const ProtobufCFieldDescriptor mipha__request__field_descriptors[2] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "template",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Mipha__Request, template_),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned mipha__request__field_indices_by_name[] = {
   0,   /* field[0] = questions */
   1,   /* field[1] = sampling */
+  2,   /* field[2] = template */
 };
 static const ProtobufCIntRange mipha__request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 2 }
+  { 0, 3 }
 };
 const ProtobufCMessageDescriptor mipha__request__descriptor =
 {
@@ -1295,7 +1417,7 @@ const ProtobufCMessageDescriptor mipha__request__descriptor =
   "Mipha__Request",
   "mipha",
   sizeof(Mipha__Request),
-  2,
+  3,
   mipha__request__field_descriptors,
   mipha__request__field_indices_by_name,
   1,  mipha__request__number_ranges,

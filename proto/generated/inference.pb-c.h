@@ -18,6 +18,7 @@ PROTOBUF_C__BEGIN_DECLS
 typedef struct Mipha__Lease Mipha__Lease;
 typedef struct Mipha__Envelope Mipha__Envelope;
 typedef struct Mipha__Sampling Mipha__Sampling;
+typedef struct Mipha__Turn Mipha__Turn;
 typedef struct Mipha__Question Mipha__Question;
 typedef struct Mipha__Request Mipha__Request;
 typedef struct Mipha__TokenLogprob Mipha__TokenLogprob;
@@ -195,6 +196,17 @@ struct  Mipha__Sampling
     , 0, 0, 0, 0, 0, 0, 0, 0, 0,NULL }
 
 
+struct  Mipha__Turn
+{
+  ProtobufCMessage base;
+  char *question;
+  char *answer;
+};
+#define MIPHA__TURN__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&mipha__turn__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+
+
 struct  Mipha__Question
 {
   ProtobufCMessage base;
@@ -203,10 +215,15 @@ struct  Mipha__Question
    * the prompt is complete: no template is added
    */
   protobuf_c_boolean raw;
+  /*
+   * what was asked and answered before, oldest first
+   */
+  size_t n_turns;
+  Mipha__Turn **turns;
 };
 #define MIPHA__QUESTION__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&mipha__question__descriptor) \
-    , (char *)protobuf_c_empty_string, 0 }
+    , (char *)protobuf_c_empty_string, 0, 0,NULL }
 
 
 struct  Mipha__Request
@@ -215,10 +232,14 @@ struct  Mipha__Request
   size_t n_questions;
   Mipha__Question **questions;
   Mipha__Sampling *sampling;
+  /*
+   * of the prompt; empty: the checkpoint's own
+   */
+  char *template_;
 };
 #define MIPHA__REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&mipha__request__descriptor) \
-    , 0,NULL, NULL }
+    , 0,NULL, NULL, (char *)protobuf_c_empty_string }
 
 
 struct  Mipha__TokenLogprob
@@ -416,6 +437,25 @@ Mipha__Sampling *
                       const uint8_t       *data);
 void   mipha__sampling__free_unpacked
                      (Mipha__Sampling *message,
+                      ProtobufCAllocator *allocator);
+/* Mipha__Turn methods */
+void   mipha__turn__init
+                     (Mipha__Turn         *message);
+size_t mipha__turn__get_packed_size
+                     (const Mipha__Turn   *message);
+size_t mipha__turn__pack
+                     (const Mipha__Turn   *message,
+                      uint8_t             *out);
+size_t mipha__turn__pack_to_buffer
+                     (const Mipha__Turn   *message,
+                      ProtobufCBuffer     *buffer);
+Mipha__Turn *
+       mipha__turn__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   mipha__turn__free_unpacked
+                     (Mipha__Turn *message,
                       ProtobufCAllocator *allocator);
 /* Mipha__Question methods */
 void   mipha__question__init
@@ -618,6 +658,9 @@ typedef void (*Mipha__Envelope_Closure)
 typedef void (*Mipha__Sampling_Closure)
                  (const Mipha__Sampling *message,
                   void *closure_data);
+typedef void (*Mipha__Turn_Closure)
+                 (const Mipha__Turn *message,
+                  void *closure_data);
 typedef void (*Mipha__Question_Closure)
                  (const Mipha__Question *message,
                   void *closure_data);
@@ -657,6 +700,7 @@ typedef void (*Mipha__StatusReport_Closure)
 extern const ProtobufCMessageDescriptor mipha__lease__descriptor;
 extern const ProtobufCMessageDescriptor mipha__envelope__descriptor;
 extern const ProtobufCMessageDescriptor mipha__sampling__descriptor;
+extern const ProtobufCMessageDescriptor mipha__turn__descriptor;
 extern const ProtobufCMessageDescriptor mipha__question__descriptor;
 extern const ProtobufCMessageDescriptor mipha__request__descriptor;
 extern const ProtobufCMessageDescriptor mipha__token_logprob__descriptor;

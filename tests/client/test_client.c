@@ -154,7 +154,7 @@ static void fixture_close(fixture *f) {
     wire_context_close(&f->zmq);
 }
 
-static const request_question one_question[] = {{"What is this?", false}};
+static const request_question one_question[] = {{.prompt = "What is this?"}};
 static const request simple_request = {.questions = one_question, .n_questions = 1,
                                        .sampling = {.max_new_tokens = 8}};
 static const unsigned char picture[] = "not really a picture";

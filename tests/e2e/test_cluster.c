@@ -18,7 +18,7 @@
 #define MODEL    SOURCE_DIR "/models/mipha-demo"
 
 static const request_question questions[] = {
-    {"Describe the image.", false}, {"How many objects are there?", false}, {"Is there a circle?", false}};
+    {.prompt = "Describe the image."}, {.prompt = "How many objects are there?"}, {.prompt = "Is there a circle?"}};
 #define N_QUESTIONS (sizeof questions / sizeof *questions)
 
 static const char *const front_args[] = {"--front", "tcp://127.0.0.1:*", "--back", "tcp://127.0.0.1:*"};

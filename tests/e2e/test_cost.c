@@ -24,11 +24,11 @@
 #define WORDS(...)  ((const char *const[]){__VA_ARGS__, NULL})
 
 static const request_question questions[N_QUESTIONS] = {
-    {"Is there a dog in the image?", false},    {"Is there a cat in the image?", false},
-    {"Is there a circle in the image?", false}, {"Is there a star in the image?", false},
-    {"Is there a tree in the image?", false},   {"How many dogs are there?", false},
-    {"How many objects are there?", false},     {"How many circles are there?", false},
-    {"Is there a bee in the image?", false},    {"How many bees are there?", false}};
+    {.prompt = "Is there a dog in the image?"},    {.prompt = "Is there a cat in the image?"},
+    {.prompt = "Is there a circle in the image?"}, {.prompt = "Is there a star in the image?"},
+    {.prompt = "Is there a tree in the image?"},   {.prompt = "How many dogs are there?"},
+    {.prompt = "How many objects are there?"},     {.prompt = "How many circles are there?"},
+    {.prompt = "Is there a bee in the image?"},    {.prompt = "How many bees are there?"}};
 
 /* ---- one process, looked into ---------------------------------------------------------------- */
 

@@ -44,7 +44,7 @@ static void submit_scene(size_t i) {
     size_t n = json_array_size(prompts);
     assert_true(n <= QUESTIONS_MAX);
     for (size_t k = 0; k < n; k++)
-        questions[k] = (request_question){json_string_value(json_array_get(prompts, k)), false};
+        questions[k] = (request_question){.prompt = json_string_value(json_array_get(prompts, k))};
     request r = {.questions = questions, .n_questions = n, .sampling.max_new_tokens = 48};
 
     char *path = path_join(TEST_DATA_DIR "/demo_scenes",

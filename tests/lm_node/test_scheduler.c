@@ -591,10 +591,9 @@ static void closing_in_the_middle_of_work_releases_everything(void **state) {
 
 /* ---- group --------------------------------------------------------------------------------- */
 
-static int set_up(void **state) {
-    (void)state;
+static int set_up_case(const char *case_name) {
     err e;
-    g = golden_open("odd_heads");
+    g = golden_open(case_name);
     if (model_open(&m, golden_dir(g), MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
     golden_tensor t = golden_get(g, "features");
     image_values = (size_t)(t.dims[1] * t.dims[2]);
@@ -605,6 +604,17 @@ static int set_up(void **state) {
     alone = new_records();
     ask_all_alone();
     return 0;
+}
+
+static int set_up(void **state) {
+    (void)state;
+    return set_up_case("odd_heads");
+}
+
+/* Prompts and answers shorter and longer than the 40 positions from which keys are turned otherwise. */
+static int set_up_long(void **state) {
+    (void)state;
+    return set_up_case("phi3_long");
 }
 
 static int tear_down(void **state) {
@@ -639,5 +649,13 @@ int main(void) {
         cmocka_unit_test(a_callback_that_has_seen_enough_ends_the_answer),
         cmocka_unit_test(closing_in_the_middle_of_work_releases_everything),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    const struct CMUnitTest long_contexts[] = {
+        cmocka_unit_test(a_question_is_answered_as_by_transformers),
+        cmocka_unit_test(the_company_of_others_changes_no_byte),
+        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
+        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
+        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+    };
+    int n_failed = cmocka_run_group_tests_name("Phi-2", tests, set_up, tear_down);
+    return n_failed + cmocka_run_group_tests_name("long contexts", long_contexts, set_up_long, tear_down);
 }

@@ -7,7 +7,9 @@
 
 #include "proto/request.h"
 
-static const request_question two_questions[] = {{"What is this?", false}, {"o\xc3\xb9 ?", true}};
+static const request_turn one_turn[] = {{"What is it?", "a cat"}};
+static const request_question two_questions[] = {
+    {.prompt = "What is this?", .turns = one_turn, .n_turns = 1}, {.prompt = "o\xc3\xb9 ?", .is_raw = true}};
 
 static request good_request(void) {
     return (request){.questions = two_questions,
@@ -15,7 +17,8 @@ static request good_request(void) {
                      .sampling = {.temperature = 0.5f, .top_p = 0.9f, .top_k = 40, .min_p = 0.05f,
                                   .seed = UINT64_MAX, .max_new_tokens = MESSAGE_NEW_TOKENS_MAX,
                                   .want_logprobs = true, .n_logprobs = MESSAGE_LOGPROBS_MAX,
-                                  .stop = {"\n", "</s>"}, .n_stop = 2}};
+                                  .stop = {"\n", "</s>"}, .n_stop = 2},
+                     .template_name = "phi3"};
 }
 
 static void assert_request(const request *r, status want, const char *named) {
@@ -46,7 +49,11 @@ static void a_request_survives_the_wire(void **state) {
     for (size_t i = 0; i < 2; i++) {
         assert_string_equal(d.questions[i].prompt, two_questions[i].prompt);
         assert_int_equal(d.questions[i].is_raw, two_questions[i].is_raw);
+        assert_int_equal(d.questions[i].n_turns, two_questions[i].n_turns);
     }
+    assert_string_equal(d.questions[0].turns[0].question, "What is it?");
+    assert_string_equal(d.questions[0].turns[0].answer, "a cat");
+    assert_string_equal(d.template_name, "phi3");
     const request_sampling *a = &d.sampling, *b = &r.sampling;
     assert_true(a->temperature == b->temperature && a->top_p == b->top_p && a->top_k == b->top_k &&
                 a->min_p == b->min_p && a->seed == b->seed && a->max_new_tokens == b->max_new_tokens &&
@@ -102,7 +109,7 @@ static void prompts_are_bounded_utf8(void **state) {
     (void)state;
     static char text[MESSAGE_PROMPT_BYTES_MAX + 2];
     memset(text, 'p', MESSAGE_PROMPT_BYTES_MAX + 1);
-    request_question q = {text, false};
+    request_question q = {.prompt = text};
     request r = good_request();
     r.questions = &q;
     r.n_questions = 1;
@@ -122,6 +129,34 @@ static void prompts_are_bounded_utf8(void **state) {
         q.prompt = fine[i];
         assert_request(&r, STATUS_OK, NULL);
     }
+}
+
+static void turns_and_template_names_are_bounded_too(void **state) {
+    (void)state;
+    static char text[MESSAGE_PROMPT_BYTES_MAX / 2 + 2];
+    memset(text, 'p', sizeof text - 1);
+    static request_turn turns[MESSAGE_TURNS_MAX];
+    for (int i = 0; i < MESSAGE_TURNS_MAX; i++) turns[i] = (request_turn){"q", "a"};
+    request_question q = {.prompt = "x", .turns = turns, .n_turns = MESSAGE_TURNS_MAX};
+    request r = good_request();
+    r.questions = &q;
+    r.n_questions = 1;
+    assert_request(&r, STATUS_OK, NULL);
+    q.is_raw = true;
+    assert_request(&r, STATUS_BAD_MESSAGE, "raw");
+    q.is_raw = false;
+    turns[3].answer = "\xff";
+    assert_request(&r, STATUS_BAD_MESSAGE, "UTF-8");
+    turns[3] = (request_turn){text, text}; /* one byte more than a prompt may have */
+    assert_request(&r, STATUS_BAD_MESSAGE, "limit");
+    turns[3].answer = "a";
+    assert_request(&r, STATUS_OK, NULL);
+    static char name[MESSAGE_NAME_BYTES_MAX + 2];
+    memset(name, 'n', MESSAGE_NAME_BYTES_MAX + 1);
+    r.template_name = name;
+    assert_request(&r, STATUS_BAD_MESSAGE, "template");
+    r.template_name = name + 1;
+    assert_request(&r, STATUS_OK, NULL);
 }
 
 static void a_request_has_one_to_64_questions(void **state) {
@@ -289,6 +324,7 @@ int main(void) {
         cmocka_unit_test(sampling_outside_its_range_is_refused_by_name),
         cmocka_unit_test(stop_strings_are_one_to_256_bytes_of_utf8),
         cmocka_unit_test(prompts_are_bounded_utf8),
+        cmocka_unit_test(turns_and_template_names_are_bounded_too),
         cmocka_unit_test(a_request_has_one_to_64_questions),
         cmocka_unit_test(an_outcome_survives_the_wire),
         cmocka_unit_test(a_broken_answer_is_refused),
