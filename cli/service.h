@@ -52,7 +52,7 @@
 
 #define TEMPLATE_ROW                                                                               \
     {"template", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                             \
-     "form of the prompt: phi, gemma, phi3 or plain; without it, the checkpoint's own"}
+     "form of the prompt: phi, gemma, phi3, llava-1.5, llava-hf or plain; without it, the checkpoint's own"}
 
 typedef struct {
     embedded *em;      /* NULL with --broker */

@@ -48,7 +48,8 @@ status projector_open(projector **out, ops_ctx *ctx, const model *m, int max_row
         if (c->projector.kind == MODEL_PROJECTOR_LINEAR)
             st = device_matrix_open(ctx, &p->linear[i], m, e, "model.mm_projector");
         else
-            st = device_matrix_open(ctx, &p->linear[i], m, e, "model.mm_projector.%d", 2 * i);
+            st = device_matrix_open(ctx, &p->linear[i], m, e, "%s%d", c->format->projector,
+                                    c->format->projector_first + i * c->format->projector_step);
     }
     if (st != STATUS_OK) {
         projector_close(&p);

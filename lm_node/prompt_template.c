@@ -18,6 +18,8 @@ static const prompt_template TEMPLATES[] = {
      .system = "<|system|>You are a helpful AI assistant.<|end|>",
      .before_question = "<|user|>", .before_answer = "<|end|><|assistant|>",
      .answer_open = "", .answer_close = "<|end|>", .stop = "<|end|>"},
+    {.names = {"llava-1.5", "vicuna_v1"}, .system = CHAT, USER_AND_ASSISTANT, .answer_close = "</s>", .stop = "</s>"},
+    {.names = {"llava-hf"}, .system = "", USER_AND_ASSISTANT, .answer_close = " ", .stop = "</s>"},
     {.names = {"plain"},
      .system = "", .before_question = "", .before_answer = "\n", .answer_open = "", .answer_close = "\n"},
 };
@@ -31,8 +33,11 @@ const prompt_template *prompt_template_find(const char *name) {
 }
 
 const prompt_template *prompt_template_of(model_decoder_kind kind) {
-    /* The authors' programs take "phi" for Phi-3 too: their training knows no other. */
-    return prompt_template_find(kind == MODEL_DECODER_GEMMA ? "gemma" : "phi");
+    if (kind == MODEL_DECODER_GEMMA) return prompt_template_find("gemma");
+    if (kind == MODEL_DECODER_LLAMA) return prompt_template_find("llava-hf");
+    return prompt_template_find("phi"); /* for Phi-3 too: the authors' training knows no other */
 }
 
-const char *prompt_template_names(void) { return "phi, phi-2, phi-1.5, v0, default, gemma, phi3, phi-3, plain"; }
+const char *prompt_template_names(void) {
+    return "phi, phi-2, phi-1.5, v0, default, gemma, phi3, phi-3, llava-1.5, vicuna_v1, llava-hf, plain";
+}

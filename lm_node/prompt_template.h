@@ -5,7 +5,8 @@
  *
  * A prompt is the system text, then for each turn before_question, question, before_answer, the answer in
  * answer_open and answer_close; the last turn ends with before_answer, from which the model goes on. The image
- * and a newline stand in front of the first question. Constant: any thread. Source: mipha/conversation.py. */
+ * and a newline stand in front of the first question. Constant: any thread. Source: mipha/conversation.py;
+ * LLaVA's conversation.py ("vicuna_v1"), and what the processor of its Hugging Face format asks ("llava-hf"). */
 #ifndef LM_NODE_PROMPT_TEMPLATE_H
 #define LM_NODE_PROMPT_TEMPLATE_H
 
@@ -21,7 +22,7 @@ typedef struct {
 
 const prompt_template *prompt_template_find(const char *name);
 
-/* What the authors' programs use for a checkpoint of this family. */
+/* What the programs of a family's authors use. */
 const prompt_template *prompt_template_of(model_decoder_kind kind);
 
 /* Every name, separated by ", ". */

@@ -1,4 +1,4 @@
-/* config.json: the decoder's keys. Which family it is was seen from the names of the tensors; here
+/* config.json: the decoder's keys, at the top level or, LLaVA's, in text_config. Which family it is was seen from the names of the tensors; here
  * config.json is asked not to contradict. */
 #include <math.h>
 #include <stdio.h>
@@ -20,6 +20,7 @@ static const decoder_defaults DEFAULTS[MODEL_DECODER_KINDS] = {
     [MODEL_DECODER_PHI15] = {2048, 8192, 24, 32, 0, 0, 2048, "layer_norm_eps", "gelu_new", 1e-5, 0.5},
     [MODEL_DECODER_GEMMA] = {3072, 24576, 28, 16, 16, 256, 8192, "rms_norm_eps", "gelu", 1e-6, 1.0},
     [MODEL_DECODER_PHI3] = {3072, 8192, 32, 32, 0, 0, 4096, "rms_norm_eps", "silu", 1e-5, 1.0},
+    [MODEL_DECODER_LLAMA] = {4096, 11008, 32, 32, 0, 0, 2048, "rms_norm_eps", "silu", 1e-6, 1.0},
 };
 
 /* The class that config.json names first under architectures, or NULL. */
@@ -27,27 +28,31 @@ static const char *first_class(const json_view *v) {
     return json_string_value(json_array_get(json_object_get(v->object, "architectures"), 0));
 }
 
+static bool is_either(const char *text, const char *const names[2]) {
+    return text && (strcmp(text, names[0]) == 0 || (names[1] && strcmp(text, names[1]) == 0));
+}
+
 /* Without a tensor that tells, the class or else the type does. */
 static model_decoder_kind kind_of_config(json_view *v) {
     const char *class_name = first_class(v), *type = json_view_text(v, "model_type", "");
-    for (int kind = 0; class_name && kind < MODEL_DECODER_KINDS; kind++)
-        if (strcmp(class_name, decoder_families[kind].class_name) == 0) return (model_decoder_kind)kind;
     for (int kind = 0; kind < MODEL_DECODER_KINDS; kind++)
-        if (strcmp(type, decoder_families[kind].model_type) == 0) return (model_decoder_kind)kind;
+        if (is_either(class_name, decoder_families[kind].class_names)) return (model_decoder_kind)kind;
+    for (int kind = 0; kind < MODEL_DECODER_KINDS; kind++)
+        if (is_either(type, decoder_families[kind].model_types)) return (model_decoder_kind)kind;
     return MODEL_DECODER_PHI;
 }
 
 static void check_names(const model_decoder_config *d, json_view *v) {
     const decoder_family *f = d->family;
     char expected[160];
-    (void)snprintf(expected, sizeof expected, "\"%s\" as the tensors are those of %s", f->model_type, f->title);
-    if (strcmp(json_view_text(v, "model_type", ""), f->model_type) != 0) json_view_refuse(v, "model_type", expected);
+    (void)snprintf(expected, sizeof expected, "\"%s\" as the tensors are those of %s", f->model_types[0], f->title);
+    if (!is_either(json_view_text(v, "model_type", ""), f->model_types)) json_view_refuse(v, "model_type", expected);
     if (!json_view_has(v, "architectures") || v->st != STATUS_OK) return;
     const char *class_name = first_class(v);
-    if (!class_name || strcmp(class_name, f->class_name) != 0)
+    if (!is_either(class_name, f->class_names))
         v->st = fail(v->e, STATUS_BAD_MODEL,
                      "%s: architectures names %.60s first, expected %s as the tensors are those of %s", v->where,
-                     class_name ? class_name : "nothing", f->class_name, f->title);
+                     class_name ? class_name : "nothing", f->class_names[0], f->title);
 }
 
 /* The file's factors, one for each pair of rotary dimensions. */
@@ -145,13 +150,14 @@ static void read_heads(model_decoder_config *d, json_view *v) {
         json_view_refuse(v, "num_key_value_heads", "as many as num_attention_heads");
 }
 
-status config_read_decoder(model_decoder_config *d, model_decoder_kind found, json_view *v) {
+status config_read_decoder(model_decoder_config *d, const model_format *format, model_decoder_kind found,
+                           json_view *v) {
     d->kind = found < MODEL_DECODER_KINDS ? found : kind_of_config(v);
     d->family = &decoder_families[d->kind];
     const decoder_defaults *defaults = &DEFAULTS[d->kind];
     check_names(d, v);
-    (void)snprintf(d->prefix, sizeof d->prefix, "model.");
-    (void)snprintf(d->head, sizeof d->head, "lm_head");
+    (void)snprintf(d->prefix, sizeof d->prefix, "%s", format->decoder);
+    (void)snprintf(d->head, sizeof d->head, "%s", format->head);
     d->hidden = (int)json_view_int(v, "hidden_size", defaults->hidden, 1, WIDTH_MAX);
     d->intermediate = (int)json_view_int(v, "intermediate_size", defaults->intermediate, 1, 4 * WIDTH_MAX);
     d->n_layers = (int)json_view_int(v, "num_hidden_layers", defaults->n_layers, 1, LAYERS_MAX);

@@ -14,8 +14,13 @@
 /* The activation a config names under key; fallback when it is missing. Refuses unknown names. */
 ops_act config_read_act(json_view *v, const char *key, const char *fallback);
 
-/* Everything but what depends on the size of the images. */
-MUST_USE status config_read_tower(model_tower_config *t, json_view v);
+/* The hidden state that is taken as features: key of its number, and key of a word that says whether the class
+ * token is kept. After the tower. */
+void config_read_select(model_tower_config *t, json_view *v, const char *layer_key, const char *feature_key,
+                        const char *without, const char *with);
+
+/* Everything but what depends on the size of the images, and the selection. */
+MUST_USE status config_read_tower(model_tower_config *t, const model_format *format, json_view v);
 
 /* After the tower: its family decides the defaults. */
 MUST_USE status config_read_preprocess(model_preprocess_config *p, const model_tower_config *t, json_view v);
@@ -24,6 +29,7 @@ MUST_USE status config_read_preprocess(model_preprocess_config *p, const model_t
 void config_finish_tower(model_tower_config *t, const model_preprocess_config *p);
 
 /* found: the family that the tensors' names show, or MODEL_DECODER_KINDS. */
-MUST_USE status config_read_decoder(model_decoder_config *d, model_decoder_kind found, json_view *v);
+MUST_USE status config_read_decoder(model_decoder_config *d, const model_format *format, model_decoder_kind found,
+                                    json_view *v);
 
 #endif

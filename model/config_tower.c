@@ -1,4 +1,4 @@
-/* config.json: vision_config.vision_tower. */
+/* config.json: the tower's keys, in vision_config.vision_tower or, LLaVA's, in vision_config. */
 #include <stdio.h>
 #include <string.h>
 
@@ -19,6 +19,15 @@ ops_act config_read_act(json_view *v, const char *key, const char *fallback) {
     return OPS_ACT_NONE;
 }
 
+/* LLaVA's says it as transformers does. */
+static model_tower_kind kind_of_type(json_view *v) {
+    const char *type = json_view_text(v, "model_type", "clip_vision_model");
+    if (strcmp(type, "siglip_vision_model") == 0) return MODEL_TOWER_SIGLIP;
+    if (strcmp(type, "clip_vision_model") != 0)
+        json_view_refuse(v, "model_type", "\"clip_vision_model\" or \"siglip_vision_model\"");
+    return MODEL_TOWER_CLIP;
+}
+
 /* The authors test the name for these words in this order; "siglip" does not contain "clip". */
 static model_tower_kind kind_of_name(json_view *v) {
     const char *name = json_view_text(v, "vision_model_name_or_path", "clip");
@@ -29,14 +38,17 @@ static model_tower_kind kind_of_name(json_view *v) {
     return json_view_bool(v, "use_swiglu_ffn", false) ? MODEL_TOWER_DINOV2_SWIGLU : MODEL_TOWER_DINOV2;
 }
 
-static void read_select(model_tower_config *t, json_view *v) {
+void config_read_select(model_tower_config *t, json_view *v, const char *layer_key, const char *feature_key,
+                        const char *without, const char *with) {
     int n = t->n_layers;
-    int select = (int)json_view_int(v, "mm_vision_select_layer", -2, -n - 1, n);
+    int select = (int)json_view_int(v, layer_key, -2, -n - 1, n);
     t->n_layers_run = select < 0 ? n + 1 + select : select;
-    const char *feature = json_view_text(v, "mm_vision_select_feature", "patch");
-    t->keeps_class_token = strcmp(feature, "cls_patch") == 0;
-    if (!t->keeps_class_token && strcmp(feature, "patch") != 0)
-        json_view_refuse(v, "mm_vision_select_feature", "\"patch\" or \"cls_patch\"");
+    const char *feature = json_view_text(v, feature_key, without);
+    t->keeps_class_token = strcmp(feature, with) == 0;
+    if (t->keeps_class_token || strcmp(feature, without) == 0) return;
+    char expected[96];
+    (void)snprintf(expected, sizeof expected, "\"%s\" or \"%s\"", without, with);
+    json_view_refuse(v, feature_key, expected);
 }
 
 /* DINOv2 says by how much its MLP is wider. The gated one has two thirds of that, up to a multiple of 8. */
@@ -48,10 +60,10 @@ static void read_mlp_ratio(model_tower_config *t, json_view *v) {
     if (!json_view_bool(v, "qkv_bias", true)) json_view_refuse(v, "qkv_bias", "true");
 }
 
-status config_read_tower(model_tower_config *t, json_view v) {
-    t->kind = kind_of_name(&v);
+status config_read_tower(model_tower_config *t, const model_format *format, json_view v) {
+    t->kind = format->is_llava ? kind_of_type(&v) : kind_of_name(&v);
     t->family = &tower_families[t->kind];
-    (void)snprintf(t->prefix, sizeof t->prefix, "model.vision_tower.%s.",
+    (void)snprintf(t->prefix, sizeof t->prefix, "%s%s.", format->tower,
                    t->family->interpolates ? "dinov2" : "vision_model");
     t->hidden = (int)json_view_int(&v, "hidden_size", 768, 1, WIDTH_MAX);
     t->n_layers = (int)json_view_int(&v, "num_hidden_layers", 12, 1, LAYERS_MAX);
@@ -65,7 +77,6 @@ status config_read_tower(model_tower_config *t, json_view v) {
         read_mlp_ratio(t, &v);
     else
         t->intermediate = (int)json_view_int(&v, "intermediate_size", 3072, 1, 4 * WIDTH_MAX);
-    read_select(t, &v);
     /* An absent key counts with its default, which may be too large for a small image. */
     if (v.st == STATUS_OK && t->patch_size > t->image_size) {
         v.st = fail(v.e, STATUS_BAD_MODEL, "%s: patch_size is %d, expected at most image_size, which is %d",

@@ -1,10 +1,16 @@
-/* Source of the names: the published Mipha checkpoints and the authors' modules. */
+/* Source of the names: the published Mipha and LLaVA checkpoints and the authors' modules. */
 #include "model/decoder_family.h"
+
+#define LLAMA_LAYERS                                                                               \
+    .is_rms = true, .is_gated = true, .qkv_layout = MODEL_QKV_APART, .norm1 = "input_layernorm",   \
+    .q = "self_attn.q_proj", .k = "self_attn.k_proj", .v = "self_attn.v_proj",                     \
+    .out = "self_attn.o_proj", .norm2 = "post_attention_layernorm", .gate = "mlp.gate_proj",       \
+    .up = "mlp.up_proj", .fc2 = "mlp.down_proj", .final_norm = "norm"
 
 const decoder_family decoder_families[MODEL_DECODER_KINDS] = {
     [MODEL_DECODER_PHI] = {.title = "Phi-2",
-                           .class_name = "MiphaPhiForCausalLM",
-                           .model_type = "mipha_phi",
+                           .class_names = {"MiphaPhiForCausalLM", "LlavaPhiForCausalLM"},
+                           .model_types = {"mipha_phi", "llava_phi"},
                            .marker = "self_attn.dense.weight",
                            .is_parallel = true,
                            .has_bias = true,
@@ -18,8 +24,8 @@ const decoder_family decoder_families[MODEL_DECODER_KINDS] = {
                            .fc2 = "mlp.fc2",
                            .final_norm = "final_layernorm"},
     [MODEL_DECODER_PHI15] = {.title = "Phi-1.5",
-                             .class_name = "MiphaPhi15ForCausalLM",
-                             .model_type = "mipha_phi",
+                             .class_names = {"MiphaPhi15ForCausalLM", "LlavaPhiForCausalLM"},
+                             .model_types = {"mipha_phi", "llava_phi"},
                              .marker = "self_attn.query_key_value.weight",
                              .is_parallel = true,
                              .has_bias = true,
@@ -31,28 +37,21 @@ const decoder_family decoder_families[MODEL_DECODER_KINDS] = {
                              .fc2 = "mlp.fc2",
                              .final_norm = "final_layernorm"},
     [MODEL_DECODER_GEMMA] = {.title = "Gemma",
-                             .class_name = "MiphaGemmaForCausalLM",
-                             .model_type = "mipha_gemma",
+                             .class_names = {"MiphaGemmaForCausalLM"},
+                             .model_types = {"mipha_gemma"},
                              .marker = "mlp.gate_proj.weight",
-                             .is_rms = true,
+                             LLAMA_LAYERS,
                              .norm_adds_one = true,
                              .is_tied = true,
-                             .scales_embeddings = true,
-                             .is_gated = true,
-                             .qkv_layout = MODEL_QKV_APART,
-                             .norm1 = "input_layernorm",
-                             .q = "self_attn.q_proj",
-                             .k = "self_attn.k_proj",
-                             .v = "self_attn.v_proj",
-                             .out = "self_attn.o_proj",
-                             .norm2 = "post_attention_layernorm",
-                             .gate = "mlp.gate_proj",
-                             .up = "mlp.up_proj",
-                             .fc2 = "mlp.down_proj",
-                             .final_norm = "norm"},
+                             .scales_embeddings = true},
+    [MODEL_DECODER_LLAMA] = {.title = "Llama",
+                             .class_names = {"LlamaForCausalLM"},
+                             .model_types = {"llama"},
+                             .marker = "mlp.gate_proj.weight",
+                             LLAMA_LAYERS},
     [MODEL_DECODER_PHI3] = {.title = "Phi-3",
-                            .class_name = "MiphaPhi3ForCausalLM",
-                            .model_type = "mipha_phi3",
+                            .class_names = {"MiphaPhi3ForCausalLM"},
+                            .model_types = {"mipha_phi3"},
                             .marker = "self_attn.qkv_proj.weight",
                             .is_rms = true,
                             .is_gated = true,

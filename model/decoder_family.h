@@ -17,6 +17,7 @@ typedef enum {
     MODEL_DECODER_PHI3,
     MODEL_DECODER_GEMMA,
     MODEL_DECODER_PHI,
+    MODEL_DECODER_LLAMA,
     MODEL_DECODER_KINDS
 } model_decoder_kind;
 
@@ -29,9 +30,9 @@ typedef enum {
 
 typedef struct {
     const char *title;      /* for people */
-    const char *class_name; /* what config.json names first under architectures */
-    const char *model_type; /* and under model_type */
-    const char *marker;     /* a tensor of layer 0 that shows the family */
+    /* What config.json names first under architectures, and under model_type, in the formats there are. */
+    const char *class_names[2], *model_types[2];
+    const char *marker; /* a tensor of layer 0 that shows the family */
     bool is_parallel;   /* one norm feeds attention and MLP: x + (attention + MLP); else one after the other */
     bool is_rms;        /* RMS norms without bias; else layer norms */
     bool norm_adds_one; /* norms multiply by 1 + w */

@@ -22,29 +22,35 @@ static bool has(const model *m, const char *name) {
     return weight_files_find(m->files, name) != NULL;
 }
 
-/* The family whose own tensor is in layer 0; MODEL_DECODER_KINDS when there is none. */
-static model_decoder_kind find_decoder(const model *m) {
-    int kind = 0;
-    for (; kind < MODEL_DECODER_KINDS; kind++) {
-        char name[WEIGHT_NAME_BYTES];
-        (void)snprintf(name, sizeof name, "model.layers.0.%s", decoder_families[kind].marker);
-        if (has(m, name)) break;
-    }
-    return (model_decoder_kind)kind;
+/* The format and the family whose own tensors are in layer 0. Llama's are Gemma's: the format tells them apart. */
+static model_signs find_signs(const model *m) {
+    static const model_format *const FORMATS[] = {&model_format_mipha, &model_format_llava, &model_format_llava_new};
+    for (size_t i = 0; i < sizeof FORMATS / sizeof *FORMATS; i++)
+        for (int kind = FORMATS[i]->is_llava ? MODEL_DECODER_LLAMA : 0; kind < MODEL_DECODER_KINDS; kind++) {
+            char name[WEIGHT_NAME_BYTES];
+            (void)snprintf(name, sizeof name, "%slayers.0.%s", FORMATS[i]->decoder, decoder_families[kind].marker);
+            if (has(m, name)) return (model_signs){FORMATS[i], (model_decoder_kind)kind};
+        }
+    return (model_signs){NULL, MODEL_DECODER_KINDS};
+}
+
+static void vocabulary_names(const model *m, char in[WEIGHT_NAME_BYTES], char out[WEIGHT_NAME_BYTES]) {
+    (void)snprintf(in, WEIGHT_NAME_BYTES, "%sembed_tokens.weight", m->config.decoder.prefix);
+    (void)snprintf(out, WEIGHT_NAME_BYTES, "%s.weight", m->config.decoder.head);
 }
 
 /* A second table of outputs, where config.json says there is but one, must be the same one. */
 static status check_tied(const model *m, const char *dir, err *e) {
-    const weight_entry *in = weight_files_find(m->files, "model.embed_tokens.weight");
-    const weight_entry *out = weight_files_find(m->files, "lm_head.weight");
+    char in_name[WEIGHT_NAME_BYTES], out_name[WEIGHT_NAME_BYTES];
+    vocabulary_names(m, in_name, out_name);
+    const weight_entry *in = weight_files_find(m->files, in_name);
+    const weight_entry *out = weight_files_find(m->files, out_name);
     if (!m->config.decoder.is_tied || !in || !out) return STATUS_OK;
     if (in->tensor->len_bytes == out->tensor->len_bytes &&
         memcmp(in->tensor->data, out->tensor->data, in->tensor->len_bytes) == 0)
         return STATUS_OK;
     return fail(e, STATUS_BAD_MODEL,
-                "%s: lm_head.weight differs from model.embed_tokens.weight, expected equal ones as "
-                "tie_word_embeddings is true",
-                dir);
+                "%s: %s differs from %s, expected equal ones as tie_word_embeddings is true", dir, out_name, in_name);
 }
 
 /* Rows of a table of the vocabulary; 0 when it is missing or not one, which the table of weights then says. */
@@ -57,8 +63,10 @@ static int vocabulary_rows(const model *m, const char *name) {
 
 /* A damaged table counts with the rows of the other one, so that the finding names it and nothing else. */
 static void read_vocabulary(model *m) {
-    int in = vocabulary_rows(m, "model.embed_tokens.weight");
-    int out = m->config.decoder.is_tied ? in : vocabulary_rows(m, "lm_head.weight");
+    char in_name[WEIGHT_NAME_BYTES], out_name[WEIGHT_NAME_BYTES];
+    vocabulary_names(m, in_name, out_name);
+    int in = vocabulary_rows(m, in_name);
+    int out = m->config.decoder.is_tied ? in : vocabulary_rows(m, out_name);
     if (in == 0) in = out > 0 ? out : 1;
     m->config.decoder.n_vocab_in = in;
     m->config.decoder.n_vocab_out = out > 0 ? out : in;
@@ -67,7 +75,7 @@ static void read_vocabulary(model *m) {
 status model_open_files(model *m, const char *dir, err *e) {
     status st = weight_files_open(&m->files, dir, e);
     if (st != STATUS_OK) return st;
-    st = model_config_load(&m->config, dir, find_decoder(m), e);
+    st = model_config_load(&m->config, dir, find_signs(m), e);
     if (st != STATUS_OK) return st;
     st = check_tied(m, dir, e);
     if (st != STATUS_OK) return st;
@@ -83,10 +91,11 @@ status model_open_tokenizer(model *m, const char *dir, err *e) {
     if (st != STATUS_OK) return st;
     int32_t n_ids = tokenizer_n_ids(m->tokens);
     int n_rows = m->config.decoder.n_vocab_in;
-    if (n_ids <= n_rows || !has(m, "model.embed_tokens.weight")) return STATUS_OK;
-    return fail(e, STATUS_BAD_MODEL,
-                "%s: the tokenizer has ids up to %d, but model.embed_tokens.weight has %d rows", dir,
-                (int)n_ids - 1, n_rows);
+    char name[WEIGHT_NAME_BYTES], head[WEIGHT_NAME_BYTES];
+    vocabulary_names(m, name, head);
+    if (n_ids <= n_rows || !has(m, name)) return STATUS_OK;
+    return fail(e, STATUS_BAD_MODEL, "%s: the tokenizer has ids up to %d, but %s has %d rows", dir, (int)n_ids - 1,
+                name, n_rows);
 }
 
 static int part_of(const weight_row *row) {

@@ -2,7 +2,7 @@
  * range-checked: after model_config_load every number below is safe to allocate by.
  *
  *     model_config c;
- *     st = model_config_load(&c, "models/mipha-demo", MODEL_DECODER_PHI, &e);
+ *     st = model_config_load(&c, "models/mipha-demo", (model_signs){&model_format_mipha, MODEL_DECODER_PHI}, &e);
  *
  * Source of the keys: the published Mipha checkpoints. Any thread. */
 #ifndef MODEL_MODEL_CONFIG_H
@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
-#include "model/decoder_family.h"
+#include "model/model_format.h"
 #include "model/tower_family.h"
 #include "ops/ops.h"
 
@@ -81,6 +81,7 @@ typedef struct {
 } model_decoder_config;
 
 typedef struct {
+    const model_format *format;
     char name[128];       /* last part of the folder's path */
     model_tower_config tower;
     model_preprocess_config preprocess;
@@ -88,9 +89,8 @@ typedef struct {
     model_decoder_config decoder;
 } model_config;
 
-/* dir is a Hugging Face folder; decoder: what its tensors' names show, or MODEL_DECODER_KINDS when they
- * show nothing. n_vocab_in and n_vocab_out are left 0: model_open fills them from the
+/* dir is a Hugging Face folder; signs: what its tensors' names show. n_vocab_in and n_vocab_out are left 0: model_open fills them from the
  * tensors. Errors: IO, BAD_FORMAT (not JSON), BAD_MODEL (key, what was found, what was expected). */
-MUST_USE status model_config_load(model_config *c, const char *dir, model_decoder_kind decoder, err *e);
+MUST_USE status model_config_load(model_config *c, const char *dir, model_signs signs, err *e);
 
 #endif

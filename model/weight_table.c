@@ -125,10 +125,11 @@ static void add_projector(table_writer *w, const model_config *c) {
         add(w, out, in, 0, 0, "model.mm_projector.weight");
         add(w, out, 0, 0, 0, "model.mm_projector.bias");
     } else if (c->projector.kind == MODEL_PROJECTOR_MLP) {
-        /* Odd numbers are the GELUs between, which have no tensors. */
+        const model_format *f = c->format;
         for (int i = 0; i < c->projector.n_linear; i++) {
-            add(w, out, i == 0 ? in : out, 0, 0, "model.mm_projector.%d.weight", 2 * i);
-            add(w, out, 0, 0, 0, "model.mm_projector.%d.bias", 2 * i);
+            int number = f->projector_first + i * f->projector_step;
+            add(w, out, i == 0 ? in : out, 0, 0, "%s%d.weight", f->projector, number);
+            add(w, out, 0, 0, 0, "%s%d.bias", f->projector, number);
         }
     }
 }

@@ -120,6 +120,17 @@ CASES = [
     dict(name="phi3_long", dtype="F32", shards=1, tower=SMALL, projector="linear",
          decoder=dict(kind="phi3", hidden=64, heads=2, kv=2, ff=90, layers=2, theta=10000.0, window=None,
                       rows_in=281, rows_out=281, positions=512, original=40)),
+    dict(name="llava", dtype="F16", shards=2, format="llava",
+         tower=dict(kind="clip", hidden=48, heads=2, ff=50, layers=2, image=28, patch=14, select=-2),
+         projector="mlp2x_gelu",
+         decoder=dict(kind="llama", hidden=72, heads=3, kv=3, ff=88, layers=2, theta=10000.0,
+                      rows_in=285, rows_out=285, positions=512)),
+    dict(name="llava_new", dtype="BF16", shards=1, format="llava_new",
+         tower=dict(kind="clip", hidden=32, heads=2, ff=50, layers=1, image=28, patch=14, select=-1,
+                    feature="cls_patch"),
+         projector="mlp2x_gelu",
+         decoder=dict(kind="llama", hidden=64, heads=4, kv=2, ff=48, layers=1, theta=5000.0,
+                      rows_in=279, rows_out=279, positions=512)),
 ]
 N_IMAGES = 3
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -191,12 +202,31 @@ class Mipha:
     def state(self):
         """Every published tensor: its name, its shape, and the live views that are rows of it."""
         out = decoder_state(self.case["decoder"], self.lm)
+        if "format" in self.case:
+            return self.llava_state(out)
         kind = "dinov2" if "ratio" in self.case["tower"] else "vision_model"
         for k, v in self.tower.state_dict().items():
             if not k.endswith("position_ids"):
                 out[f"model.vision_tower.{kind}." + k.removeprefix("vision_model.")] = whole(v)
         for k, v in self.projector.state_dict().items():
             out["model.mm_projector." + k] = whole(v)
+        return out
+
+    def llava_state(self, decoder):
+        """The names of LlavaForConditionalGeneration, before transformers 4.52 and since."""
+        new = self.case["format"] == "llava_new"
+        out = {}
+        for k, v in decoder.items():
+            out[("model.language_model." + k.removeprefix("model.") if k.startswith("model.") else k) if new
+                else "language_model." + k] = v
+        for k, v in self.tower.state_dict().items():
+            if not k.endswith("position_ids"):
+                out[("model." if new else "") + "vision_tower.vision_model." + k.removeprefix("vision_model.")] = whole(v)
+        for k, v in self.projector.state_dict().items():
+            number = 1 + int(k[0]) // 2
+            out[("model." if new else "") + f"multi_modal_projector.linear_{number}" + k[1:]] = whole(v)
+        if not new:
+            check_llava_names(self.case, out)
         return out
 
     def fill(self):
@@ -344,12 +374,28 @@ def make_decoder(d):
     if kind == "gemma":
         return eager(transformers.GemmaForCausalLM, transformers.GemmaConfig(
             head_dim=d["head"], hidden_act="gelu", rms_norm_eps=1e-6, **sizes))
+    if kind == "llama":
+        return eager(transformers.LlamaForCausalLM, transformers.LlamaConfig(
+            hidden_act="silu", rms_norm_eps=1e-5, tie_word_embeddings=False, **sizes))
     lm = eager(transformers.MistralForCausalLM, transformers.MistralConfig(
         hidden_act="silu", rms_norm_eps=1e-5, sliding_window=d["window"], tie_word_embeddings=False, **sizes))
     if "original" in d:
         for layer in lm.model.layers:
             layer.self_attn.rotary_emb = LongRope(d)
     return lm
+
+
+def check_llava_names(case, names):
+    t, d = case["tower"], case["decoder"]
+    config = transformers.LlavaConfig(
+        transformers.CLIPVisionConfig(hidden_size=t["hidden"], intermediate_size=t["ff"], image_size=t["image"],
+                                      num_hidden_layers=t["layers"], num_attention_heads=t["heads"],
+                                      patch_size=t["patch"]),
+        transformers.LlamaConfig(hidden_size=d["hidden"], intermediate_size=d["ff"], num_hidden_layers=d["layers"],
+                                 num_attention_heads=d["heads"], vocab_size=d["rows_in"]))
+    theirs = transformers.LlavaForConditionalGeneration(config).state_dict()
+    if set(theirs) != set(names):
+        raise SystemExit(f"other names than LlavaForConditionalGeneration's: {set(theirs) ^ set(names)}")
 
 
 def whole(view):
@@ -648,8 +694,21 @@ def chosen(n, n_max):
 
 # --- Files ----------------------------------------------------------------------------------------
 
+def llava_config_of(case):
+    t, d = case["tower"], case["decoder"]
+    vision = tower_config_of(t)
+    for key in ("vision_model_name_or_path", "mm_vision_select_layer", "mm_vision_select_feature"):
+        del vision[key]
+    return {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "ignore_index": -100,
+            "image_token_index": 270, "projector_hidden_act": "gelu", "vision_feature_layer": t["select"],
+            "vision_feature_select_strategy": "full" if t.get("feature") == "cls_patch" else "default",
+            "text_config": decoder_config_of(d), "vision_config": vision | {"model_type": "clip_vision_model"}}
+
+
 def config_of(case):
     t, d = case["tower"], case["decoder"]
+    if "format" in case:
+        return llava_config_of(case)
     return decoder_config_of(d) | {
         "image_aspect_ratio": "pad", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
         "vision_config": {
@@ -675,6 +734,9 @@ def decoder_config_of(d):
     if kind == "gemma":
         return {"architectures": ["MiphaGemmaForCausalLM"], "model_type": "mipha_gemma", "hidden_act": "gelu",
                 "rms_norm_eps": 1e-06, "head_dim": d["head"], "attention_bias": False} | config
+    if kind == "llama":
+        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+                "rms_norm_eps": 1e-05, "tie_word_embeddings": False} | config
     scaling = None
     if "original" in d:
         short, long = factors_of(d)

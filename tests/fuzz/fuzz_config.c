@@ -51,10 +51,10 @@ static void check_numbers(const model_config *c) {
 }
 
 /* What is accepted, as a checkpoint with these tensors, can be allocated by. */
-static void check_config(model_decoder_kind found) {
+static void check_config(model_signs signs) {
     model_config c;
     err e = {0};
-    if (model_config_load(&c, folder, found, &e) != STATUS_OK) {
+    if (model_config_load(&c, folder, signs, &e) != STATUS_OK) {
         CHECK(e.text[0], "a refusal says why");
         return;
     }
@@ -75,6 +75,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         write_file(files[1], cut + 1, size - (size_t)(cut + 1 - data));
     else
         write_file(files[1], (const uint8_t *)"{}", 2);
-    for (int kind = 0; kind <= MODEL_DECODER_KINDS; kind++) check_config((model_decoder_kind)kind);
+    for (int kind = 0; kind < MODEL_DECODER_LLAMA; kind++)
+        check_config((model_signs){&model_format_mipha, (model_decoder_kind)kind});
+    check_config((model_signs){&model_format_llava, MODEL_DECODER_LLAMA});
+    check_config((model_signs){NULL, MODEL_DECODER_KINDS});
     return 0;
 }

@@ -19,7 +19,7 @@
 
 const char *const golden_case_names[GOLDEN_CASES] = {"odd_heads", "grouped", "one_head", "sharded",
                                                      "clip", "clip_with_class", "dinov2", "dinov2_swiglu",
-                                                     "phi15", "gemma", "phi3", "phi3_long"};
+                                                     "phi15", "gemma", "phi3", "phi3_long", "llava", "llava_new"};
 
 struct golden {
     char *dir;

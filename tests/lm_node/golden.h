@@ -14,7 +14,7 @@
 
 #define GOLDEN_IMAGES  3
 #define GOLDEN_PROMPTS 7
-#define GOLDEN_CASES   12
+#define GOLDEN_CASES   14
 
 typedef struct golden golden;
 

@@ -226,6 +226,12 @@ static void states_and_logits_of_phi_3_equal_transformers_behind_a_window_and_in
     check_case("phi3_long");
 }
 
+static void states_and_logits_of_llava_equal_transformers_in_both_its_formats(void **state) {
+    (void)state;
+    check_case("llava");
+    check_case("llava_new");
+}
+
 /* Greedy decoding one row at a time, over the ids that can be read back. */
 static void check_greedy(fixture *f, int prompt) {
     golden_tensor ids = golden_get(f->g, "prompt.%d.ids", prompt);
@@ -340,6 +346,7 @@ int main(void) {
         cmocka_unit_test(states_and_logits_of_phi_1_5_equal_transformers),
         cmocka_unit_test(states_and_logits_of_gemma_equal_transformers),
         cmocka_unit_test(states_and_logits_of_phi_3_equal_transformers_behind_a_window_and_in_long_contexts),
+        cmocka_unit_test(states_and_logits_of_llava_equal_transformers_in_both_its_formats),
         cmocka_unit_test(projected_features_equal_transformers),
         cmocka_unit_test(greedy_tokens_equal_transformers),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),

@@ -128,6 +128,8 @@ static void every_layer_of_clip_equals_transformers(void **state) {
     (void)state;
     check_case("clip");
     check_case("clip_with_class");
+    check_case("llava");
+    check_case("llava_new");
 }
 
 static void every_layer_of_dinov2_equals_transformers_on_another_grid_and_its_own(void **state) {
