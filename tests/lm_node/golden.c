@@ -15,12 +15,6 @@
 #define SEED      UINT64_C(20240607)
 #define FILE_MAX  (64u << 20)
 #define RECIPES   512
-#define GOLDEN_IN TEST_DATA_DIR "/golden"
-
-const char *const golden_case_names[GOLDEN_CASES] = {"odd_heads", "grouped", "one_head", "sharded",
-                                                     "clip", "clip_with_class", "dinov2", "dinov2_swiglu",
-                                                     "phi15", "gemma", "phi3", "phi3_long", "llava", "llava_new"};
-
 struct golden {
     char *dir;
     buf values; /* golden.safetensors */
@@ -29,12 +23,14 @@ struct golden {
 };
 
 typedef struct {
-    char name[128];
+    char name[128], salt[32]; /* salt and name together choose the numbers */
     float scale, shift;
 } recipe;
 
-static uint64_t fnv1a(const char *text) {
+/* Of one text behind the other. */
+static uint64_t fnv1a(const char *salt, const char *text) {
     uint64_t h = UINT64_C(0xcbf29ce484222325);
+    for (const char *c = salt; *c; c++) h = (h ^ (unsigned char)*c) * UINT64_C(0x100000001b3);
     for (const char *c = text; *c; c++) h = (h ^ (unsigned char)*c) * UINT64_C(0x100000001b3);
     return h;
 }
@@ -49,7 +45,7 @@ float *golden_planes(int image, int n_values) {
     (void)snprintf(name, sizeof name, "planes.%d", image);
     float *planes = malloc((size_t)n_values * sizeof *planes);
     assert_non_null(planes);
-    for (int i = 0; i < n_values; i++) planes[i] = formula(fnv1a(name), (uint64_t)i, 1.0f, 0.0f);
+    for (int i = 0; i < n_values; i++) planes[i] = formula(fnv1a("", name), (uint64_t)i, 1.0f, 0.0f);
     return planes;
 }
 
@@ -83,7 +79,9 @@ static size_t read_recipes(recipe *recipes, const char *case_dir) {
         r->name[name_end - line] = '\0';
         char *shift = NULL;
         r->scale = (float)strtod(name_end + 1, &shift);
-        r->shift = (float)strtod(shift, NULL);
+        char *salt = NULL;
+        r->shift = (float)strtod(shift, &salt);
+        (void)snprintf(r->salt, sizeof r->salt, "%s", *salt == ' ' ? salt + 1 : "");
     }
     buf_deinit(&text);
     return n;
@@ -104,7 +102,7 @@ static void fill_tensor(unsigned char *data, const json_t *entry, const recipe *
     size_t from = (size_t)json_integer_value(json_array_get(offsets, 0));
     size_t to = (size_t)json_integer_value(json_array_get(offsets, 1));
     size_t size = strcmp(dtype, "F32") == 0 ? 4 : 2;
-    uint64_t stream = fnv1a(r->name);
+    uint64_t stream = fnv1a(r->salt, r->name);
     for (size_t i = 0; i < (to - from) / size; i++)
         put_value(data + from + i * size, dtype, formula(stream, i, r->scale, r->shift));
 }
@@ -156,17 +154,40 @@ static void write_weights(const golden *g, const char *case_dir, const char *fil
     buf_deinit(&text);
 }
 
+static const char *golden_folder(void) {
+    const char *dir = getenv("MIPHA_GOLDEN_DIR");
+    return dir && *dir ? dir : TEST_DATA_DIR "/golden";
+}
+
+bool golden_is_matrix(void) {
+    const char *dir = getenv("MIPHA_GOLDEN_DIR");
+    return dir && *dir;
+}
+
+const char *golden_case_name(size_t idx) {
+    static char name[96];
+    buf text;
+    read_file(&text, golden_folder(), "MANIFEST.json");
+    json_t *manifest = parse_header(text.data, text.len_bytes), *cases = json_object_get(manifest, "cases");
+    void *at = json_object_iter(cases);
+    for (size_t i = 0; at && i < idx; i++) at = json_object_iter_next(cases, at);
+    if (at) (void)snprintf(name, sizeof name, "%s", json_object_iter_key(at));
+    json_decref(manifest);
+    buf_deinit(&text);
+    return at ? name : NULL;
+}
+
 golden *golden_open(const char *case_name) {
     golden *g = calloc(1, sizeof *g);
     assert_non_null(g);
     g->dir = temp_dir_make();
-    char *case_dir = path_join(GOLDEN_IN, case_name);
+    char *case_dir = path_join(golden_folder(), case_name);
     copy_file(g, case_dir, "config.json");
     copy_file(g, case_dir, "preprocessor_config.json");
-    copy_file(g, GOLDEN_IN, "tokenizer.json");
-    copy_file(g, GOLDEN_IN, "tokenizer_config.json");
+    copy_file(g, golden_folder(), "tokenizer.json");
+    copy_file(g, golden_folder(), "tokenizer_config.json");
     buf text;
-    read_file(&text, GOLDEN_IN, "MANIFEST.json");
+    read_file(&text, golden_folder(), "MANIFEST.json");
     json_t *manifest = parse_header(text.data, text.len_bytes);
     json_t *files = json_object_get(
         json_object_get(json_object_get(manifest, "cases"), case_name), "files");

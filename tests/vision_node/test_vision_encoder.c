@@ -87,10 +87,25 @@ static void check_features(const fixture *f, const layer_check *c, const unsigne
             }
 }
 
+/* One picture alone, and eight together, have the bytes they have as three. */
+static void check_batches(const fixture *f, const float *planes, const unsigned char *features) {
+    size_t one = vision_encoder_feature_bytes(f->v);
+    unsigned char *got = malloc(8 * one);
+    float *eight = pictures(f, (int[]){0, 1, 2, 2, 1, 0, 0, 1}, 8);
+    err e;
+    assert_int_equal(vision_encoder_run(f->v, planes, 1, got, &e), STATUS_OK);
+    assert_memory_equal(got, features, one);
+    assert_int_equal(vision_encoder_run(f->v, eight, 8, got, &e), STATUS_OK);
+    assert_memory_equal(got, features, 3 * one);
+    assert_memory_equal(got + 7 * one, features + one, one);
+    free(eight);
+    free(got);
+}
+
 static void check_case(const char *case_name) {
     fixture f;
     err e;
-    open_fixture(&f, case_name, 2, GOLDEN_IMAGES);
+    open_fixture(&f, case_name, 2, 8);
     layer_check c = {f.g, case_name, 0, 0.0};
     vision_encoder_set_tap(f.v, check_layer, &c);
     float *planes = pictures(&f, (int[]){0, 1, 2}, GOLDEN_IMAGES);
@@ -99,9 +114,17 @@ static void check_case(const char *case_name) {
     assert_int_equal(c.n_layers_seen, model_get_config(f.m)->tower.n_layers_run + 1);
     check_features(&f, &c, features);
     print_message("%s: largest error is %.2g of its bound\n", case_name, c.worst);
+    vision_encoder_set_tap(f.v, NULL, NULL);
+    check_batches(&f, planes, features);
     free(features);
     free(planes);
     close_fixture(&f);
+}
+
+static void every_layer_of_every_case_equals_transformers(void **state) {
+    (void)state;
+    const char *name;
+    for (size_t i = 0; (name = golden_case_name(i)); i++) check_case(name);
 }
 
 static void every_layer_equals_transformers_with_three_heads_of_72(void **state) {
@@ -191,5 +214,6 @@ int main(void) {
         cmocka_unit_test(a_picture_has_the_same_features_in_any_company_and_with_any_threads),
         cmocka_unit_test(a_run_of_too_many_pictures_is_refused_with_both_numbers),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest matrix[] = {cmocka_unit_test(every_layer_of_every_case_equals_transformers)};
+    return golden_is_matrix() ? cmocka_run_group_tests(matrix, NULL, NULL) : cmocka_run_group_tests(tests, NULL, NULL);
 }
