@@ -18,6 +18,7 @@
 
 static const option_row rows[] = {
     MODEL_ROW,
+    ADAPTER_ROW,
     {"output", 'o', OPTION_STRING, "OUT.npy", NULL, 0, 0, "the file to write"},
     {"layer", 'l', OPTION_STRING, "LAYER", "features", 0, 0,
      "features: the tower's, as cached; projected: as the language model sees them; pooled: features "
@@ -124,11 +125,11 @@ static status embed_one(embedding *em, const char *path, bool exif, err *e) {
 }
 
 /* The decoder's processes first: they are forked. */
-static status open_engine(embedding *em, const char *dir, int n_threads, err *e) {
+static status open_engine(embedding *em, const char *dir, const char *adapter_dir, int n_threads, err *e) {
     image_decoder_limits limits = {0};
     status st = image_decoder_open(&em->decoder, 1, &limits, e);
-    int parts = em->wanted == LAYER_PROJECTED ? MODEL_PART_ALL : MODEL_PART_TOWER;
-    if (st == STATUS_OK) st = model_open(&em->m, dir, parts, e);
+    int parts = em->wanted == LAYER_PROJECTED || adapter_dir ? MODEL_PART_ALL : MODEL_PART_TOWER;
+    if (st == STATUS_OK) st = model_open(&em->m, dir, adapter_dir, parts, e);
     if (st == STATUS_OK) st = ops_open(&em->ctx, &(ops_settings){.device = "cpu", .n_threads = n_threads}, e);
     if (st == STATUS_OK) st = vision_encoder_open(&em->encoder, em->ctx, em->m, 1, e);
     if (st != STATUS_OK) return st;
@@ -180,7 +181,7 @@ status embed_run(const options *o, int *exit_code, err *e) {
     if (st != STATUS_OK) return st;
     st = model_place(dir, options_string(o, "model"), e);
     int n_threads = options_is_set(o, "threads") ? (int)options_int(o, "threads") : 0;
-    if (st == STATUS_OK) st = open_engine(&em, dir, n_threads, e);
+    if (st == STATUS_OK) st = open_engine(&em, dir, options_string(o, "adapter"), n_threads, e);
     if (st != STATUS_OK)
         *exit_code = EXIT_NOT_STARTED;
     else

@@ -18,6 +18,7 @@ typedef struct embedded embedded;
 
 typedef struct {
     const char *model_dir;
+    const char *adapter_dir; /* NULL: none */
     const char *cache_url;   /* NULL: bounded memory */
     const char *device;      /* NULL: "cpu" */
     int n_threads;           /* 0: one per core */

@@ -55,6 +55,7 @@ static status open_embedded(service *s, const options *o, err *e) {
     if (st != STATUS_OK) return st;
     embedded_settings settings = embedded_defaults();
     settings.model_dir = dir;
+    settings.adapter_dir = options_string(o, "adapter");
     settings.cache_url = options_string(o, "cache");
     if (options_is_set(o, "threads")) settings.n_threads = (int)options_int(o, "threads");
     if (options_is_set(o, "kv-bytes")) settings.kv_bytes = options_bytes(o, "kv-bytes");

@@ -20,8 +20,11 @@
     {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0,                                               \
      "checkpoint folder; without it, the demonstration model that ships with mipha"}
 
+#define ADAPTER_ROW                                                                                \
+    {"adapter", 0, OPTION_STRING, "DIR", NULL, 0, 0, "a PEFT adapter (LoRA) merged into the checkpoint"}
+
 #define SERVICE_ROWS                                                                               \
-    MODEL_ROW,                                                                                     \
+    MODEL_ROW, ADAPTER_ROW,                                                                        \
         {"broker", 'b', OPTION_STRING, "ENDPOINT", NULL, 0, 0,                                     \
          "use a running cluster, as in tcp://host:7000; without it, everything runs in this process"}, \
         {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,                                             \

@@ -29,6 +29,7 @@
 
 static const option_row rows[] = {
     MODEL_ROW,
+    ADAPTER_ROW,
     {"vision-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many vision nodes"},
     {"lm-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many language nodes"},
     {"front", 0, OPTION_STRING, "ENDPOINT", "tcp://127.0.0.1:*", 0, 0, "where clients connect; * is a free port"},
@@ -184,9 +185,13 @@ static status start_nodes(cluster *k, const options *o, const char *name, int64_
     find_program(program, k, name);
     (void)snprintf(threads, sizeof threads, "%lld", (long long)options_int(o, "threads"));
     (void)snprintf(kv_bytes, sizeof kv_bytes, "%llu", (unsigned long long)options_bytes(o, "kv-bytes"));
-    const char *argv[16] = {program, "--broker", k->back, "--model", k->model_dir, "--cache", k->cache_url,
+    const char *argv[18] = {program, "--broker", k->back, "--model", k->model_dir, "--cache", k->cache_url,
                             "--log-level", options_string(o, "log-level")};
     size_t at = 9;
+    if (options_string(o, "adapter")) {
+        argv[at++] = "--adapter";
+        argv[at++] = options_string(o, "adapter");
+    }
     if (options_is_set(o, "threads")) {
         argv[at++] = "--threads";
         argv[at++] = threads;

@@ -30,7 +30,8 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     if (!p) return fail(e, STATUS_NO_MEMORY, "language node");
     out->service = p;
     cache_settings cache_wishes = cache_settings_default();
-    status st = model_open(&p->model, options_string(o, "model"), MODEL_PART_ALL, e);
+    status st = model_open(&p->model, options_string(o, "model"), options_string(o, "adapter"),
+                           MODEL_PART_ALL, e);
     if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
     if (st != STATUS_OK) return st;
     lm_service_parts parts = {p->model, p->cache};

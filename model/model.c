@@ -133,6 +133,13 @@ bool model_is_extra(const model *m, const weight_entry *entry) {
     return !weight_table_find(&m->table, entry->name) && !weight_is_ignorable(entry->name);
 }
 
+static status merge_adapter(model *m, size_t i, err *e) {
+    const safetensors_tensor *changed;
+    status st = adapter_merge(m->adapter, &changed, m->tensors[i], m->table.rows[i].name, e);
+    if (st == STATUS_OK && changed) m->tensors[i] = changed;
+    return st;
+}
+
 status model_bind_weights(model *m, int parts, err *e) {
     /* The tower is part of the whole fingerprint, so decoder nodes need its tensors too. */
     int wanted = parts & MODEL_PART_DECODER ? MODEL_PART_ALL : parts;
@@ -143,6 +150,12 @@ status model_bind_weights(model *m, int parts, err *e) {
         status st = weight_row_find(row, m->files, &entry, e);
         if (st != STATUS_OK) return st;
         m->tensors[i] = entry->tensor;
+        if (m->adapter) st = merge_adapter(m, i, e);
+        if (st != STATUS_OK) return st;
+    }
+    if (m->adapter && wanted == MODEL_PART_ALL) {
+        status st = adapter_check_used(m->adapter, e);
+        if (st != STATUS_OK) return st;
     }
     make_fingerprints(m, parts);
     m->parts = parts;
@@ -158,13 +171,14 @@ static void warn_of_extras(const model *m) {
     }
 }
 
-status model_open(model **out, const char *dir, int parts, err *e) {
+status model_open(model **out, const char *dir, const char *adapter_dir, int parts, err *e) {
     CHECK(parts > 0 && parts <= MODEL_PART_ALL, "a checkpoint is opened for some of its parts");
     *out = NULL;
     model *m = calloc(1, sizeof *m);
     if (!m) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
     status st = model_open_files(m, dir, e);
     if (st == STATUS_OK && parts & MODEL_PART_DECODER) st = model_open_tokenizer(m, dir, e);
+    if (st == STATUS_OK && adapter_dir) st = adapter_open(&m->adapter, adapter_dir, e);
     if (st == STATUS_OK) st = model_bind_weights(m, parts, e);
     if (st != STATUS_OK) {
         model_close(&m);
@@ -178,6 +192,7 @@ status model_open(model **out, const char *dir, int parts, err *e) {
 void model_close(model **m) {
     if (!*m) return;
     tokenizer_close(&(*m)->tokens);
+    adapter_close(&(*m)->adapter);
     free((*m)->tensors);
     weight_table_deinit(&(*m)->table);
     weight_files_close(&(*m)->files);

@@ -1,7 +1,7 @@
 /* A checkpoint, opened and verified: config, mapped weights, tokenizer, fingerprints.
  *
  *     model *m;
- *     st = model_open(&m, dir, MODEL_PART_TOWER | MODEL_PART_DECODER, &e);
+ *     st = model_open(&m, dir, NULL, MODEL_PART_TOWER | MODEL_PART_DECODER, &e);
  *     ops_tensor w = model_weight(m, "model.layers.%d.mlp.fc1.weight", layer);
  *     model_close(&m);
  *
@@ -26,8 +26,9 @@ enum {
     MODEL_PART_ALL = 3
 };
 
-/* Errors: IO, BAD_FORMAT, BAD_MODEL; the text names file, tensor or key, found and expected. */
-MUST_USE status model_open(model **m, const char *dir, int parts, err *e);
+/* adapter_dir: the folder of a PEFT adapter that is merged into the weights, or NULL. The fingerprints are those of the
+ * merged weights. Errors: IO, BAD_FORMAT, BAD_MODEL; the text names file, tensor or key, found and expected. */
+MUST_USE status model_open(model **m, const char *dir, const char *adapter_dir, int parts, err *e);
 void model_close(model **m);
 
 const model_config *model_get_config(const model *m);

@@ -2,6 +2,7 @@
 #ifndef MODEL_MODEL_INTERNAL_H
 #define MODEL_MODEL_INTERNAL_H
 
+#include "model/adapter.h"
 #include "model/model.h"
 #include "model/weight_table.h"
 
@@ -9,6 +10,7 @@ struct model {
     model_config config;
     int parts;
     weight_files *files;
+    adapter *adapter; /* NULL: none is merged */
     weight_table table;
     const safetensors_tensor **tensors; /* one per row of the table; NULL: absent or not opened */
     tokenizer *tokens;

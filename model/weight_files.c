@@ -148,12 +148,12 @@ static status open_sharded(weight_files *w, const char *dir, const char *path, e
     return st;
 }
 
-static status open_single(weight_files *w, const char *dir, err *e) {
+static status open_single(weight_files *w, const char *dir, const char *file, err *e) {
     w->shards = calloc(1, sizeof *w->shards);
     if (!w->shards) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
     w->n_shards = 1;
-    w->list_name = SINGLE_NAME;
-    (void)snprintf(w->shards[0].name, SHARD_NAME_BYTES, "%s", SINGLE_NAME);
+    (void)snprintf(w->shards[0].name, SHARD_NAME_BYTES, "%s", file);
+    w->list_name = w->shards[0].name;
     status st = open_shards(w, dir, e);
     return st == STATUS_OK ? merge_entries(w, dir, e) : st;
 }
@@ -167,7 +167,7 @@ status weight_files_open(weight_files **out, const char *dir, err *e) {
 
     (void)snprintf(path, sizeof path, "%s/" SINGLE_NAME, dir);
     if (access(path, F_OK) == 0) {
-        st = open_single(w, dir, e);
+        st = open_single(w, dir, SINGLE_NAME, e);
     } else {
         (void)snprintf(path, sizeof path, "%s/" INDEX_NAME, dir);
         if (access(path, F_OK) == 0)
@@ -175,6 +175,19 @@ status weight_files_open(weight_files **out, const char *dir, err *e) {
         else
             st = fail(e, STATUS_IO, "%s: holds neither %s nor %s", dir, SINGLE_NAME, INDEX_NAME);
     }
+    if (st != STATUS_OK) {
+        weight_files_close(&w);
+        return st;
+    }
+    *out = w;
+    return STATUS_OK;
+}
+
+status weight_files_open_one(weight_files **out, const char *dir, const char *file, err *e) {
+    *out = NULL;
+    weight_files *w = calloc(1, sizeof *w);
+    if (!w) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
+    status st = open_single(w, dir, file, e);
     if (st != STATUS_OK) {
         weight_files_close(&w);
         return st;

@@ -25,6 +25,8 @@ typedef struct weight_files weight_files;
 /* Reads dir/model.safetensors, or, when that is absent, dir/model.safetensors.index.json and the shards
  * it names. Errors: IO, BAD_FORMAT, BAD_MODEL (index and shards do not agree). */
 MUST_USE status weight_files_open(weight_files **w, const char *dir, err *e);
+/* Reads this one file of dir. */
+MUST_USE status weight_files_open_one(weight_files **w, const char *dir, const char *file, err *e);
 void weight_files_close(weight_files **w);
 
 size_t weight_files_count(const weight_files *w);

@@ -34,7 +34,8 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     cache_settings cache_wishes = cache_settings_default();
     status st = image_decoder_open(&p->decoder, (int)options_int(o, "decoders"), &limits, e);
     /* Both parts: every node names the same model to the broker, whichever half of it it runs. */
-    if (st == STATUS_OK) st = model_open(&p->model, options_string(o, "model"), MODEL_PART_ALL, e);
+    if (st == STATUS_OK) st = model_open(&p->model, options_string(o, "model"), options_string(o, "adapter"),
+                                             MODEL_PART_ALL, e);
     if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
     if (st != STATUS_OK) return st;
     vision_service_parts parts = {p->model, p->cache, p->decoder};

@@ -42,7 +42,7 @@ static unsigned char *stored_features(const fixture *f) {
 static void open_fixture(fixture *f, const char *case_name, int n_threads) {
     err e;
     f->g = golden_open(case_name);
-    if (model_open(&f->m, golden_dir(f->g), MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (model_open(&f->m, golden_dir(f->g), NULL, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
     f->c = model_get_config(f->m);
     ops_settings settings = {.device = "cpu", .n_threads = n_threads};
     if (ops_open(&f->ctx, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);

@@ -594,7 +594,7 @@ static void closing_in_the_middle_of_work_releases_everything(void **state) {
 static int set_up_case(const char *case_name) {
     err e;
     g = golden_open(case_name);
-    if (model_open(&m, golden_dir(g), MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (model_open(&m, golden_dir(g), NULL, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
     golden_tensor t = golden_get(g, "features");
     image_values = (size_t)(t.dims[1] * t.dims[2]);
     features = malloc(GOLDEN_IMAGES * image_values * sizeof *features);

@@ -15,7 +15,7 @@
 static model *open_model(const checkpoint *c) {
     model *m;
     err e;
-    if (model_open(&m, c->dir, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (model_open(&m, c->dir, NULL, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
     return m;
 }
 
@@ -28,7 +28,7 @@ static void expect_words(const char *text, const char *const *needles) {
 static void folder_is_refused(const checkpoint *c, status want, const char *const *needles) {
     model *m;
     err e = {0};
-    status st = model_open(&m, c->dir, MODEL_PART_ALL, &e);
+    status st = model_open(&m, c->dir, NULL, MODEL_PART_ALL, &e);
     if (st == STATUS_OK) fail_msg("taken, though it should say \"%s\"", needles[0]);
     expect_words(e.text, needles);
     assert_int_equal(st, want);
