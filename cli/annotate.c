@@ -29,7 +29,8 @@ static const option_row rows[] = {
      "a question for every image; may be repeated (without any: \"" DEFAULT_PROMPT "\")"},
     {"prompts", 0, OPTION_STRING, "FILE", NULL, 0, 0, "questions from a file, one a line"},
     {"input", 'i', OPTION_STRING, "ITEMS.jsonl", NULL, 0, 0,
-     "items, one JSON object a line: id, image (path or data: URL), prompt or prompts; - is standard input"},
+     "items, one JSON object a line: id, image (path or data: URL), prompt or prompts, and turns before them; - is "
+     "standard input"},
     {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output"},
     {"resume", 0, OPTION_FLAG, NULL, NULL, 0, 0, "finish an interrupted run: keep what OUT.jsonl has"},
     {"overwrite", 0, OPTION_FLAG, NULL, NULL, 0, 0, "replace an OUT.jsonl that has results in it"},
@@ -178,7 +179,8 @@ static status submit_loaded(run *r, const prompt_list *defaults, err *e) {
     const plan_item *loaded = &r->loaded;
     request_question questions[MESSAGE_QUESTIONS_MAX];
     for (size_t i = 0; i < loaded->n_prompts; i++)
-        questions[i] = (request_question){.prompt = loaded->prompts[i]};
+        questions[i] = (request_question){
+            .prompt = loaded->prompts[i], .turns = loaded->turns, .n_turns = loaded->n_turns};
     request asked = {.questions = questions, .n_questions = loaded->n_prompts, .sampling = r->sampling,
                      .template_name = r->template_name};
     client_item item = {.image = loaded->data, .request = &asked, .flags = r->exif ? MESSAGE_FLAG_EXIF : 0};

@@ -219,6 +219,9 @@ static status load_line(plan *p, const plan_entry *entry, plan_item *item, err *
         item->prompts = p->line_prompts;
         item->n_prompts = line.n_prompts;
     }
+    memcpy(p->line_turns, line.turns, sizeof p->line_turns);
+    item->turns = p->line_turns;
+    item->n_turns = line.n_turns;
     if (strncmp(line.image, "data:", 5) == 0) {
         item->image = "data:";
         return read_data_url(p, line.image, item, e);

@@ -41,6 +41,8 @@ typedef struct {
     const char *image;     /* for people and the result line: the path, or "data:" */
     const char *const *prompts;
     size_t n_prompts;
+    const request_turn *turns; /* what was said about the image before, n_turns of them */
+    size_t n_turns;
     bytes data;            /* the image file's bytes; empty when code is not OK */
     status code;           /* OK, IMAGE_UNREADABLE, IMAGE_TOO_LARGE: this item's failure */
     char why[ERR_TEXT_BYTES];

@@ -34,6 +34,7 @@ struct plan {
     /* of the item loaded last */
     json_t *object;
     const char *line_prompts[MESSAGE_QUESTIONS_MAX];
+    request_turn line_turns[MESSAGE_TURNS_MAX];
     buf data;
 };
 
@@ -54,6 +55,8 @@ typedef struct {
     const char *id, *image;
     const char *prompts[MESSAGE_QUESTIONS_MAX];
     size_t n_prompts; /* 0: none of its own */
+    request_turn turns[MESSAGE_TURNS_MAX];
+    size_t n_turns;
 } plan_line;
 MUST_USE status plan_line_parse(json_t **object, plan_line *line, const char *text, size_t n_bytes,
                                 err *e);

@@ -1,5 +1,5 @@
-/* The manifest: one JSON object a line, `id`, `image`, and `prompt` or `prompts`. Other keys are left to
- * whoever wrote them.
+/* The manifest: one JSON object a line, `id`, `image`, `prompt` or `prompts`, and `turns`: what was asked about
+ * the image and answered before. Other keys are left to whoever wrote them.
  *
  * A broken line is reported by its number and left out; it costs no other line its answer. The file is
  * read once here to check it, and each line again when its item is due, at the offset noted now. Standard
@@ -37,6 +37,28 @@ static status take_prompts(plan_line *line, const json_t *object, err *e) {
     return st;
 }
 
+/* [{"question": "...", "answer": "..."}, ...] */
+static status take_turns(plan_line *line, const json_t *object, err *e) {
+    const json_t *turns = json_object_get(object, "turns");
+    if (!turns) return STATUS_OK;
+    if (!json_is_array(turns) || json_array_size(turns) > MESSAGE_TURNS_MAX)
+        return fail(e, STATUS_BAD_FORMAT, "turns is not a list of at most %d", MESSAGE_TURNS_MAX);
+    size_t n_bytes = 0;
+    for (size_t i = 0; i < json_array_size(turns); i++) {
+        const json_t *turn = json_array_get(turns, i);
+        const json_t *question = json_object_get(turn, "question"), *text = json_object_get(turn, "answer");
+        if (!json_is_string(question) || !json_is_string(text))
+            return fail(e, STATUS_BAD_FORMAT, "turn %zu has not both question and answer", i + 1);
+        n_bytes += json_string_length(question) + json_string_length(text);
+        line->turns[line->n_turns++] = (request_turn){json_string_value(question), json_string_value(text)};
+    }
+    for (size_t i = 0; i < line->n_prompts; i++)
+        if (n_bytes + strlen(line->prompts[i]) > MESSAGE_PROMPT_BYTES_MAX)
+            return fail(e, STATUS_BAD_FORMAT, "turns and a prompt have %zu bytes together, limit %d",
+                        n_bytes + strlen(line->prompts[i]), MESSAGE_PROMPT_BYTES_MAX);
+    return STATUS_OK;
+}
+
 static status take_text(const char **out, const json_t *object, const char *key, size_t max, err *e) {
     const json_t *value = json_object_get(object, key);
     if (!value) return fail(e, STATUS_BAD_FORMAT, "no \"%s\"", key);
@@ -60,6 +82,7 @@ status plan_line_parse(json_t **object, plan_line *line, const char *text, size_
     if (st == STATUS_OK) st = take_text(&line->id, *object, "id", PLAN_ID_BYTES_MAX, e);
     if (st == STATUS_OK) st = take_text(&line->image, *object, "image", PLAN_LINE_BYTES_MAX, e);
     if (st == STATUS_OK) st = take_prompts(line, *object, e);
+    if (st == STATUS_OK) st = take_turns(line, *object, e);
     if (st != STATUS_OK) {
         json_decref(*object);
         *object = NULL;
@@ -121,10 +144,14 @@ static status add_line(plan *p, const line_reader *r, size_t line_no, err *why, 
                         .line_no = line_no, .n_prompts = (uint32_t)line.n_prompts};
     plan_hash_text(p, line.id);
     plan_hash_text(p, line.image);
-    char n_prompts[24]; /* so that a prompt cannot pass for the next line's id */
-    (void)snprintf(n_prompts, sizeof n_prompts, "%zu", line.n_prompts);
-    plan_hash_text(p, n_prompts);
+    char counts[48]; /* so that a prompt cannot pass for the next line's id */
+    (void)snprintf(counts, sizeof counts, "%zu %zu", line.n_prompts, line.n_turns);
+    plan_hash_text(p, counts);
     for (size_t i = 0; i < line.n_prompts; i++) plan_hash_text(p, line.prompts[i]);
+    for (size_t i = 0; i < line.n_turns; i++) {
+        plan_hash_text(p, line.turns[i].question);
+        plan_hash_text(p, line.turns[i].answer);
+    }
     json_decref(object);
     if (!entry.id) return fail(e, STATUS_NO_MEMORY, "%.300s: out of memory", p->manifest_name);
     return plan_add(p, &entry, e);

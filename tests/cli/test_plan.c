@@ -222,7 +222,8 @@ static void each_broken_line_is_named_and_the_others_are_kept(void **state) {
         "{\"id\":\"\",\"image\":\"a\"}", "{\"id\":\"x\",\"image\":\"\"}", "{\"id\":\"x\",\"image\":null}",
         "{\"id\":\"x\",\"image\":\"a\",\"prompt\":7}", "{\"id\":\"x\",\"image\":\"a\",\"prompts\":[]}",
         "{\"id\":\"x\",\"image\":\"a\",\"prompts\":[7]}", "{\"id\":\"x\",\"image\":\"a\",\"prompts\":\"q\"}",
-        "{\"id\":\"x\",\"image\":\"a\",\"prompt\":\"\"}",
+        "{\"id\":\"x\",\"image\":\"a\",\"prompt\":\"\"}", "{\"id\":\"x\",\"image\":\"a\",\"turns\":{}}",
+        "{\"id\":\"x\",\"image\":\"a\",\"turns\":[{\"question\":\"q\"}]}", "{\"id\":\"x\",\"image\":\"a\",\"turns\":[7]}",
         "{\"id\":\"x\",\"image\":\"a\",\"prompt\":\"q\",\"prompts\":[\"r\"]}",
         "{\"id\":\"x\",\"id\":\"y\",\"image\":\"a\"}", "{\"id\":\"\\u0000\",\"image\":\"a\"}",
         "{\"id\":\"\xff\",\"image\":\"a\"}", "{\"id\":\"x\",\"image\":\"a\"} trailing", "\xef\xbb\xbf{}"};
@@ -236,6 +237,20 @@ static void each_broken_line_is_named_and_the_others_are_kept(void **state) {
         assert_non_null(strstr(f->complaint_text, "items.jsonl line 2: "));
         rewind(f->complaints);
     }
+}
+
+static void a_manifest_may_say_what_was_said_before(void **state) {
+    fixture *f = *state;
+    assert_int_equal(open_manifest(f, "{\"id\":\"a\",\"image\":\"data:image/png;base64,Zm9v\",\"prompt\":\"and?\","
+                                      "\"turns\":[{\"question\":\"what?\",\"answer\":\"a dog\"}]}\n"
+                                      "{\"id\":\"b\",\"image\":\"data:image/png;base64,Zm9v\"}\n"), STATUS_OK);
+    plan_item item;
+    assert_int_equal(plan_load(f->p, 0, &item, &f->e), STATUS_OK);
+    assert_int_equal(item.n_turns, 1);
+    assert_string_equal(item.turns[0].question, "what?");
+    assert_string_equal(item.turns[0].answer, "a dog");
+    assert_int_equal(plan_load(f->p, 1, &item, &f->e), STATUS_OK);
+    assert_int_equal(item.n_turns, 0);
 }
 
 static void a_prompt_or_a_list_over_its_limit_breaks_its_line_only(void **state) {
@@ -322,6 +337,7 @@ static void the_digest_changes_with_whatever_is_asked(void **state) {
     static const char *const texts[] = {
         "{\"id\":\"1\",\"image\":\"a.jpg\"}\n", "{\"id\":\"2\",\"image\":\"a.jpg\"}\n",
         "{\"id\":\"1\",\"image\":\"b.jpg\"}\n", "{\"id\":\"1\",\"image\":\"a.jpg\",\"prompt\":\"q\"}\n",
+        "{\"id\":\"1\",\"image\":\"a.jpg\",\"prompt\":\"q\",\"turns\":[{\"question\":\"q\",\"answer\":\"a\"}]}\n",
         "{\"id\":\"1\",\"image\":\"a.jpg\"}\n{\"id\":\"2\",\"image\":\"a.jpg\"}\n",
         "{\"id\":\"2\",\"image\":\"a.jpg\"}\n{\"id\":\"1\",\"image\":\"a.jpg\"}\n"};
     enum { N = sizeof texts / sizeof *texts };
@@ -349,6 +365,7 @@ int main(void) {
         T(what_cannot_be_an_image_fails_alone),
         T(a_manifest_gives_ids_images_and_prompts),
         T(each_broken_line_is_named_and_the_others_are_kept),
+        T(a_manifest_may_say_what_was_said_before),
         T(a_prompt_or_a_list_over_its_limit_breaks_its_line_only),
         T(a_line_over_its_limit_is_left_out_and_the_next_one_read),
         T(a_second_line_with_one_id_is_refused_naming_both),
