@@ -29,8 +29,8 @@ static const option_row rows[] = {
      "a question for every image; may be repeated (without any: \"" DEFAULT_PROMPT "\")"},
     {"prompts", 0, OPTION_STRING, "FILE", NULL, 0, 0, "questions from a file, one a line"},
     {"input", 'i', OPTION_STRING, "ITEMS.jsonl", NULL, 0, 0,
-     "items, one JSON object a line: id, image (path or data: URL), prompt or prompts, and turns before them; - is "
-     "standard input"},
+     "items, one JSON object a line: id, image (path or data: URL; none: text alone), prompt or prompts, and turns "
+     "before them; - is standard input"},
     {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output"},
     {"resume", 0, OPTION_FLAG, NULL, NULL, 0, 0, "finish an interrupted run: keep what OUT.jsonl has"},
     {"overwrite", 0, OPTION_FLAG, NULL, NULL, 0, 0, "replace an OUT.jsonl that has results in it"},
@@ -136,8 +136,8 @@ static ticket *ticket_open(run *r, size_t idx, const plan_item *item, const prom
     r->tickets = t;
     t->idx = idx;
     t->n_prompts = item->n_prompts;
-    t->image = strdup(item->image);
-    bool ok = t->image != NULL;
+    t->image = item->image ? strdup(item->image) : NULL;
+    bool ok = t->image || !item->image;
     if (item->prompts == defaults->texts) {
         t->shared_prompts = item->prompts;
     } else if (ok && (t->prompts = calloc(item->n_prompts, sizeof *t->prompts))) {
@@ -278,6 +278,7 @@ static status loop(run *r, const prompt_list *defaults, err *e) {
 /* The plan's digest and everything else that decides an answer and is known before the model is. */
 static void digest_run(run *r, const options *o) {
     char text[512];
+    const char *adapter = options_string(o, "adapter"), *form = r->template_name;
     const request_sampling *s = &r->sampling;
     int n = snprintf(text, sizeof text, "%a %a %u %a %llu %u %d %u %d %s", (double)s->temperature,
                      (double)s->top_p, s->top_k, (double)s->min_p, (unsigned long long)s->seed,
@@ -288,6 +289,8 @@ static void digest_run(run *r, const options *o) {
     hash_sha256_add(h, r->digest, sizeof r->digest);
     hash_sha256_add(h, text, n < (int)sizeof text ? (size_t)n + 1 : sizeof text);
     for (uint32_t i = 0; i < s->n_stop; i++) hash_sha256_add(h, s->stop[i], strlen(s->stop[i]) + 1);
+    if (form) hash_sha256_add(h, form, strlen(form) + 1);
+    if (adapter) hash_sha256_add(h, adapter, strlen(adapter) + 1);
     hash_sha256_finish(h, r->digest);
 }
 

@@ -222,6 +222,7 @@ static status load_line(plan *p, const plan_entry *entry, plan_item *item, err *
     memcpy(p->line_turns, line.turns, sizeof p->line_turns);
     item->turns = p->line_turns;
     item->n_turns = line.n_turns;
+    if (!line.image) return STATUS_OK;
     if (strncmp(line.image, "data:", 5) == 0) {
         item->image = "data:";
         return read_data_url(p, line.image, item, e);
@@ -246,7 +247,7 @@ status plan_load(plan *p, size_t idx, plan_item *item, err *e) {
         st = load_line(p, entry, item, e);
     }
     if (st != STATUS_OK) return st;
-    if (item->code == STATUS_OK && p->data.len_bytes == 0)
+    if (item->code == STATUS_OK && item->image && p->data.len_bytes == 0)
         item_fails(item, STATUS_IMAGE_UNDECODABLE, "data URL: no bytes");
     if (item->code == STATUS_OK) item->data = (bytes){p->data.data, p->data.len_bytes};
     return STATUS_OK;

@@ -38,7 +38,7 @@ typedef struct {
 /* One item, loaded. Views live until the next plan_load or plan_close. */
 typedef struct {
     const char *id;        /* valid UTF-8, unique in the plan */
-    const char *image;     /* for people and the result line: the path, or "data:" */
+    const char *image;     /* for people and the result line: the path, or "data:"; NULL: none */
     const char *const *prompts;
     size_t n_prompts;
     const request_turn *turns; /* what was said about the image before, n_turns of them */

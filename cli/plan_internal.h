@@ -52,7 +52,7 @@ MUST_USE status plan_add_manifest(plan *p, const char *name, FILE *complaints, e
 
 /* What a line says; views of object. The parts of a broken line are named in e (BAD_FORMAT). */
 typedef struct {
-    const char *id, *image;
+    const char *id, *image; /* image NULL: none */
     const char *prompts[MESSAGE_QUESTIONS_MAX];
     size_t n_prompts; /* 0: none of its own */
     request_turn turns[MESSAGE_TURNS_MAX];

@@ -1,4 +1,4 @@
-/* The manifest: one JSON object a line, `id`, `image`, `prompt` or `prompts`, and `turns`: what was asked about
+/* The manifest: one JSON object a line, `id`, `image` (none: text alone), `prompt` or `prompts`, and `turns`: what was asked about
  * the image and answered before. Other keys are left to whoever wrote them.
  *
  * A broken line is reported by its number and left out; it costs no other line its answer. The file is
@@ -80,7 +80,8 @@ status plan_line_parse(json_t **object, plan_line *line, const char *text, size_
     else if (!json_is_object(*object))
         st = fail(e, STATUS_BAD_FORMAT, "not a JSON object");
     if (st == STATUS_OK) st = take_text(&line->id, *object, "id", PLAN_ID_BYTES_MAX, e);
-    if (st == STATUS_OK) st = take_text(&line->image, *object, "image", PLAN_LINE_BYTES_MAX, e);
+    if (st == STATUS_OK && json_object_get(*object, "image"))
+        st = take_text(&line->image, *object, "image", PLAN_LINE_BYTES_MAX, e);
     if (st == STATUS_OK) st = take_prompts(line, *object, e);
     if (st == STATUS_OK) st = take_turns(line, *object, e);
     if (st != STATUS_OK) {
@@ -143,7 +144,7 @@ static status add_line(plan *p, const line_reader *r, size_t line_no, err *why, 
     plan_entry entry = {.id = strdup(line.id), .offset = r->offset, .line_bytes = r->n_bytes,
                         .line_no = line_no, .n_prompts = (uint32_t)line.n_prompts};
     plan_hash_text(p, line.id);
-    plan_hash_text(p, line.image);
+    plan_hash_text(p, line.image ? line.image : "");
     char counts[48]; /* so that a prompt cannot pass for the next line's id */
     (void)snprintf(counts, sizeof counts, "%zu %zu", line.n_prompts, line.n_turns);
     plan_hash_text(p, counts);

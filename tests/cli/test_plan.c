@@ -194,13 +194,14 @@ static void a_manifest_gives_ids_images_and_prompts(void **state) {
                                       "\n"
                                       "{\"id\":\"two\",\"image\":\"data:image/png;base64,Zm9v\","
                                       "\"prompts\":[\"A?\",\"\\u00e9?\"]}\r\n"
-                                      "{\"id\":\"three\",\"image\":\"sub/a.jpg\"}"), STATUS_OK);
-    assert_int_equal(plan_count(f->p), 3);
+                                      "{\"id\":\"three\",\"image\":\"sub/a.jpg\"}\n"
+                                      "{\"id\":\"words\"}"), STATUS_OK);
+    assert_int_equal(plan_count(f->p), 4);
     assert_int_equal(plan_broken_lines(f->p), 0);
     assert_int_equal(plan_n_prompts(f->p, 1), 2);
     assert_int_equal(plan_n_prompts(f->p, 2), 1);
     assert_int_equal(plan_find(f->p, "two"), 1);
-    assert_int_equal(plan_find(f->p, "four"), 3);
+    assert_int_equal(plan_find(f->p, "four"), 4);
     plan_item item;
     assert_int_equal(plan_load(f->p, 1, &item, &f->e), STATUS_OK);
     assert_int_equal(item.code, STATUS_OK);
@@ -213,12 +214,16 @@ static void a_manifest_gives_ids_images_and_prompts(void **state) {
     assert_string_equal(item.prompts[0], "Why?");
     assert_int_equal(plan_load(f->p, 2, &item, &f->e), STATUS_OK);
     assert_string_equal(item.prompts[0], "Describe the image.");
+    assert_int_equal(plan_load(f->p, 3, &item, &f->e), STATUS_OK);
+    assert_null(item.image);
+    assert_int_equal(item.code, STATUS_OK);
+    assert_int_equal(item.data.len_bytes, 0);
 }
 
 static void each_broken_line_is_named_and_the_others_are_kept(void **state) {
     fixture *f = *state;
     static const char *const broken[] = {
-        "{\"id\":\"x\"", "[]", "17", "{\"image\":\"a\"}", "{\"id\":\"x\"}", "{\"id\":7,\"image\":\"a\"}",
+        "{\"id\":\"x\"", "[]", "17", "{\"image\":\"a\"}", "{\"id\":7,\"image\":\"a\"}",
         "{\"id\":\"\",\"image\":\"a\"}", "{\"id\":\"x\",\"image\":\"\"}", "{\"id\":\"x\",\"image\":null}",
         "{\"id\":\"x\",\"image\":\"a\",\"prompt\":7}", "{\"id\":\"x\",\"image\":\"a\",\"prompts\":[]}",
         "{\"id\":\"x\",\"image\":\"a\",\"prompts\":[7]}", "{\"id\":\"x\",\"image\":\"a\",\"prompts\":\"q\"}",
