@@ -9,6 +9,7 @@ const command commands[] = {
     {&generate_table, generate_run},
     {&embed_table, embed_run},
     {&tokenize_table, tokenize_run},
+    {&eval_table, eval_run},
     {&model_inspect_table, model_inspect_run},
     {&model_verify_table, model_verify_run},
     {&status_table, status_run},

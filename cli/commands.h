@@ -26,6 +26,7 @@ typedef struct {
 extern const command commands[];
 
 extern const option_table annotate_table, ask_table, generate_table, embed_table, tokenize_table,
+    eval_table,
     model_inspect_table, model_verify_table, status_table, up_table, table_table, completion_table,
     man_table;
 
@@ -34,6 +35,7 @@ MUST_USE status ask_run(const options *o, int *exit_code, err *e);
 MUST_USE status generate_run(const options *o, int *exit_code, err *e);
 MUST_USE status embed_run(const options *o, int *exit_code, err *e);
 MUST_USE status tokenize_run(const options *o, int *exit_code, err *e);
+MUST_USE status eval_run(const options *o, int *exit_code, err *e);
 MUST_USE status model_inspect_run(const options *o, int *exit_code, err *e);
 MUST_USE status model_verify_run(const options *o, int *exit_code, err *e);
 MUST_USE status status_run(const options *o, int *exit_code, err *e);
