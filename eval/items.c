@@ -28,6 +28,7 @@ status eval_items_add(eval_items *all, json_t *source, const char *image, const 
 void eval_items_deinit(eval_items *all) {
     for (size_t i = 0; i < all->n; i++) {
         json_decref(all->items[i].source);
+        json_decref(all->items[i].record);
         free(all->items[i].image), free(all->items[i].prompt), free(all->items[i].answer);
     }
     free(all->items);
@@ -40,6 +41,7 @@ status eval_items_write(const eval_items *all, const char *path, err *e) {
     if (!f) return fail_errno(e, STATUS_IO, "%.300s", path);
     int failed = 0;
     for (size_t i = 0; i < all->n && !failed; i++) {
+        if (all->items[i].answer) continue;
         char id[24];
         (void)snprintf(id, sizeof id, "%zu", i);
         json_t *line = json_pack("{s:s, s:s}", "id", id, "prompt", all->items[i].prompt);
@@ -91,6 +93,7 @@ status eval_json_write(const json_t *root, const char *path, int indent, err *e)
     FILE *f = fopen(path, "we");
     if (!f) return fail_errno(e, STATUS_IO, "%.300s", path);
     int failed = json_dumpf(root, f, JSON_ENSURE_ASCII | JSON_ENCODE_ANY | JSON_INDENT((size_t)indent));
+    if (indent > 0 && fputc('\n', f) == EOF) failed = 1;
     if (fclose(f) != 0 || failed) return fail(e, STATUS_IO, "%.300s: cannot be written", path);
     return STATUS_OK;
 }

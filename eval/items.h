@@ -17,9 +17,10 @@
 
 typedef struct {
     json_t *source; /* the entry of the official file */
+    json_t *record; /* what the file of answers says of it besides or instead of the usual; NULL: nothing */
     char *image;    /* path, NULL: a question without one */
     char *prompt;   /* complete but for the template */
-    char *answer;   /* stripped; NULL: none came */
+    char *answer;   /* stripped; NULL: none came. A reader that sets it has the question not asked */
 } eval_item;
 
 typedef struct {

@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "base/status.h"
+
 /* VQA accuracy: the mean, over the people asked, of min(1, how many of the others said the same / 3). All texts are
  * normalised. */
 double score_vqa(const char *said, const char *const *people, size_t n_people);
@@ -35,5 +37,9 @@ int score_science_qa(const char *said, int n_choices);
 /* MMMU, multiple choice: the place of the chosen letter, or -1 when the reference would draw lots. options: the texts
  * of the n choices. */
 int score_mmmu_choice(const char *said, const char *const *options, int n);
+
+/* MMMU, open questions: whether one of the golden answers is in a part of what was said that looks like its answer, or
+ * equals a number in one. Errors: NO_MEMORY. */
+MUST_USE status score_mmmu_open(bool *is_right, const char *said, const char *const *gold, size_t n_gold);
 
 #endif

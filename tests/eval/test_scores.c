@@ -134,8 +134,33 @@ static void mmmu_takes_the_sign_that_stands_furthest_right(void **state) {
     assert_int_equal(score_mmmu_choice(" C", options, 3), 2); /* spaces are not stripped and part the letter */
 }
 
+static void open_says(const char *said, const char *gold, bool want) {
+    bool is_right = !want;
+    assert_int_equal(score_mmmu_open(&is_right, said, &gold, 1), STATUS_OK);
+    if (is_right != want) fail_msg("\"%s\" against \"%s\" is %d", said, gold, is_right);
+}
+
+static void mmmu_open_answers_are_read_after_words_of_conclusion(void **state) {
+    (void)state;
+    open_says("The answer is 12.", "12", true);
+    open_says("12.", "12.0", true);
+    open_says("So it could be a red fox.", "fox", true);
+    open_says("x = 3, y = 4", "4", true);                /* the shortest tail */
+    open_says("x = 3\ny is 4", "3", false);              /* "=" counts in the last line only */
+    open_says("a fox\nTherefore nothing", "fox", false); /* a line without such a word is left out */
+    open_says("1,234.5", "1234.5", true);
+    open_says("about 1,234 metres", "1234", true);
+    open_says("2.5e3", "2500", true);
+    open_says("3.14159", "3.14", true);                  /* two decimals */
+    open_says("A", "A", true);                           /* one letter must stand at a space */
+    open_says("cat", "a", false);
+    open_says("it is a cat", "a", true);
+    open_says("", "cat", false);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(mmmu_open_answers_are_read_after_words_of_conclusion),
+                                       
         cmocka_unit_test(answers_are_normalised_as_the_evalai_processor_does),
         cmocka_unit_test(vqa_accuracy_leaves_one_out),
         cmocka_unit_test(gqa_compares_strings),
