@@ -211,8 +211,8 @@ status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
     *matrix = NULL;
     if (w->place != OPS_PLACE_HOST || (bias && bias->place != OPS_PLACE_HOST))
         return fail(e, STATUS_UNSUPPORTED, "ops: a matrix is packed from host memory");
-    if (!is_storage_dtype(w->dtype) || (bias && !is_storage_dtype(bias->dtype)))
-        return fail(e, STATUS_UNSUPPORTED, "ops: a matrix of %s with bias of %s, need f32, f16 or bf16",
+    if ((!is_storage_dtype(w->dtype) && !dtype_is_quantized(w->dtype)) || (bias && !is_storage_dtype(bias->dtype)))
+        return fail(e, STATUS_UNSUPPORTED, "ops: a matrix of %s with bias of %s, need f32, f16 or bf16, or a matrix of q8 or q4",
                     dtype_name(w->dtype), bias ? dtype_name(bias->dtype) : "none");
     int64_t bytes;
     if (w->n_dims != 2 || w->dims[0] < 1 || w->dims[1] < 1 ||

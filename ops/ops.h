@@ -71,8 +71,8 @@ MUST_USE status ops_sync(ops_ctx *ctx);
 /* A weight matrix in the form the backend multiplies fastest; opaque. */
 typedef struct ops_matrix ops_matrix;
 
-/* Packs w [n_out, n_in] (host, f32, f16 or bf16; unaligned data is fine) and bias [n_out] (host, same
- * types, or NULL). Values are kept exactly. w may be unmapped afterwards. Errors: NO_MEMORY, BAD_SHAPE. */
+/* Packs w [n_out, n_in] (host, f32, f16, bf16, q8 or q4; unaligned data is fine) and bias [n_out] (host, f32, f16 or
+ * bf16, or NULL). Values are kept exactly. w may be unmapped afterwards. Errors: NO_MEMORY, BAD_SHAPE. */
 MUST_USE status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
                                 const ops_tensor *bias, err *e);
 void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix);

@@ -1,5 +1,6 @@
 #include "ops/tensor.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/check.h"
@@ -9,7 +10,8 @@ static const struct {
     size_t bytes;
 } dtypes[] = {
     [OPS_DTYPE_F32] = {"f32", 4}, [OPS_DTYPE_F16] = {"f16", 2}, [OPS_DTYPE_BF16] = {"bf16", 2},
-    [OPS_DTYPE_I32] = {"i32", 4}, [OPS_DTYPE_U8] = {"u8", 1},
+    [OPS_DTYPE_I32] = {"i32", 4}, [OPS_DTYPE_U8] = {"u8", 1},   [OPS_DTYPE_Q8] = {"q8", 0},
+    [OPS_DTYPE_Q4] = {"q4", 0},
 };
 
 ops_tensor tensor_make(void *data, ops_place place, ops_dtype dtype, int n_dims,
@@ -30,9 +32,21 @@ int64_t tensor_elements(const ops_tensor *t) {
 
 size_t tensor_bytes(const ops_tensor *t) {
     size_t bytes;
-    CHECK(!__builtin_mul_overflow((size_t)tensor_elements(t), dtype_bytes(t->dtype), &bytes),
-          "the bytes of a tensor fit");
+    int64_t n = tensor_elements(t), width = t->dims[t->n_dims - 1];
+    if (dtype_is_quantized(t->dtype)) return width ? (size_t)(n / width) * dtype_row_bytes(t->dtype, width) : 0;
+    CHECK(!__builtin_mul_overflow((size_t)n, dtype_bytes(t->dtype), &bytes), "the bytes of a tensor fit");
     return bytes;
+}
+
+bool dtype_is_quantized(ops_dtype dtype) { return dtype == OPS_DTYPE_Q8 || dtype == OPS_DTYPE_Q4; }
+
+static size_t block_bytes(ops_dtype dtype) {
+    return sizeof(uint16_t) + (dtype == OPS_DTYPE_Q8 ? QUANT_BLOCK : QUANT_BLOCK / 2);
+}
+
+size_t dtype_row_bytes(ops_dtype dtype, int64_t n) {
+    if (dtype_is_quantized(dtype)) return (size_t)((n + QUANT_BLOCK - 1) / QUANT_BLOCK) * block_bytes(dtype);
+    return (size_t)n * dtype_bytes(dtype);
 }
 
 size_t dtype_bytes(ops_dtype dtype) {
@@ -51,8 +65,7 @@ ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n) {
     int64_t row_elements = 1;
     for (int i = 1; i < t->n_dims; i++) row_elements *= t->dims[i];
     if (t->data && first > 0)
-        view.data = (unsigned char *)t->data +
-                    (size_t)first * (size_t)row_elements * dtype_bytes(t->dtype);
+        view.data = (unsigned char *)t->data + (size_t)first * dtype_row_bytes(t->dtype, row_elements);
     view.dims[0] = n;
     return view;
 }
@@ -129,7 +142,83 @@ uint16_t f32_to_bf16(float v) {
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/* ---- blocks -------------------------------------------------------------------------------- */
+
+static float block_value(const unsigned char *block, ops_dtype dtype, int j) {
+    uint16_t scale;
+    memcpy(&scale, block, sizeof scale);
+    const unsigned char *codes = block + sizeof scale;
+    if (dtype == OPS_DTYPE_Q8) return (float)(int8_t)codes[j] * bf16_to_f32(scale);
+    int half = codes[j % (QUANT_BLOCK / 2)] >> (j < QUANT_BLOCK / 2 ? 0 : 4) & 15;
+    return (float)(half - 8) * bf16_to_f32(scale);
+}
+
+static float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
+
+/* The codes of a block with this step; returns the sum of squared errors. */
+static double code_block(float codes[QUANT_BLOCK], const float x[QUANT_BLOCK], float step, float low, float high) {
+    double sum = 0.0;
+    for (int j = 0; j < QUANT_BLOCK; j++) {
+        codes[j] = step != 0.0f ? clamp(rintf(x[j] / step), low, high) : 0.0f;
+        double error = (double)x[j] - (double)(codes[j] * step);
+        sum += error * error;
+    }
+    return sum;
+}
+
+static float largest(const float x[QUANT_BLOCK]) {
+    float best = 0.0f;
+    for (int j = 0; j < QUANT_BLOCK; j++)
+        if (fabsf(x[j]) > fabsf(best)) best = x[j];
+    return best;
+}
+
+#define STEPS_TRIED 9
+
+static void quantize_block_q8(unsigned char *out, const float x[QUANT_BLOCK]) {
+    float codes[QUANT_BLOCK];
+    uint16_t scale = f32_to_bf16(fabsf(largest(x)) / 127.0f);
+    (void)code_block(codes, x, bf16_to_f32(scale), -127.0f, 127.0f);
+    memcpy(out, &scale, sizeof scale);
+    for (int j = 0; j < QUANT_BLOCK; j++) out[sizeof scale + (size_t)j] = (unsigned char)(int8_t)codes[j];
+}
+
+/* There is one code more below zero than above: the largest value gets it, so a step may be negative. */
+static void quantize_block_q4(unsigned char *out, const float x[QUANT_BLOCK]) {
+    float codes[QUANT_BLOCK], best_codes[QUANT_BLOCK];
+    float top = largest(x) / -8.0f;
+    double best = INFINITY;
+    uint16_t scale = 0;
+    for (int i = 0; i < STEPS_TRIED; i++) {
+        uint16_t tried = f32_to_bf16(top * (0.8f + 0.04f * (float)i));
+        double sum = code_block(codes, x, bf16_to_f32(tried), -8.0f, 7.0f);
+        if (i > 0 && sum >= best) continue;
+        best = sum;
+        scale = tried;
+        memcpy(best_codes, codes, sizeof codes);
+    }
+    memcpy(out, &scale, sizeof scale);
+    for (int j = 0; j < QUANT_BLOCK / 2; j++)
+        out[sizeof scale + (size_t)j] = (unsigned char)((int)best_codes[j] + 8 + ((int)best_codes[j + QUANT_BLOCK / 2] + 8) * 16);
+}
+
+void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n) {
+    CHECK(dtype_is_quantized(dtype), "blocks are of q8 or q4");
+    unsigned char *to = out;
+    for (int64_t i = 0; i < n; i += QUANT_BLOCK, to += block_bytes(dtype)) {
+        float block[QUANT_BLOCK] = {0};
+        for (int64_t j = 0; j < QUANT_BLOCK && i + j < n; j++) block[j] = isfinite(x[i + j]) ? x[i + j] : 0.0f;
+        if (dtype == OPS_DTYPE_Q8) quantize_block_q8(to, block);
+        else quantize_block_q4(to, block);
+    }
+}
+
 float tensor_value(const ops_tensor *t, int64_t i) {
+    if (dtype_is_quantized(t->dtype)) {
+        int64_t width = t->dims[t->n_dims - 1], at = i % width;
+        const unsigned char *row = (const unsigned char *)t->data + (size_t)(i / width) * dtype_row_bytes(t->dtype, width);
+        return block_value(row + (size_t)(at / QUANT_BLOCK) * block_bytes(t->dtype), t->dtype, (int)(at % QUANT_BLOCK));
+    }
     const unsigned char *at = (const unsigned char *)t->data + (size_t)i * dtype_bytes(t->dtype);
     uint16_t half;
     float v;

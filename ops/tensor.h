@@ -17,7 +17,14 @@ extern "C" {
 
 typedef enum { OPS_PLACE_HOST, OPS_PLACE_DEVICE } ops_place;
 
-typedef enum { OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_I32, OPS_DTYPE_U8 } ops_dtype;
+/* Q8 and Q4 are weights in blocks: each row is a run of blocks of QUANT_BLOCK, the last filled up with zeros. A block
+ * is a bf16 scale and codes; a weight is code * scale, rounded once to f32. Q8: a signed byte a weight. Q4: weights j
+ * and j + 16 share byte j, the first in its low half, each stored as code + 8. */
+typedef enum {
+    OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_I32, OPS_DTYPE_U8, OPS_DTYPE_Q8, OPS_DTYPE_Q4
+} ops_dtype;
+
+#define QUANT_BLOCK 32
 
 #define OPS_DIMS_MAX 4
 
@@ -33,8 +40,10 @@ ops_tensor tensor_make(void *data, ops_place place, ops_dtype dtype, int n_dims,
                        const int64_t *dims);
 int64_t tensor_elements(const ops_tensor *t);
 size_t tensor_bytes(const ops_tensor *t);
-size_t dtype_bytes(ops_dtype dtype);
-const char *dtype_name(ops_dtype dtype); /* "f32", "f16", "bf16", "i32", "u8" */
+size_t dtype_bytes(ops_dtype dtype); /* of an element; 0 of Q8 and Q4 */
+bool dtype_is_quantized(ops_dtype dtype);
+size_t dtype_row_bytes(ops_dtype dtype, int64_t n); /* of n elements side by side */
+const char *dtype_name(ops_dtype dtype); /* "f32", "f16", "bf16", "i32", "u8", "q8", "q4" */
 
 /* rows [first, first + n) of the slowest axis, as a view. */
 ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n);
@@ -45,8 +54,12 @@ ops_tensor tensor_first(const ops_tensor *t, int64_t n_rows, int64_t width);
 /* The same elements seen with other dims; their product must be equal (CHECK). */
 ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims);
 
-/* Element i as f32; of f32, f16 or bf16 on the host, at any alignment. */
+/* Element i as f32; of f32, f16, bf16 or a quantized matrix on the host, at any alignment. */
 float tensor_value(const ops_tensor *t, int64_t i);
+
+/* n values as a row of blocks; n need not fill the last. Q8: the largest of a block is 127 steps. Q4: of the steps around
+ * a sixteenth of the range, the one with the least square error. What is not finite counts as 0. */
+void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n);
 
 bool tensor_overlaps(const ops_tensor *a, const ops_tensor *b);
 

@@ -28,15 +28,50 @@ typedef struct {
     const unsigned char *w;
     size_t panel_bytes;
     int64_t n_out, n_in;
-    size_t element_bytes;
+    ops_dtype dtype;
 } pack_job;
 
+/* Codes of one packed block. */
+static size_t quant_codes_bytes(ops_dtype dtype) {
+    return (size_t)QUANT_BLOCK * PANEL_COLS / (dtype == OPS_DTYPE_Q8 ? 1 : 2);
+}
+
 #define PACK_K 32 /* k of one small block, so that both sides stay in cache */
+
+/* Where row k of a packed panel begins; of q8 and q4, k begins a block. */
+static size_t panel_offset(ops_dtype dtype, int64_t k) {
+    if (!dtype_is_quantized(dtype)) return (size_t)(k * PANEL_COLS) * dtype_bytes(dtype);
+    return (size_t)(k / QUANT_BLOCK) * (QUANT_HEAD + quant_codes_bytes(dtype));
+}
+
+/* Turns blocks of rows into blocks of a panel: the scales of its columns, then the codes row by row. */
+static void pack_quantized_panel(void *arg, int64_t panel, int thread) {
+    const pack_job *j = arg;
+    (void)thread;
+    size_t row_bytes = dtype_row_bytes(j->dtype, j->n_in), in_bytes = dtype_row_bytes(j->dtype, QUANT_BLOCK);
+    int64_t n_cols = min_i64(PANEL_COLS, j->n_out - panel * PANEL_COLS);
+    for (int64_t b = 0; b < ceil_div(j->n_in, QUANT_BLOCK); b++) {
+        unsigned char *out = j->panels + (size_t)panel * j->panel_bytes + panel_offset(j->dtype, b * QUANT_BLOCK);
+        for (int64_t c = 0; c < n_cols; c++) {
+            const unsigned char *in = j->w + (size_t)(panel * PANEL_COLS + c) * row_bytes + (size_t)b * in_bytes;
+            memcpy(out + 2 * c, in, 2);
+            for (int k = 0; k < QUANT_BLOCK; k++) {
+                if (j->dtype == OPS_DTYPE_Q8) {
+                    out[QUANT_HEAD + k * PANEL_COLS + c] = in[2 + k];
+                    continue;
+                }
+                unsigned code = in[2 + k % (QUANT_BLOCK / 2)] >> (k < QUANT_BLOCK / 2 ? 0 : 4) & 15;
+                unsigned char *to = out + QUANT_HEAD + k * (PANEL_COLS / 2) + c % (PANEL_COLS / 2);
+                *to |= (unsigned char)(code << (c < PANEL_COLS / 2 ? 0 : 4)); /* the memory is zeroed */
+            }
+        }
+    }
+}
 
 static void pack_panel(void *arg, int64_t panel, int thread) {
     const pack_job *j = arg;
     (void)thread;
-    size_t size = j->element_bytes;
+    size_t size = dtype_bytes(j->dtype);
     int64_t n_cols = min_i64(PANEL_COLS, j->n_out - panel * PANEL_COLS);
     unsigned char *out = j->panels + (size_t)panel * j->panel_bytes;
     const unsigned char *w = j->w + (size_t)(panel * PANEL_COLS * j->n_in) * size;
@@ -62,7 +97,8 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
     m->head = (ops_matrix){.n_out = w->dims[0], .n_in = w->dims[1], .dtype = w->dtype};
     m->n_panels = ceil_div(m->head.n_out, PANEL_COLS);
-    m->panel_bytes = (size_t)m->head.n_in * PANEL_COLS * dtype_bytes(w->dtype);
+    bool is_quantized = dtype_is_quantized(w->dtype);
+    m->panel_bytes = panel_offset(w->dtype, is_quantized ? ceil_div(m->head.n_in, QUANT_BLOCK) * QUANT_BLOCK : m->head.n_in);
     size_t bias_bytes = (size_t)m->n_panels * PANEL_COLS * sizeof(float);
     m->head.bytes = (size_t)m->n_panels * m->panel_bytes + bias_bytes;
     void *data = NULL;
@@ -77,8 +113,8 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
         for (int64_t i = 0; i < m->head.n_out; i++) m->bias[i] = tensor_value(bias, i);
     pack_job j = {.panels = m->panels, .w = w->data, .panel_bytes = m->panel_bytes,
                   .n_out = m->head.n_out, .n_in = m->head.n_in,
-                  .element_bytes = dtype_bytes(w->dtype)};
-    pool_run(s->pool, m->n_panels, pack_panel, &j);
+                  .dtype = w->dtype};
+    pool_run(s->pool, m->n_panels, is_quantized ? pack_quantized_panel : pack_panel, &j);
     *matrix = &m->head;
     return STATUS_OK;
 }
@@ -99,16 +135,26 @@ typedef struct {
     const float *x;
     ops_act act;
     int64_t n_rows;
+    float *panel_f32;   /* one k block of a panel for each thread */
     /* many rows only */
     float *tiles;       /* packed x */
-    float *panel_f32;   /* one k block of a panel for each thread */
     int64_t row_block, n_row_blocks, n_groups, tiles_a_block;
 } linear_job;
+
+/* A panel of blocks without enough others beside it for gemv. */
+static void last_panel(const linear_job *j, float *sums, const unsigned char *w, int thread) {
+    float *panel_f32 = j->panel_f32 + thread * K_BLOCK * PANEL_COLS;
+    ops_dtype dtype = j->m->head.dtype;
+    for (int64_t k0 = 0; k0 < j->m->head.n_in; k0 += K_BLOCK) {
+        int64_t k = min_i64(K_BLOCK, j->m->head.n_in - k0);
+        j->simd->upcast(panel_f32, w + panel_offset(dtype, k0), dtype, k);
+        j->simd->tile(sums, PANEL_COLS, j->x + k0, 1, panel_f32, PANEL_COLS, OPS_DTYPE_F32, k, PANEL_COLS, k0 > 0);
+    }
+}
 
 static void gemv_group(void *arg, int64_t group, int thread) {
     const linear_job *j = arg;
     const cpu_matrix *m = j->m;
-    (void)thread;
     int64_t panel = group * GEMV_GROUP, end = min_i64(panel + GEMV_GROUP, m->n_panels);
     float sums[GEMV_GROUP * PANEL_COLS];
     while (panel < end) {
@@ -116,6 +162,9 @@ static void gemv_group(void *arg, int64_t group, int thread) {
         int64_t n = j->simd->gemv_panels;
         if (panel + n <= end) {
             j->simd->gemv(sums, j->x, w, (int64_t)m->panel_bytes, m->head.dtype, m->head.n_in);
+        } else if (dtype_is_quantized(m->head.dtype)) {
+            n = 1;
+            last_panel(j, sums, w, thread);
         } else {
             n = 1;
             j->simd->tile(sums, PANEL_COLS, j->x, 1, w, PANEL_COLS, m->head.dtype, m->head.n_in,
@@ -162,10 +211,9 @@ static void multiply_panel(const linear_job *j, int64_t block, int64_t panel, in
     int n_cols = (int)min_i64(PANEL_COLS, m->head.n_out - col);
     int tile_rows = j->simd->tile_rows;
     ops_dtype dtype = m->head.dtype;
-    const void *w = m->panels + (size_t)panel * m->panel_bytes +
-                    (size_t)(k0 * PANEL_COLS) * dtype_bytes(dtype);
-    if (dtype != OPS_DTYPE_F32 && n_rows >= ROWS_TO_UPCAST * tile_rows) {
-        j->simd->upcast(panel_f32, w, dtype, k * PANEL_COLS);
+    const void *w = m->panels + (size_t)panel * m->panel_bytes + panel_offset(dtype, k0);
+    if (dtype_is_quantized(dtype) || (dtype != OPS_DTYPE_F32 && n_rows >= ROWS_TO_UPCAST * tile_rows)) {
+        j->simd->upcast(panel_f32, w, dtype, k);
         w = panel_f32;
         dtype = OPS_DTYPE_F32;
     }
@@ -196,11 +244,14 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
     const cpu_matrix *m = (const cpu_matrix *)matrix;
     linear_job j = {.simd = s->simd, .m = m, .out = out->data, .x = x->data, .act = act,
                     .n_rows = x->dims[0]};
+    int n_threads = pool_threads(s->pool);
+    size_t f32_bytes = (size_t)n_threads * K_BLOCK * PANEL_COLS * sizeof(float);
     if (j.n_rows == 1) {
+        j.panel_f32 = (float *)(void *)cpu_scratch(s, f32_bytes);
+        if (!j.panel_f32) return STATUS_NO_MEMORY;
         pool_run(s->pool, ceil_div(m->n_panels, GEMV_GROUP), gemv_group, &j);
         return STATUS_OK;
     }
-    int n_threads = pool_threads(s->pool);
     j.n_row_blocks = ceil_div(j.n_rows, ROW_BLOCK_MAX);
     j.tiles_a_block = ceil_div(ceil_div(j.n_rows, j.n_row_blocks), s->simd->tile_rows);
     j.row_block = j.tiles_a_block * s->simd->tile_rows;
@@ -213,7 +264,6 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
 
     size_t tile_bytes = (size_t)s->simd->tile_rows * TILE_STRIDE * sizeof(float);
     size_t n_tiles = (size_t)(j.n_row_blocks * ceil_div(m->head.n_in, K_BLOCK) * j.tiles_a_block);
-    size_t f32_bytes = (size_t)n_threads * K_BLOCK * PANEL_COLS * sizeof(float);
     unsigned char *scratch = cpu_scratch(s, f32_bytes + n_tiles * tile_bytes);
     if (!scratch) return STATUS_NO_MEMORY;
     j.panel_f32 = (float *)(void *)scratch;

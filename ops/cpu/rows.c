@@ -19,7 +19,7 @@ status cpu_gather_rows(void *state, ops_tensor *out, const ops_tensor *table,
             memcpy(to, from, row_bytes);
             continue;
         }
-        s->simd->upcast(to, from, table->dtype, whole);
+        s->simd->upcast(to, from, table->dtype, whole / PANEL_COLS);
         const uint16_t *tail = from;
         for (int64_t c = whole; c < cols; c++)
             to[c] = table->dtype == OPS_DTYPE_F16 ? f16_to_f32(tail[c]) : bf16_to_f32(tail[c]);

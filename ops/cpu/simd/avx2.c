@@ -29,6 +29,15 @@ static inline vf vload_bf16(const uint16_t *p) {
     return (vf)_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
+static inline vf vload_i8(const int8_t *p) {
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+static inline vf vload_u4(const uint8_t *p, int shift) {
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
+    wide = shift ? _mm256_srli_epi32(wide, 4) : _mm256_and_si256(wide, _mm256_set1_epi32(15));
+    return (vf)_mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_set1_epi32(8)));
+}
+
 #include "ops/cpu/simd/transpose_avx.h"
 
 #include "ops/cpu/simd/kernels.h"

@@ -29,6 +29,15 @@ static inline vf vload_bf16(const uint16_t *p) {
     return (vf)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+static inline vf vload_i8(const int8_t *p) {
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+static inline vf vload_u4(const uint8_t *p, int shift) {
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
+    wide = shift ? _mm512_srli_epi32(wide, 4) : _mm512_and_si512(wide, _mm512_set1_epi32(15));
+    return (vf)_mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(8)));
+}
+
 #include "ops/cpu/simd/transpose_avx.h"
 
 #include "ops/cpu/simd/kernels.h"

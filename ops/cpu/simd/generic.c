@@ -36,6 +36,13 @@ static inline vf vload_bf16(const uint16_t *p) {
     return (vf)(bits << 16);
 }
 
+static inline vf vload_i8(const int8_t *p) { return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]}; }
+static inline vf vload_u4(const uint8_t *p, int shift) {
+    vf v;
+    for (int i = 0; i < LANES; i++) v[i] = (float)((p[i] >> shift & 15) - 8);
+    return v;
+}
+
 #define TRANSPOSE_EDGE 4
 static inline void transpose_square(float *out, int64_t out_stride, const float *const *rows,
                                     int64_t at) {

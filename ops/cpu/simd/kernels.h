@@ -5,7 +5,8 @@
  *     TILE_ROWS      rows of a tile;  TILE_VECS  vectors side by side in it
  *     vf, vi, vu     vectors of LANES float, int32_t, uint32_t (GCC vector extension)
  *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
- *     vload_f16, vload_bf16   LANES values, upcast
+ *     vload_f16, vload_bf16   LANES values, upcast;  vload_i8   LANES signed bytes;
+ *     vload_u4(p, shift)      LANES bytes, of each the four bits at shift (0 or 4), less 8
  *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
  *
  * A tile keeps TILE_ROWS x TILE_VECS accumulators in registers; for each k it loads TILE_VECS vectors
@@ -168,14 +169,92 @@ INLINE void gemv_body(float *out, const float *x, const void *panels, int64_t pa
     }
 }
 
+/* ---- blocks of q8 and q4 ------------------------------------------------------------------- */
+
+/* A packed block: the bf16 scales of the panel's columns, then QUANT_BLOCK rows of codes; in a row of q4, column c and
+ * column c + 16 share byte c. dtype is a constant wherever these are inlined. */
+#define HALF_COLS (PANEL_COLS / 2)
+
+INLINE int64_t quant_row_bytes(const ops_dtype dtype) { return dtype == OPS_DTYPE_Q8 ? PANEL_COLS : HALF_COLS; }
+
+INLINE vf load_codes(const unsigned char *codes, int v, const ops_dtype dtype) {
+    int col = v * LANES;
+    if (dtype == OPS_DTYPE_Q8) return vload_i8((const int8_t *)codes + col);
+    return vload_u4(codes + col % HALF_COLS, col < HALF_COLS ? 0 : 4);
+}
+
+INLINE void upcast_blocks(float *out, const unsigned char *w, const ops_dtype dtype, int64_t k) {
+    while (k > 0) {
+        vf scales[PANEL_VECS];
+#pragma GCC unroll 8
+        for (int v = 0; v < PANEL_VECS; v++) scales[v] = vload_bf16((const uint16_t *)(const void *)w + v * LANES);
+        w += QUANT_HEAD;
+        int64_t n = k < QUANT_BLOCK ? k : QUANT_BLOCK;
+        for (int64_t i = 0; i < n; i++, out += PANEL_COLS) {
+#pragma GCC unroll 8
+            for (int v = 0; v < PANEL_VECS; v++)
+                vstore(out + v * LANES, load_codes(w + i * quant_row_bytes(dtype), v, dtype) * scales[v]);
+        }
+        w += QUANT_BLOCK * quant_row_bytes(dtype);
+        k -= n;
+    }
+}
+
+static void upcast(float *out, const void *w, ops_dtype dtype, int64_t k) {
+    int64_t n = k * PANEL_COLS;
+    if (dtype == OPS_DTYPE_Q8) upcast_blocks(out, w, OPS_DTYPE_Q8, k);
+    else if (dtype == OPS_DTYPE_Q4) upcast_blocks(out, w, OPS_DTYPE_Q4, k);
+    else if (dtype == OPS_DTYPE_F16)
+        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_f16((const uint16_t *)w + i));
+    else
+        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_bf16((const uint16_t *)w + i));
+}
+
+INLINE void gemv_blocks(float *out, const float *x, const void *panels, int64_t panel_bytes,
+                        const ops_dtype dtype, int64_t k) {
+    vf acc[GEMV_PANELS][PANEL_VECS];
+#pragma GCC unroll 4
+    for (int p = 0; p < GEMV_PANELS; p++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < PANEL_VECS; v++) acc[p][v] = vsplat(0.0f);
+    }
+    const unsigned char *w = panels;
+    for (int64_t k0 = 0; k0 < k; k0 += QUANT_BLOCK) {
+        vf scales[GEMV_PANELS][PANEL_VECS];
+#pragma GCC unroll 4
+        for (int p = 0; p < GEMV_PANELS; p++) {
+#pragma GCC unroll 8
+            for (int v = 0; v < PANEL_VECS; v++)
+                scales[p][v] = vload_bf16((const uint16_t *)(const void *)(w + p * panel_bytes) + v * LANES);
+        }
+        w += QUANT_HEAD;
+        int64_t n = k - k0 < QUANT_BLOCK ? k - k0 : QUANT_BLOCK;
+        for (int64_t i = 0; i < n; i++, w += quant_row_bytes(dtype)) {
+            vf xi = vsplat(x[k0 + i]);
+#pragma GCC unroll 4
+            for (int p = 0; p < GEMV_PANELS; p++) {
+#pragma GCC unroll 8
+                for (int v = 0; v < PANEL_VECS; v++)
+                    acc[p][v] = vfma(xi, load_codes(w + p * panel_bytes, v, dtype) * scales[p][v], acc[p][v]);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < GEMV_PANELS; p++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < PANEL_VECS; v++) vstore(out + p * PANEL_COLS + v * LANES, acc[p][v]);
+    }
+}
+
 static void gemv(float *out, const float *x, const void *panels, int64_t panel_bytes,
                  ops_dtype dtype, int64_t k) {
-    if (dtype == OPS_DTYPE_F32)
-        gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_F32, k);
-    else if (dtype == OPS_DTYPE_F16)
-        gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_F16, k);
-    else
-        gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_BF16, k);
+    switch (dtype) {
+    case OPS_DTYPE_F32: gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_F32, k); break;
+    case OPS_DTYPE_F16: gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_F16, k); break;
+    case OPS_DTYPE_Q8: gemv_blocks(out, x, panels, panel_bytes, OPS_DTYPE_Q8, k); break;
+    case OPS_DTYPE_Q4: gemv_blocks(out, x, panels, panel_bytes, OPS_DTYPE_Q4, k); break;
+    default: gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_BF16, k); break;
+    }
 }
 
 /* ---- bias and activation ------------------------------------------------------------------- */
@@ -213,13 +292,6 @@ static void gate(float *out, const float *x, int64_t n, ops_act act) {
         vstore(edge, activate(vload(edge), act));
         for (int64_t i = c; i < n; i++) out[i] = edge[i - c] * x[n + i];
     }
-}
-
-static void upcast(float *out, const void *w, ops_dtype dtype, int64_t n) {
-    if (dtype == OPS_DTYPE_F16)
-        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_f16((const uint16_t *)w + i));
-    else
-        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_bf16((const uint16_t *)w + i));
 }
 
 /* ---- layer norm ---------------------------------------------------------------------------- */

@@ -16,6 +16,7 @@
 #define PANEL_COLS   32  /* outputs side by side in a packed panel: one cache line of f16 */
 #define TILE_ROWS_MAX 12 /* the most rows a tile has in any variant */
 #define TILE_STRIDE  256 /* elements between the rows of a packed tile of x: the k of one block */
+#define QUANT_HEAD   (PANEL_COLS * 2) /* bytes of the scales before the codes of a packed block, bf16 a column */
 #define KEY_CHUNK    64  /* keys of one softmax step, counted from absolute position 0 */
 
 typedef struct {
@@ -38,8 +39,8 @@ typedef struct {
     void (*finish)(float *out, int64_t out_stride, int n_rows, int n_cols, const float *bias,
                    ops_act act);
 
-    /* f16 or bf16 to f32, n a multiple of 32. */
-    void (*upcast)(float *out, const void *w, ops_dtype dtype, int64_t n);
+    /* k rows of a packed panel to f32 [k, PANEL_COLS]; w begins a row, of q8 and q4 a block. */
+    void (*upcast)(float *out, const void *w, ops_dtype dtype, int64_t k);
 
     /* One row of layer norm. */
     void (*layer_norm)(float *out, const float *x, const float *w, const float *b, int64_t n,
