@@ -12,6 +12,8 @@ const command commands[] = {
     {&eval_table, eval_run},
     {&model_inspect_table, model_inspect_run},
     {&model_verify_table, model_verify_run},
+    {&model_quantize_table, model_quantize_run},
+    {&model_compare_table, model_compare_run},
     {&status_table, status_run},
     {&up_table, up_run},
     {&table_table, table_run},

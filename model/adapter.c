@@ -256,6 +256,9 @@ status adapter_merge(adapter *a, const safetensors_tensor **changed, const safet
         lora_b = take_factor(a, module, "lora_embedding_B", "");
         if (!lora_a && !lora_b) return STATUS_OK;
     }
+    if (base->dtype == SAFETENSORS_OTHER)
+        return fail(e, STATUS_BAD_MODEL, "adapter: tensor %s of the checkpoint is %s, expected F32, F16 or BF16: merge an "
+                    "adapter before weights are quantized", name, base->dtype_text);
     safetensors_tensor as_product = *base;
     if (is_table && base->n_dims == 2) {
         as_product.dims[0] = base->dims[1];

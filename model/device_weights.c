@@ -49,12 +49,12 @@ static int64_t row_at(const device_rows *part, int64_t i) {
 
 /* Rows of width values, copied as they are where the types agree. */
 static void copy_rows(ops_tensor *to, int64_t at, const ops_tensor *from, const device_rows *part, int64_t width) {
-    size_t size = dtype_bytes(to->dtype);
-    unsigned char *out = (unsigned char *)to->data + (size_t)(at * width) * size;
-    for (int64_t i = 0; i < part->n; i++, out += (size_t)width * size) {
+    size_t size = dtype_bytes(to->dtype), row_bytes = dtype_row_bytes(to->dtype, width);
+    unsigned char *out = (unsigned char *)to->data + (size_t)at * row_bytes;
+    for (int64_t i = 0; i < part->n; i++, out += row_bytes) {
         int64_t row = row_at(part, i);
         if (from->dtype == to->dtype) {
-            memcpy(out, (const unsigned char *)from->data + (size_t)(row * width) * size, (size_t)width * size);
+            memcpy(out, (const unsigned char *)from->data + (size_t)row * row_bytes, row_bytes);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
@@ -74,7 +74,7 @@ status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, con
         if (model_weight(m, "%s.weight", parts[i].name).dtype != dtype) dtype = OPS_DTYPE_F32;
         n_rows += parts[i].n;
     }
-    ops_tensor w = tensor_make(malloc((size_t)(n_rows * width) * dtype_bytes(dtype)), OPS_PLACE_HOST, dtype, 2,
+    ops_tensor w = tensor_make(malloc((size_t)n_rows * dtype_row_bytes(dtype, width)), OPS_PLACE_HOST, dtype, 2,
                                (int64_t[]){n_rows, width});
     ops_tensor bias = tensor_make(malloc((size_t)n_rows * sizeof(float)), OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &n_rows);
     status st = w.data && bias.data ? STATUS_OK

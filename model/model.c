@@ -57,8 +57,11 @@ static status check_tied(const model *m, const char *dir, err *e) {
 static int vocabulary_rows(const model *m, const char *name) {
     const weight_entry *entry = weight_files_find(m->files, name);
     if (!entry || entry->tensor->n_dims != 2) return 0;
-    int64_t rows = entry->tensor->dims[0], width = entry->tensor->dims[1];
-    return width == m->config.decoder.hidden && rows <= VOCAB_ROWS_MAX ? (int)rows : 0;
+    int64_t rows = entry->tensor->dims[0], width = m->config.decoder.hidden;
+    ops_dtype dtype;
+    bool fits = weight_dtype(&dtype, entry->tensor, rows, width) &&
+                (dtype_is_quantized(dtype) || entry->tensor->dims[1] == width);
+    return fits && rows <= VOCAB_ROWS_MAX ? (int)rows : 0;
 }
 
 /* A damaged table counts with the rows of the other one, so that the finding names it and nothing else. */
@@ -204,15 +207,11 @@ const model_config *model_get_config(const model *m) { return &m->config; }
 
 const tokenizer *model_get_tokenizer(const model *m) { return m->tokens; }
 
-static ops_dtype dtype_of(const safetensors_tensor *t) {
-    switch (t->dtype) {
-    case SAFETENSORS_F32: return OPS_DTYPE_F32;
-    case SAFETENSORS_F16: return OPS_DTYPE_F16;
-    case SAFETENSORS_BF16: return OPS_DTYPE_BF16;
-    case SAFETENSORS_OTHER: break;
-    }
-    CHECK(false, "rows of other dtypes are refused at open");
-    return OPS_DTYPE_F32;
+static ops_dtype dtype_of(const model *m, size_t i) {
+    const weight_row *row = &m->table.rows[i];
+    ops_dtype dtype = OPS_DTYPE_F32;
+    CHECK(weight_dtype(&dtype, m->tensors[i], row->dims[0], row->dims[1]), "rows of other dtypes are refused at open");
+    return dtype;
 }
 
 __attribute__((format(printf, 3, 0)))
@@ -239,14 +238,8 @@ ops_tensor model_weight(const model *m, const char *name_format, ...) {
     va_end(args);
     CHECK(row, name);
     CHECK(part_of(row) & m->parts, "a weight is asked for only of a part that was opened");
-    const safetensors_tensor *t = m->tensors[row - m->table.rows];
-    ops_tensor view = {.data = (void *)(uintptr_t)t->data,
-                       .place = OPS_PLACE_HOST,
-                       .dtype = dtype_of(t),
-                       .n_dims = t->n_dims,
-                       .dims = {1, 1, 1, 1}};
-    memcpy(view.dims, t->dims, sizeof view.dims[0] * (size_t)t->n_dims);
-    return view;
+    size_t i = (size_t)(row - m->table.rows);
+    return tensor_make((void *)(uintptr_t)m->tensors[i]->data, OPS_PLACE_HOST, dtype_of(m, i), row->n_dims, row->dims);
 }
 
 /* The one dtype all of them share, or f32, which holds every other exactly. */
@@ -255,8 +248,10 @@ ops_dtype model_tower_dtype(const model *m) {
     ops_dtype dtype = OPS_DTYPE_F32;
     for (size_t i = 0; i < m->table.n_rows; i++) {
         if (part_of(&m->table.rows[i]) != MODEL_PART_TOWER || !m->tensors[i]) continue;
-        if (found && dtype_of(m->tensors[i]) != dtype) return OPS_DTYPE_F32;
-        dtype = dtype_of(m->tensors[i]);
+        ops_dtype own = dtype_of(m, i);
+        if (dtype_is_quantized(own)) continue; /* what is not stored in blocks says it */
+        if (found && own != dtype) return OPS_DTYPE_F32;
+        dtype = own;
         found = true;
     }
     return dtype;

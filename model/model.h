@@ -34,7 +34,7 @@ void model_close(model **m);
 const model_config *model_get_config(const model *m);
 const tokenizer *model_get_tokenizer(const model *m); /* NULL without MODEL_PART_DECODER */
 
-/* A weight as a host view into the mapped file: f32, f16 or bf16, possibly unaligned. */
+/* A weight as a host view into the mapped file, possibly unaligned: f32, f16 or bf16; a matrix perhaps q8 or q4. */
 ops_tensor model_weight(const model *m, const char *name_format, ...)
     __attribute__((format(printf, 2, 3)));
 

@@ -26,13 +26,14 @@ static void print_bytes(FILE *to, const char *what, double n_bytes) {
 /* Elements and bytes of the tensors that are used, and which dtypes were met. */
 typedef struct {
     uint64_t n_tower, n_decoder, n_bytes;
-    bool has_dtype[SAFETENSORS_OTHER];
+    bool has_dtype[OPS_DTYPE_Q4 + 1];
 } weight_sums;
 
 static void print_dtypes(FILE *to, const weight_sums *s) {
-    static const char *const NAMES[] = {"F32", "F16", "BF16"};
+    static const char *const NAMES[] = {[OPS_DTYPE_F32] = "F32", [OPS_DTYPE_F16] = "F16", [OPS_DTYPE_BF16] = "BF16",
+                                        [OPS_DTYPE_Q8] = "Q8",   [OPS_DTYPE_Q4] = "Q4"};
     const char *between = "";
-    for (int i = 0; i < SAFETENSORS_OTHER; i++) {
+    for (int i = 0; i <= OPS_DTYPE_Q4; i++) {
         if (!s->has_dtype[i]) continue;
         fprintf(to, "%s%s", between, NAMES[i]);
         between = " and ";
@@ -45,13 +46,15 @@ static weight_sums sum_weights(const model *m) {
         const safetensors_tensor *t = m->tensors[i];
         if (!t) continue;
         uint64_t n = 1;
-        for (int d = 0; d < t->n_dims; d++) n *= (uint64_t)t->dims[d];
-        if (m->table.rows[i].use == WEIGHT_OF_TOWER)
+        const weight_row *row = &m->table.rows[i];
+        ops_dtype dtype;
+        for (int d = 0; d < row->n_dims; d++) n *= (uint64_t)row->dims[d];
+        if (row->use == WEIGHT_OF_TOWER)
             s.n_tower += n;
         else
             s.n_decoder += n;
         s.n_bytes += t->len_bytes;
-        s.has_dtype[t->dtype] = true;
+        if (weight_dtype(&dtype, t, row->dims[0], row->dims[1])) s.has_dtype[dtype] = true;
     }
     return s;
 }

@@ -34,10 +34,14 @@ static void add(table_writer *w, int64_t d0, int64_t d1, int64_t d2, int64_t d3,
     CHECK(n > 0 && (size_t)n < sizeof row->name, "a tensor name fits its row");
 }
 
+/* The row just added is a matrix. */
+static void mark_matrix(table_writer *w) { w->t->rows[w->t->n_rows - 1].is_matrix = true; }
+
 /* weight [out, in] and bias [out] of a linear layer */
 static void add_linear(table_writer *w, const char *prefix, int layer, const char *name, int64_t out,
                        int64_t in) {
     add(w, out, in, 0, 0, "%s%d.%s.weight", prefix, layer, name);
+    mark_matrix(w);
     add(w, out, 0, 0, 0, "%s%d.%s.bias", prefix, layer, name);
 }
 
@@ -123,12 +127,14 @@ static void add_projector(table_writer *w, const model_config *c) {
     w->use = WEIGHT_OF_DECODER;
     if (c->projector.kind == MODEL_PROJECTOR_LINEAR) {
         add(w, out, in, 0, 0, "model.mm_projector.weight");
+        mark_matrix(w);
         add(w, out, 0, 0, 0, "model.mm_projector.bias");
     } else if (c->projector.kind == MODEL_PROJECTOR_MLP) {
         const model_format *f = c->format;
         for (int i = 0; i < c->projector.n_linear; i++) {
             int number = f->projector_first + i * f->projector_step;
             add(w, out, i == 0 ? in : out, 0, 0, "%s%d.weight", f->projector, number);
+            mark_matrix(w);
             add(w, out, 0, 0, 0, "%s%d.bias", f->projector, number);
         }
     }
@@ -138,6 +144,7 @@ static void add_projector(table_writer *w, const model_config *c) {
 static void add_matrix(table_writer *w, const model_decoder_config *c, const char *prefix, const char *name,
                        int64_t out, int64_t in) {
     add(w, out, in, 0, 0, "%s%s.weight", prefix, name);
+    mark_matrix(w);
     if (c->family->has_bias) add(w, out, 0, 0, 0, "%s%s.bias", prefix, name);
 }
 
@@ -206,6 +213,18 @@ const weight_row *weight_table_find(const weight_table *t, const char *name) {
     return bsearch(&key, t->rows, t->n_rows, sizeof key, by_name);
 }
 
+bool weight_dtype(ops_dtype *dtype, const safetensors_tensor *t, int64_t n_out, int64_t n_in) {
+    switch (t->dtype) {
+    case SAFETENSORS_F32: *dtype = OPS_DTYPE_F32; return true;
+    case SAFETENSORS_F16: *dtype = OPS_DTYPE_F16; return true;
+    case SAFETENSORS_BF16: *dtype = OPS_DTYPE_BF16; return true;
+    case SAFETENSORS_OTHER: break;
+    }
+    if (strcmp(t->dtype_text, "U8") != 0 || t->n_dims != 2 || t->dims[0] != n_out) return false;
+    *dtype = t->dims[1] == (int64_t)dtype_row_bytes(OPS_DTYPE_Q8, n_in) ? OPS_DTYPE_Q8 : OPS_DTYPE_Q4;
+    return t->dims[1] == (int64_t)dtype_row_bytes(*dtype, n_in);
+}
+
 status weight_row_find(const weight_row *row, const weight_files *files, const weight_entry **entry,
                        err *e) {
     char expected[96], found[160];
@@ -217,13 +236,23 @@ status weight_row_find(const weight_row *row, const weight_files *files, const w
                     weight_files_list_name(files), row->name, expected);
     }
     const safetensors_tensor *t = (*entry)->tensor;
+    ops_dtype dtype;
+    bool is_read = weight_dtype(&dtype, t, row->dims[0], row->dims[1]);
+    if (is_read && dtype_is_quantized(dtype) && row->is_matrix) return STATUS_OK;
+    if (row->is_matrix && strcmp(t->dtype_text, "U8") == 0) {
+        safetensors_shape_text(found, sizeof found, t->n_dims, t->dims);
+        return fail(e, STATUS_BAD_MODEL, "%s: tensor %s is U8 %s, expected [%lld, %zu] (q8) or [%lld, %zu] (q4)",
+                    (*entry)->file, row->name, found, (long long)row->dims[0],
+                    dtype_row_bytes(OPS_DTYPE_Q8, row->dims[1]), (long long)row->dims[0],
+                    dtype_row_bytes(OPS_DTYPE_Q4, row->dims[1]));
+    }
     if (t->n_dims != row->n_dims ||
         memcmp(t->dims, row->dims, sizeof row->dims[0] * (size_t)row->n_dims) != 0) {
         safetensors_shape_text(found, sizeof found, t->n_dims, t->dims);
         return fail(e, STATUS_BAD_MODEL, "%s: tensor %s has shape %s, expected %s", (*entry)->file,
                     row->name, found, expected);
     }
-    if (row->use != WEIGHT_NOT_COMPUTED && t->dtype == SAFETENSORS_OTHER)
+    if (row->use != WEIGHT_NOT_COMPUTED && (!is_read || dtype_is_quantized(dtype)))
         return fail(e, STATUS_BAD_MODEL, "%s: tensor %s is %s, expected F32, F16 or BF16",
                     (*entry)->file, row->name, t->dtype_text);
     return STATUS_OK;

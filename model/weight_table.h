@@ -15,6 +15,7 @@
 
 #include "model/model_config.h"
 #include "model/weight_files.h"
+#include "ops/tensor.h"
 
 typedef enum {
     WEIGHT_OF_TOWER,     /* decides the features */
@@ -27,6 +28,7 @@ typedef enum {
 typedef struct {
     char name[WEIGHT_NAME_BYTES];
     weight_use use;
+    bool is_matrix; /* is only multiplied with: may be stored in blocks */
     int n_dims;
     int64_t dims[4];
 } weight_row;
@@ -41,7 +43,11 @@ MUST_USE status weight_table_init(weight_table *t, const model_config *c, err *e
 void weight_table_deinit(weight_table *t);
 const weight_row *weight_table_find(const weight_table *t, const char *name);
 
-/* The entry of a row, present, of the row's shape, and of a dtype the networks read (f32, f16, bf16).
+/* How a tensor of n_out rows of n_in is stored, in f32, f16, bf16, or in blocks: U8 [n_out, dtype_row_bytes(n_in)] is q8
+ * or q4. False: in none of them. */
+bool weight_dtype(ops_dtype *dtype, const safetensors_tensor *t, int64_t n_out, int64_t n_in);
+
+/* The entry of a row, present, of the row's shape, and of a dtype the networks read (f32, f16, bf16; a matrix: q8, q4).
  * *entry is NULL with STATUS_OK only for an absent row of WEIGHT_NOT_COMPUTED. Errors: BAD_MODEL. */
 MUST_USE status weight_row_find(const weight_row *row, const weight_files *files,
                                 const weight_entry **entry, err *e);

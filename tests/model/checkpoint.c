@@ -71,6 +71,8 @@ static void append_value(buf *data, const char *dtype, float value) {
     } else if (strcmp(dtype, "BF16") == 0) {
         bits >>= 16;
         n = 2;
+    } else if (strcmp(dtype, "U8") == 0) {
+        n = 1; /* some byte */
     } else if (strcmp(dtype, "F64") == 0) {
         n = 8;
     }

@@ -269,6 +269,38 @@ static void a_tensor_of_a_dtype_that_no_network_reads_is_refused(void **state) {
     refused(&c, SAYS("model.safetensors", "lm_head.weight is F64, expected F32, F16 or BF16"));
 }
 
+static void set_blocks(checkpoint *c, const char *name, int row_bytes) {
+    json_object_set_new(json_object_get(c->tensors, name), "dtype", json_string("U8"));
+    json_array_set_new(checkpoint_shape(c, name), 1, json_integer(row_bytes));
+}
+
+/* 72 values are three blocks: 102 bytes of q8, 54 of q4. */
+static void matrices_in_blocks_are_read_and_nothing_else_is(void **state) {
+    (void)state;
+    static const char MATRIX[] = "model.layers.0.mlp.fc1.weight", TABLE[] = "model.embed_tokens.weight";
+    static const struct {
+        int row_bytes;
+        ops_dtype dtype;
+    } forms[] = {{102, OPS_DTYPE_Q8}, {54, OPS_DTYPE_Q4}};
+    for (size_t i = 0; i < 2; i++) {
+        checkpoint c = checkpoint_load(CASE);
+        set_blocks(&c, MATRIX, forms[i].row_bytes);
+        checkpoint_write(&c, 1);
+        model *m = open_model(&c);
+        ops_tensor w = model_weight(m, "%s", MATRIX);
+        assert_int_equal(w.dtype, forms[i].dtype);
+        assert_true(w.n_dims == 2 && w.dims[0] == 40 && w.dims[1] == 72);
+        model_close(&m);
+        checkpoint_close(&c);
+    }
+    checkpoint c = checkpoint_load(CASE);
+    set_blocks(&c, MATRIX, 72);
+    refused(&c, SAYS("fc1.weight is U8 [40, 72], expected [40, 102] (q8) or [40, 54] (q4)"));
+    c = checkpoint_load(CASE);
+    set_blocks(&c, TABLE, 102);
+    refused(&c, SAYS("embed_tokens.weight", "[275, 102], expected [275, 72]"));
+}
+
 static void other_decoders_are_recognised_by_their_tensors(void **state) {
     (void)state;
     static const char *const names[][2] = {{"self_attn.query_key_value", "Phi-1.5"},
@@ -556,6 +588,7 @@ int main(void) {
         cmocka_unit_test(each_misshapen_tensor_is_named_with_both_shapes),
         cmocka_unit_test(a_transposed_tensor_is_refused),
         cmocka_unit_test(a_damaged_vocabulary_is_named_and_nothing_else),
+        cmocka_unit_test(matrices_in_blocks_are_read_and_nothing_else_is),
         cmocka_unit_test(a_tensor_of_a_dtype_that_no_network_reads_is_refused),
         cmocka_unit_test(other_decoders_are_recognised_by_their_tensors),
         cmocka_unit_test(verify_names_every_finding_and_not_just_the_first),
