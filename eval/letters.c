@@ -41,7 +41,8 @@ status read_science_qa(eval_items *items, const char *dir, err *e) {
         const char *image = json_string_value(json_object_get(entry, "image"));
         char *prompt = science_prompt(eval_text_at(said, "value"));
         eval_path(image_path, "%s/images/test/%s", dir, image ? image : "");
-        st = prompt ? eval_items_add(items, entry, image ? image_path : NULL, prompt, e) : STATUS_NO_MEMORY;
+        st = prompt ? eval_items_add(items, entry, image ? image_path : NULL, prompt, e)
+                    : fail(e, STATUS_NO_MEMORY, "no memory for a question");
         if (st == STATUS_OK && image) { /* by this the official scorer knows questions with an image */
             size_t room = strlen(prompt) + sizeof "<image>\n";
             char *shown = malloc(room);

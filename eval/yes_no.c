@@ -18,8 +18,9 @@ status read_pope(eval_items *items, const char *dir, err *e) {
 }
 
 static status take_label(void *user, json_t *line, err *e) {
-    (void)e;
-    return json_array_append(user, json_object_get(line, "label")) == 0 ? STATUS_OK : STATUS_NO_MEMORY;
+    json_t *label = json_object_get(line, "label");
+    if (!json_is_string(label)) return fail(e, STATUS_BAD_FORMAT, "has no label");
+    return json_array_append(user, label) == 0 ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "no memory for a label");
 }
 
 /* Answers of a category and its labels are paired by their order. */
