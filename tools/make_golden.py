@@ -17,6 +17,9 @@ eager attention, float32, on the weights as stored (half types upcast).  Mipha i
 the pieces: hidden state of the selected layer, rounded to the stored type (in which features are cached),
 projector, features spliced in at each -200.  The bounds of the decoder start at these rounded features.
 
+Where weights are stored in a half type, the reference is run in it too, and its own relative distance from float32
+is kept (own.features, prompt.N.own.logits): what a user who runs it so gets.
+
 Error bounds are stored beside the values.  u = 2^-24.  Rounding errors are taken as independent with
 mean zero (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019), so they add
 up by their squares, a sum of n terms t rounds n times at partial sums that grow like a random walk, hence
@@ -40,6 +43,7 @@ deviations.  The error of a row is checked as a 2-norm too.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -262,7 +266,7 @@ class Mipha:
         for h in hooks:
             h.remove()
         states = states[:self.n_run + 1]
-        return states, self.projector(self.selected(states[-1]).to(TORCH[self.case["dtype"]]).float())
+        return states, self.projector(self.selected(states[-1]).to(TORCH[self.case["dtype"]]).to(planes.dtype))
 
     def selected(self, state):
         """Without the class token, where there is one and only patches are asked for."""
@@ -840,6 +844,34 @@ def i32(x):
     return torch.tensor(x, dtype=torch.int32)
 
 
+def distance(x, y):
+    return f32([float(((x.double() - y.double()).norm() / y.double().norm()))])
+
+
+def in_stored_precision(mipha, dtype):
+    """The same networks as from_pretrained(torch_dtype=dtype) has them: parameters in it, tables of positions not."""
+    low = copy.deepcopy(mipha)
+    for part in (low.tower, low.lm, low.projector):
+        for p in part.parameters():
+            p.data = p.data.to(dtype)
+    return low
+
+
+def own_errors(mipha, planes, golden):
+    """How far the reference, run in the precision the weights are stored in, is from itself in float32."""
+    dtype = TORCH[mipha.case["dtype"]]
+    low = in_stored_precision(mipha, dtype)
+    torch.set_default_dtype(dtype)
+    states, projected = low.encode(planes.to(dtype))
+    own = {"own.features": distance(low.selected(states[-1]), golden["features"])}
+    for p, ids in enumerate(prompts_of(mipha.case)):
+        _, logits = low.decode(low.splice(ids, projected))
+        rows = golden[f"prompt.{p}.rows"].long()
+        own[f"prompt.{p}.own.logits"] = distance(logits[rows], golden[f"prompt.{p}.logits"])
+    torch.set_default_dtype(torch.float32)
+    return own
+
+
 def run_case(case, folder, out):
     mipha = Mipha(case)
     stored, recipe = mipha.fill()
@@ -892,6 +924,8 @@ def run_case(case, folder, out):
             for i, (s, b) in enumerate(zip(states, bounds)):
                 golden[f"{k}hidden.{i}"] = f32(s[few])
                 golden[f"{k}hidden.{i}.bound"] = f32(8 * b[few])
+        if case["dtype"] != "F32":
+            golden |= own_errors(mipha, planes, golden)
     save_file(golden, os.path.join(out, "golden.safetensors"))
     os.chmod(os.path.join(out, "golden.safetensors"), 0o644)
     if min(leads) < 20 * worst:

@@ -238,6 +238,20 @@ golden_tensor golden_get(const golden *g, const char *name_format, ...) {
     return t;
 }
 
+bool golden_has(const golden *g, const char *name) { return json_object_get(g->header, name) != NULL; }
+
+double golden_distance(const float *got, const golden_tensor *want) {
+    int64_t n = 1;
+    double difference = 0.0, size = 0.0;
+    for (int i = 0; i < want->n_dims; i++) n *= want->dims[i];
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)got[i] - (double)want->f32[i];
+        difference += d * d;
+        size += (double)want->f32[i] * (double)want->f32[i];
+    }
+    return sqrt(difference / size);
+}
+
 double golden_compare(const float *got, const golden_tensor *want, const float *bound,
                       const char *what) {
     int64_t width = want->dims[want->n_dims - 1], n_rows = 1;

@@ -38,6 +38,11 @@ const char *golden_dir(const golden *g);
 golden_tensor golden_get(const golden *g, const char *name_format, ...)
     __attribute__((format(printf, 2, 3)));
 
+bool golden_has(const golden *g, const char *name);
+
+/* The 2-norm of got - want over that of want: how far a result is from the reference's. */
+double golden_distance(const float *got, const golden_tensor *want);
+
 /* Picture i as planes f32 [3, size, size], n_values of them, in memory the caller frees. */
 float *golden_planes(int image, int n_values);
 

@@ -87,6 +87,20 @@ static void check_features(const fixture *f, const layer_check *c, const unsigne
             }
 }
 
+/* Rounded to the stored type, features are no further from float32 than transformers is when it runs in that type. */
+static void check_own_error(const fixture *f, const char *case_name, const unsigned char *features) {
+    if (!golden_has(f->g, "own.features")) return;
+    golden_tensor want = golden_get(f->g, "features");
+    int64_t n = want.dims[0] * want.dims[1] * want.dims[2];
+    ops_tensor stored = {.data = (void *)(uintptr_t)features, .dtype = model_tower_dtype(f->m)};
+    float *got = malloc((size_t)n * sizeof *got);
+    for (int64_t i = 0; i < n; i++) got[i] = tensor_value(&stored, i);
+    double ours = golden_distance(got, &want), own = (double)golden_get(f->g, "own.features").f32[0];
+    print_message("%s: features are %.2g from float32, transformers in the stored precision %.2g\n", case_name, ours, own);
+    if (!(ours < own)) fail_msg("%s: %.3g from float32, the reference itself only %.3g", case_name, ours, own);
+    free(got);
+}
+
 /* One picture alone, and eight together, have the bytes they have as three. */
 static void check_batches(const fixture *f, const float *planes, const unsigned char *features) {
     size_t one = vision_encoder_feature_bytes(f->v);
@@ -113,6 +127,7 @@ static void check_case(const char *case_name) {
     assert_int_equal(vision_encoder_run(f.v, planes, GOLDEN_IMAGES, features, &e), STATUS_OK);
     assert_int_equal(c.n_layers_seen, model_get_config(f.m)->tower.n_layers_run + 1);
     check_features(&f, &c, features);
+    check_own_error(&f, case_name, features);
     print_message("%s: largest error is %.2g of its bound\n", case_name, c.worst);
     vision_encoder_set_tap(f.v, NULL, NULL);
     check_batches(&f, planes, features);
