@@ -279,6 +279,16 @@ status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const op
     return done(ctx, ctx->backend->rms_norm(ctx->state, out, x, w, eps));
 }
 
+status ops_activate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act) {
+    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    if (out->dims[0] != x->dims[0] || out->dims[1] != x->dims[1]) return STATUS_BAD_SHAPE;
+    if (!is_act(act)) return STATUS_BAD_ARGUMENT;
+    if (out->data != x->data) TRY(rule_apart(out, x));
+    if (is_empty(out)) return STATUS_OK;
+    return done(ctx, ctx->backend->activate(ctx->state, out, x, act));
+}
+
 status ops_scale_columns(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
     TRY(rule_columns(out, x, w));
     if (is_empty(out)) return STATUS_OK;

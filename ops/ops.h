@@ -107,6 +107,9 @@ MUST_USE status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
 /* out[r,c] = act(x[r,c]) * x[r, n + c]   x [rows, 2 n], out [rows, n]: the gate stands left. */
 MUST_USE status ops_gate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act);
 
+/* out[r,c] = act(x[r,c]), the bits that ops_linear gives with it; out may be x. */
+MUST_USE status ops_activate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act);
+
 /* out[r,c] = x[r,c] * w[c]; out may be x. */
 MUST_USE status ops_scale_columns(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                                   const ops_tensor *w);

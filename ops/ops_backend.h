@@ -44,6 +44,7 @@ typedef struct {
     status (*layer_norm)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
                          const ops_tensor *b, float eps);
     status (*rms_norm)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);
+    status (*activate)(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
     status (*gate)(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
     status (*scale_columns)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w);
     /* table has at least one row and the columns of x; ops_add is the case of equal rows */

@@ -157,6 +157,7 @@ const ops_backend cpu_backend = {
     .linear = cpu_linear,
     .layer_norm = cpu_layer_norm,
     .rms_norm = cpu_rms_norm,
+    .activate = cpu_activate,
     .gate = cpu_gate,
     .scale_columns = cpu_scale_columns,
     .add_table = cpu_add_table,

@@ -50,6 +50,7 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
 status cpu_layer_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
                       const ops_tensor *b, float eps);
 status cpu_rms_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);
+status cpu_activate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
 status cpu_gate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
 status cpu_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w);
 status cpu_add_table(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *table);

@@ -1,5 +1,6 @@
 /* add_table: out[r,c] = x[r,c] + table[r mod n_table,c]
  * scale_columns: out[r,c] = x[r,c] w[c]
+ * activate: out[r,c] = act(x[r,c])
  * gate: out[r,c] = act(x[r,c]) x[r,n + c]
  * and cast. Bound by memory, so but for the activation the compiler's own vectors are enough. A single
  * long row (ops_add) is cut by columns. */
@@ -67,6 +68,19 @@ static void scale_rows(void *arg, int64_t first, int64_t n, int thread) {
 status cpu_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
     columns_job j = {.out = out->data, .x = x->data, .w = w->data, .cols = x->dims[1]};
     cpu_split_rows(state, x->dims[0], j.cols / ELEMENTS_A_NS + 1, scale_rows, &j);
+    return STATUS_OK;
+}
+
+static void activate_rows(void *arg, int64_t first, int64_t n, int thread) {
+    const columns_job *j = arg;
+    (void)thread;
+    for (int64_t r = first; r < first + n; r++) j->simd->activate(j->out + r * j->cols, j->x + r * j->cols, j->cols, j->act);
+}
+
+status cpu_activate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act) {
+    cpu_state *s = state;
+    columns_job j = {.simd = s->simd, .out = out->data, .x = x->data, .cols = out->dims[1], .act = act};
+    cpu_split_rows(s, x->dims[0], j.cols + 1, activate_rows, &j);
     return STATUS_OK;
 }
 

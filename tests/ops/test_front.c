@@ -199,6 +199,10 @@ static void row_operators_refuse_wrong_shapes_and_half_overlaps(void **state) {
     assert_int_equal(ops_scale_columns(ctx, &x, &x, &w), STATUS_OK);
     assert_int_equal(ops_scale_columns(ctx, &wide, &x, &w), STATUS_BAD_SHAPE);
     assert_int_equal(ops_scale_columns(ctx, &shifted, &x, &w), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_activate(ctx, &x, &x, OPS_ACT_SILU), STATUS_OK);
+    assert_int_equal(ops_activate(ctx, &shifted, &x, OPS_ACT_SILU), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_activate(ctx, &wide, &x, OPS_ACT_SILU), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_activate(ctx, &out, &x, OPS_ACT_COUNT), STATUS_BAD_ARGUMENT);
     ops_tensor gated = at2(500, 3, 3), inside = at2(9, 3, 3), uneven = at2(500, 3, 4);
     assert_int_equal(ops_gate(ctx, &gated, &x, OPS_ACT_SILU), STATUS_OK);
     assert_int_equal(ops_gate(ctx, &gated, &x, OPS_ACT_COUNT), STATUS_BAD_ARGUMENT);

@@ -203,6 +203,13 @@ static void call_gate(ops_ctx *ctx, void *arg, float *out, const float *x, int64
     assert_int_equal(ops_gate(ctx, &to, &tx, OPS_ACT_SILU), STATUS_OK);
 }
 
+static void call_activate(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first, int64_t n) {
+    (void)arg;
+    (void)first;
+    ops_tensor to = f32(out, n, 91), tx = f32(x, n, 91);
+    assert_int_equal(ops_activate(ctx, &to, &tx, OPS_ACT_GELU_TANH), STATUS_OK);
+}
+
 static void call_rope(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first,
                       int64_t n) {
     const rows_arg *a = arg;
@@ -227,6 +234,7 @@ static void norm_gate_and_rope_rows_do_not_depend_on_cut_or_threads(void **state
         expect_invariant(variants[v], &(row_operator){91, 91, call_norm, &arg}, x, "layer_norm");
         expect_invariant(variants[v], &(row_operator){91, 91, call_rms_norm, &arg}, x, "rms_norm");
         expect_invariant(variants[v], &(row_operator){90, 45, call_gate, &arg}, x, "gate");
+        expect_invariant(variants[v], &(row_operator){91, 91, call_activate, &arg}, x, "activate");
         expect_invariant(variants[v], &(row_operator){91, 91, call_rope, &arg}, x, "rope");
     }
     free(x), free(w), free(b);

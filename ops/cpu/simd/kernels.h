@@ -283,6 +283,17 @@ static void finish(float *out, int64_t out_stride, int n_rows, int n_cols, const
     }
 }
 
+static void activate_row(float *out, const float *x, int64_t n, ops_act act) {
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) vstore(out + c, activate(vload(x + c), act));
+    if (c < n) {
+        float edge[LANES] = {0};
+        memcpy(edge, x + c, (size_t)(n - c) * sizeof *edge);
+        vstore(edge, activate(vload(edge), act));
+        memcpy(out + c, edge, (size_t)(n - c) * sizeof *edge);
+    }
+}
+
 static void gate(float *out, const float *x, int64_t n, ops_act act) {
     int64_t c = 0;
     for (; c + LANES <= n; c += LANES) vstore(out + c, activate(vload(x + c), act) * vload(x + n + c));
@@ -407,6 +418,7 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .upcast = upcast,
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
+    .activate = activate_row,
     .gate = gate,
     .transpose = transpose,
     .softmax_step = softmax_step,

@@ -49,6 +49,9 @@ typedef struct {
     /* One row of RMS norm. */
     void (*rms_norm)(float *out, const float *x, const float *w, int64_t n, float eps);
 
+    /* out[i] = act(x[i]), i < n */
+    void (*activate)(float *out, const float *x, int64_t n, ops_act act);
+
     /* out[i] = act(x[i]) * x[n + i], i < n */
     void (*gate)(float *out, const float *x, int64_t n, ops_act act);
 
