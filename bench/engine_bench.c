@@ -97,7 +97,7 @@ static void open_all(const char *dir, int n_threads) {
     lm_decoder_settings sizes = {.max_rows = CONTEXT_MAX, .max_seqs = SEQS_MAX, .max_out = SEQS_MAX,
                                  .max_context = CONTEXT_MAX,
                                  .kv_blocks = SEQS_MAX * PER_SEQ};
-    status st = model_open(&m, dir, NULL, MODEL_PART_ALL, &e);
+    status st = model_open(&m, &(model_settings){.dir = dir, .parts = MODEL_PART_ALL}, &e);
     if (st == STATUS_OK) st = ops_open(&ctx, &settings, &e);
     if (st == STATUS_OK) st = vision_encoder_open(&tower, ctx, m, IMAGES_MAX, &e);
     if (st == STATUS_OK) st = lm_decoder_open(&decoder, ctx, m, &sizes, &e);

@@ -29,12 +29,13 @@ static const option_row rows[] = {
      "a question for every image; may be repeated (without any: \"" DEFAULT_PROMPT "\")"},
     {"prompts", 0, OPTION_STRING, "FILE", NULL, 0, 0, "questions from a file, one a line"},
     {"input", 'i', OPTION_STRING, "ITEMS.jsonl", NULL, 0, 0,
-     "items, one JSON object a line: id, image (path or data: URL; none: text alone), prompt or prompts, and turns "
-     "before them; - is standard input"},
+     "items, one JSON object a line: id, image (path or data: URL; none: text alone), prompt or prompts, turns "
+     "before them, adapter; - is standard input"},
     {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output"},
     {"resume", 0, OPTION_FLAG, NULL, NULL, 0, 0, "finish an interrupted run: keep what OUT.jsonl has"},
     {"overwrite", 0, OPTION_FLAG, NULL, NULL, 0, 0, "replace an OUT.jsonl that has results in it"},
     TEMPLATE_ROW,
+    USE_ADAPTER_ROW,
     SAMPLING_ROWS,
     {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0, "turn photos upright as their EXIF orientation says"},
     {"concurrency", 'c', OPTION_INT, "N", "64", 1, 4096, "items under way at once"},
@@ -60,6 +61,7 @@ typedef struct {
     progress bar;
     request_sampling sampling;
     const char *template_name; /* NULL: the checkpoint's own */
+    const char *adapter;       /* of items that name none; NULL: none */
     bool exif;
     unsigned char digest[HASH_SHA256_BYTES];
     size_t next;           /* first item not yet looked at */
@@ -182,7 +184,8 @@ static status submit_loaded(run *r, const prompt_list *defaults, err *e) {
         questions[i] = (request_question){
             .prompt = loaded->prompts[i], .turns = loaded->turns, .n_turns = loaded->n_turns};
     request asked = {.questions = questions, .n_questions = loaded->n_prompts, .sampling = r->sampling,
-                     .template_name = r->template_name};
+                     .template_name = r->template_name,
+                     .adapter = loaded->adapter ? loaded->adapter : r->adapter};
     client_item item = {.image = loaded->data, .request = &asked, .flags = r->exif ? MESSAGE_FLAG_EXIF : 0};
     client_item_id(&item.id, r->digest, loaded->id);
     ticket *t = ticket_open(r, r->next - 1, loaded, defaults);
@@ -276,21 +279,31 @@ static status loop(run *r, const prompt_list *defaults, err *e) {
 /* ---- opening --------------------------------------------------------------------------------- */
 
 /* The plan's digest and everything else that decides an answer and is known before the model is. */
+static void digest_text(hash_sha256_stream *h, const char *name, const char *value) {
+    if (!value) return;
+    hash_sha256_add(h, name, strlen(name) + 1);
+    hash_sha256_add(h, value, strlen(value) + 1);
+}
+
 static void digest_run(run *r, const options *o) {
     char text[512];
-    const char *adapter = options_string(o, "adapter"), *form = r->template_name;
     const request_sampling *s = &r->sampling;
-    int n = snprintf(text, sizeof text, "%a %a %u %a %llu %u %d %u %d %s", (double)s->temperature,
+    int n = snprintf(text, sizeof text, "%a %a %u %a %llu %u %d %u %d", (double)s->temperature,
                      (double)s->top_p, s->top_k, (double)s->min_p, (unsigned long long)s->seed,
-                     s->max_new_tokens, s->want_logprobs, s->n_logprobs, r->exif,
-                     options_string(o, "model") ? options_string(o, "model") : "");
+                     s->max_new_tokens, s->want_logprobs, s->n_logprobs, r->exif);
     hash_sha256_stream *h = hash_sha256_open();
     plan_digest(r->p, r->digest);
     hash_sha256_add(h, r->digest, sizeof r->digest);
-    hash_sha256_add(h, text, n < (int)sizeof text ? (size_t)n + 1 : sizeof text);
-    for (uint32_t i = 0; i < s->n_stop; i++) hash_sha256_add(h, s->stop[i], strlen(s->stop[i]) + 1);
-    if (form) hash_sha256_add(h, form, strlen(form) + 1);
-    if (adapter) hash_sha256_add(h, adapter, strlen(adapter) + 1);
+    hash_sha256_add(h, text, (size_t)n + 1);
+    for (uint32_t i = 0; i < s->n_stop; i++) digest_text(h, "stop", s->stop[i]);
+    digest_text(h, "model", options_string(o, "model"));
+    digest_text(h, "template", r->template_name);
+    digest_text(h, "use-adapter", r->adapter);
+    digest_text(h, "adapter", options_string(o, "adapter"));
+    digest_text(h, "dtype", options_string(o, "dtype"));
+    const char *const *served;
+    for (size_t i = 0, n_served = options_list(o, "serve-adapter", &served); i < n_served; i++)
+        digest_text(h, "serve-adapter", served[i]);
     hash_sha256_finish(h, r->digest);
 }
 
@@ -332,6 +345,7 @@ static status prepare(run *r, const options *o, const prompt_list *prompts, int 
     status st = log_level_from_options(o, e);
     if (st == STATUS_OK) st = sampling_from_options(&r->sampling, o, e);
     if (st == STATUS_OK) st = template_from_options(&r->template_name, o, e);
+    if (st == STATUS_OK) st = adapter_from_options(&r->adapter, o, e);
     if (st == STATUS_OK) st = open_plan(r, o, prompts, e);
     if (st == STATUS_OK) st = open_output(r, o, e);
     if (st != STATUS_OK) *exit_code = st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_NOT_STARTED;

@@ -17,6 +17,7 @@
 static const option_row rows[] = {
     {"prompt", 'p', OPTION_LIST, "TEXT", NULL, 0, 0, "ask this instead of reading questions; may be repeated"},
     TEMPLATE_ROW,
+    USE_ADAPTER_ROW,
     SAMPLING_ROWS,
     {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0, "turn the photo upright as its EXIF orientation says"},
     SERVICE_ROWS,
@@ -39,6 +40,7 @@ typedef struct {
     unsigned char image_sha256[HASH_SHA256_BYTES];
     request_sampling sampling;
     const char *template_name; /* NULL: the checkpoint's own */
+    const char *adapter;       /* NULL: none */
     uint32_t flags;
     bool is_interactive; /* a person types */
     bool is_escaped;     /* stdout is a terminal */
@@ -110,7 +112,7 @@ static status wait_for_answer(dialogue *d, const item_id *id, err *e) {
 static status ask(dialogue *d, const char *prompt, err *e) {
     request_question question = {.prompt = prompt};
     request r = {.questions = &question, .n_questions = 1, .sampling = d->sampling,
-                 .template_name = d->template_name};
+                 .template_name = d->template_name, .adapter = d->adapter};
     client_item item = {.image = {d->image.data, d->image.len_bytes}, .image_sha256 = d->image_sha256,
                         .request = &r, .flags = d->flags};
     client_random_id(&item.id);
@@ -212,6 +214,7 @@ status ask_run(const options *o, int *exit_code, err *e) {
     d.flags = MESSAGE_FLAG_STREAM | (options_flag(o, "exif") ? MESSAGE_FLAG_EXIF : 0);
     status st = sampling_from_options(&d.sampling, o, e);
     if (st == STATUS_OK) st = template_from_options(&d.template_name, o, e);
+    if (st == STATUS_OK) st = adapter_from_options(&d.adapter, o, e);
     if (st == STATUS_OK) st = one_image_read(&d.image, o->positional[0], e);
     if (st != STATUS_OK) return st;
     hash_sha256(d.image_sha256, d.image.data, d.image.len_bytes);

@@ -18,7 +18,8 @@
 
 static const option_row rows[] = {
     MODEL_ROW,
-    ADAPTER_ROW,
+    MODEL_ADAPTER_ROW,
+    MODEL_DTYPE_ROW,
     {"output", 'o', OPTION_STRING, "OUT.npy", NULL, 0, 0, "the file to write"},
     {"layer", 'l', OPTION_STRING, "LAYER", "features", 0, 0,
      "features: the tower's, as cached; projected: as the language model sees them; pooled: features "
@@ -125,18 +126,19 @@ static status embed_one(embedding *em, const char *path, bool exif, err *e) {
 }
 
 /* The decoder's processes first: they are forked. */
-static status open_engine(embedding *em, const char *dir, const char *adapter_dir, int n_threads, err *e) {
+static status open_engine(embedding *em, model_settings *settings, int n_threads, err *e) {
     image_decoder_limits limits = {0};
     status st = image_decoder_open(&em->decoder, 1, &limits, e);
-    int parts = em->wanted == LAYER_PROJECTED || adapter_dir ? MODEL_PART_ALL : MODEL_PART_TOWER;
-    if (st == STATUS_OK) st = model_open(&em->m, dir, adapter_dir, parts, e);
+    bool is_whole = em->wanted == LAYER_PROJECTED || settings->adapter;
+    settings->parts = is_whole ? MODEL_PART_ALL : MODEL_PART_TOWER;
+    if (st == STATUS_OK) st = model_open(&em->m, settings, e);
     if (st == STATUS_OK) st = ops_open(&em->ctx, &(ops_settings){.device = "cpu", .n_threads = n_threads}, e);
     if (st == STATUS_OK) st = vision_encoder_open(&em->encoder, em->ctx, em->m, 1, e);
     if (st != STATUS_OK) return st;
     const model_config *c = model_get_config(em->m);
     em->n_tokens = em->wanted == LAYER_POOLED ? 1 : c->tower.n_tokens;
     em->width = em->wanted == LAYER_PROJECTED ? c->decoder.hidden : c->tower.hidden;
-    if (em->wanted == LAYER_PROJECTED) st = projector_open(&em->projection, em->ctx, em->m, c->tower.n_tokens, e);
+    if (em->wanted == LAYER_PROJECTED) st = projector_open(&em->projection, em->ctx, em->m, 0, c->tower.n_tokens, e);
     if (st != STATUS_OK) return st;
     size_t side = (size_t)c->preprocess.size;
     em->planes = calloc(3 * side * side, sizeof *em->planes);
@@ -181,7 +183,9 @@ status embed_run(const options *o, int *exit_code, err *e) {
     if (st != STATUS_OK) return st;
     st = model_place(dir, options_string(o, "model"), e);
     int n_threads = options_is_set(o, "threads") ? (int)options_int(o, "threads") : 0;
-    if (st == STATUS_OK) st = open_engine(&em, dir, options_string(o, "adapter"), n_threads, e);
+    model_settings checkpoint = {
+        .dir = dir, .adapter = options_string(o, "adapter"), .dtype = options_string(o, "dtype")};
+    if (st == STATUS_OK) st = open_engine(&em, &checkpoint, n_threads, e);
     if (st != STATUS_OK)
         *exit_code = EXIT_NOT_STARTED;
     else

@@ -76,8 +76,7 @@ static status open_shared(embedded *em, const embedded_settings *settings, int n
     cache_wishes.memory_bytes = settings->cache_bytes;
     /* The decoder forks, so it comes before everything that has threads or weighs anything. */
     status st = image_decoder_open(&em->decoder, n_threads, &limits, e);
-    if (st == STATUS_OK) st = model_open(&em->model, settings->model_dir, settings->adapter_dir,
-                                             MODEL_PART_ALL, e);
+    if (st == STATUS_OK) st = model_open(&em->model, &settings->model, e);
     if (st == STATUS_OK)
         st = cache_open(&em->cache, settings->cache_url ? settings->cache_url : "memory:",
                         &cache_wishes, e);

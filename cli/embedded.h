@@ -12,24 +12,23 @@
 
 #include <stdint.h>
 
-#include "base/err.h"
+#include "model/model.h"
 
 typedef struct embedded embedded;
 
 typedef struct {
-    const char *model_dir;
-    const char *adapter_dir; /* NULL: none */
-    const char *cache_url;   /* NULL: bounded memory */
-    const char *device;      /* NULL: "cpu" */
-    int n_threads;           /* 0: one per core */
-    uint64_t kv_bytes;       /* memory for keys and values */
-    uint64_t cache_bytes;    /* of the memory cache */
-    uint64_t max_pixels;     /* largest decoded image; 0: IMAGE_PIXELS_MAX */
-    int decode_ms;           /* longest time for one image; 0: IMAGE_DECODER_WALL_MS */
-    int max_questions;       /* questions generated at once */
+    model_settings model;  /* all parts */
+    const char *cache_url; /* NULL: bounded memory */
+    const char *device;    /* NULL: "cpu" */
+    int n_threads;         /* 0: one per core */
+    uint64_t kv_bytes;     /* memory for keys and values */
+    uint64_t cache_bytes;  /* of the memory cache */
+    uint64_t max_pixels;   /* largest decoded image; 0: IMAGE_PIXELS_MAX */
+    int decode_ms;         /* longest time for one image; 0: IMAGE_DECODER_WALL_MS */
+    int max_questions;     /* questions generated at once */
 } embedded_settings;
 
-/* Defaults of everything but model_dir. */
+/* Defaults of everything but the model. */
 embedded_settings embedded_defaults(void);
 
 MUST_USE status embedded_open(embedded **em, const embedded_settings *settings, err *e);

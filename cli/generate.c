@@ -11,6 +11,7 @@
 static const option_row rows[] = {
     {"image", 0, OPTION_STRING, "FILE", NULL, 0, 0, "the image; <image> in the prompt says where it goes"},
     {"raw-prompt", 'r', OPTION_STRING, "TEXT", NULL, 0, 0, "the whole prompt; nothing is added to it"},
+    USE_ADAPTER_ROW,
     SAMPLING_ROWS,
     {"exif", 0, OPTION_FLAG, NULL, NULL, 0, 0, "turn the photo upright as its EXIF orientation says"},
     {"json", 0, OPTION_FLAG, NULL, NULL, 0, 0, "print the result line instead of the text"},
@@ -70,6 +71,7 @@ status generate_run(const options *o, int *exit_code, err *e) {
     request r = {.questions = &question, .n_questions = 1};
     if (!question.prompt) return fail(e, STATUS_BAD_ARGUMENT, "--raw-prompt is needed");
     status st = sampling_from_options(&r.sampling, o, e);
+    if (st == STATUS_OK) st = adapter_from_options(&r.adapter, o, e);
     if (st != STATUS_OK) return st;
     buf image = {0};
     const char *path = options_string(o, "image");

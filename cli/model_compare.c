@@ -52,7 +52,7 @@ typedef struct {
 static status open_side(comparison *c, int i, const char *named, err *e) {
     char dir[MODEL_PLACE_BYTES];
     status st = model_place(dir, named, e);
-    if (st == STATUS_OK) st = model_open(&c->sides[i].m, dir, NULL, MODEL_PART_ALL, e);
+    if (st == STATUS_OK) st = model_open(&c->sides[i].m, &(model_settings){.dir = dir, .parts = MODEL_PART_ALL}, e);
     if (st != STATUS_OK) return st;
     int max = model_get_config(c->sides[i].m)->decoder.max_positions;
     if (c->window > max) c->window = max;

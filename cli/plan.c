@@ -222,6 +222,7 @@ static status load_line(plan *p, const plan_entry *entry, plan_item *item, err *
     memcpy(p->line_turns, line.turns, sizeof p->line_turns);
     item->turns = p->line_turns;
     item->n_turns = line.n_turns;
+    item->adapter = line.adapter;
     if (!line.image) return STATUS_OK;
     if (strncmp(line.image, "data:", 5) == 0) {
         item->image = "data:";

@@ -43,6 +43,7 @@ typedef struct {
     size_t n_prompts;
     const request_turn *turns; /* what was said about the image before, n_turns of them */
     size_t n_turns;
+    const char *adapter;   /* served under this name; NULL: the item names none */
     bytes data;            /* the image file's bytes; empty when code is not OK */
     status code;           /* OK, IMAGE_UNREADABLE, IMAGE_TOO_LARGE: this item's failure */
     char why[ERR_TEXT_BYTES];

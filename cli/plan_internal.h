@@ -57,6 +57,7 @@ typedef struct {
     size_t n_prompts; /* 0: none of its own */
     request_turn turns[MESSAGE_TURNS_MAX];
     size_t n_turns;
+    const char *adapter; /* NULL: none named */
 } plan_line;
 MUST_USE status plan_line_parse(json_t **object, plan_line *line, const char *text, size_t n_bytes,
                                 err *e);

@@ -1,5 +1,5 @@
-/* The manifest: one JSON object a line, `id`, `image` (none: text alone), `prompt` or `prompts`, and `turns`: what was asked about
- * the image and answered before. Other keys are left to whoever wrote them.
+/* The manifest: one JSON object a line, `id`, `image` (none: text alone), `prompt` or `prompts`, `turns`: what was asked
+ * about the image and answered before, and `adapter`: the name of a served one. Other keys are left to whoever wrote them.
  *
  * A broken line is reported by its number and left out; it costs no other line its answer. The file is
  * read once here to check it, and each line again when its item is due, at the offset noted now. Standard
@@ -82,6 +82,8 @@ status plan_line_parse(json_t **object, plan_line *line, const char *text, size_
     if (st == STATUS_OK) st = take_text(&line->id, *object, "id", PLAN_ID_BYTES_MAX, e);
     if (st == STATUS_OK && json_object_get(*object, "image"))
         st = take_text(&line->image, *object, "image", PLAN_LINE_BYTES_MAX, e);
+    if (st == STATUS_OK && json_object_get(*object, "adapter"))
+        st = take_text(&line->adapter, *object, "adapter", MESSAGE_NAME_BYTES_MAX, e);
     if (st == STATUS_OK) st = take_prompts(line, *object, e);
     if (st == STATUS_OK) st = take_turns(line, *object, e);
     if (st != STATUS_OK) {
@@ -145,14 +147,15 @@ static status add_line(plan *p, const line_reader *r, size_t line_no, err *why, 
                         .line_no = line_no, .n_prompts = (uint32_t)line.n_prompts};
     plan_hash_text(p, line.id);
     plan_hash_text(p, line.image ? line.image : "");
-    char counts[48]; /* so that a prompt cannot pass for the next line's id */
-    (void)snprintf(counts, sizeof counts, "%zu %zu", line.n_prompts, line.n_turns);
+    char counts[64]; /* so that a prompt cannot pass for the next line's id */
+    (void)snprintf(counts, sizeof counts, "%zu %zu %d", line.n_prompts, line.n_turns, line.adapter != NULL);
     plan_hash_text(p, counts);
     for (size_t i = 0; i < line.n_prompts; i++) plan_hash_text(p, line.prompts[i]);
     for (size_t i = 0; i < line.n_turns; i++) {
         plan_hash_text(p, line.turns[i].question);
         plan_hash_text(p, line.turns[i].answer);
     }
+    if (line.adapter) plan_hash_text(p, line.adapter);
     json_decref(object);
     if (!entry.id) return fail(e, STATUS_NO_MEMORY, "%.300s: out of memory", p->manifest_name);
     return plan_add(p, &entry, e);

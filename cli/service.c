@@ -49,13 +49,18 @@ status template_from_options(const char **name, const options *o, err *e) {
     return fail(e, STATUS_BAD_ARGUMENT, "--template: \"%.60s\" is none of %s", *name, prompt_template_names());
 }
 
+status adapter_from_options(const char **name, const options *o, err *e) {
+    *name = options_string(o, "use-adapter");
+    if (!*name || strlen(*name) <= MESSAGE_NAME_BYTES_MAX) return STATUS_OK;
+    return fail(e, STATUS_BAD_ARGUMENT, "--use-adapter: a name of %zu bytes, limit %d", strlen(*name), MESSAGE_NAME_BYTES_MAX);
+}
+
 static status open_embedded(service *s, const options *o, err *e) {
     char dir[MODEL_PLACE_BYTES];
     status st = model_place(dir, options_string(o, "model"), e);
     if (st != STATUS_OK) return st;
     embedded_settings settings = embedded_defaults();
-    settings.model_dir = dir;
-    settings.adapter_dir = options_string(o, "adapter");
+    settings.model = model_settings_read(o, dir);
     settings.cache_url = options_string(o, "cache");
     if (options_is_set(o, "threads")) settings.n_threads = (int)options_int(o, "threads");
     if (options_is_set(o, "kv-bytes")) settings.kv_bytes = options_bytes(o, "kv-bytes");

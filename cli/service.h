@@ -14,17 +14,15 @@
 #include "base/options.h"
 #include "cli/embedded.h"
 #include "client/client.h"
+#include "model/model_options.h"
 #include "vision_node/image_decoder.h"
 
 #define MODEL_ROW                                                                                  \
     {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0,                                               \
      "checkpoint folder; without it, the demonstration model that ships with mipha"}
 
-#define ADAPTER_ROW                                                                                \
-    {"adapter", 0, OPTION_STRING, "DIR", NULL, 0, 0, "a PEFT adapter (LoRA) merged into the checkpoint"}
-
 #define SERVICE_ROWS                                                                               \
-    MODEL_ROW, ADAPTER_ROW,                                                                        \
+    MODEL_ROW, MODEL_LOAD_ROWS,                                                                    \
         {"broker", 'b', OPTION_STRING, "ENDPOINT", NULL, 0, 0,                                     \
          "use a running cluster, as in tcp://host:7000; without it, everything runs in this process"}, \
         {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,                                             \
@@ -57,6 +55,10 @@
     {"template", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                             \
      "form of the prompt: phi, gemma, phi3, llava-1.5, llava-hf or plain; without it, the checkpoint's own"}
 
+#define USE_ADAPTER_ROW                                                                            \
+    {"use-adapter", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                          \
+     "ask the adapter that is served under this name"}
+
 typedef struct {
     embedded *em;      /* NULL with --broker */
     void *zmq_context; /* ours only with --broker */
@@ -76,6 +78,9 @@ MUST_USE status sampling_from_options(request_sampling *s, const options *o, err
 
 /* NULL without TEMPLATE_ROW's option. Errors: BAD_ARGUMENT. */
 MUST_USE status template_from_options(const char **name, const options *o, err *e);
+
+/* NULL without USE_ADAPTER_ROW's option. Errors: BAD_ARGUMENT (too long a name). */
+MUST_USE status adapter_from_options(const char **name, const options *o, err *e);
 
 /* Reads --log-level. Errors: BAD_ARGUMENT. */
 MUST_USE status log_level_from_options(const options *o, err *e);

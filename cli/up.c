@@ -29,7 +29,7 @@
 
 static const option_row rows[] = {
     MODEL_ROW,
-    ADAPTER_ROW,
+    MODEL_LOAD_ROWS,
     {"vision-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many vision nodes"},
     {"lm-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many language nodes"},
     {"front", 0, OPTION_STRING, "ENDPOINT", "tcp://127.0.0.1:*", 0, 0, "where clients connect; * is a free port"},
@@ -185,9 +185,18 @@ static status start_nodes(cluster *k, const options *o, const char *name, int64_
     find_program(program, k, name);
     (void)snprintf(threads, sizeof threads, "%lld", (long long)options_int(o, "threads"));
     (void)snprintf(kv_bytes, sizeof kv_bytes, "%llu", (unsigned long long)options_bytes(o, "kv-bytes"));
-    const char *argv[18] = {program, "--broker", k->back, "--model", k->model_dir, "--cache", k->cache_url,
-                            "--log-level", options_string(o, "log-level")};
-    size_t at = 9;
+    const char *argv[20 + 2 * MODEL_SERVED_MAX] = {program, "--broker", k->back, "--model", k->model_dir, "--cache",
+                                                   k->cache_url, "--log-level", options_string(o, "log-level"), "--dtype",
+                                                   options_string(o, "dtype")};
+    size_t at = 11;
+    const char *const *served;
+    size_t n_served = options_list(o, "serve-adapter", &served);
+    if (n_served > MODEL_SERVED_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "--serve-adapter: given %zu times, limit %d", n_served, MODEL_SERVED_MAX);
+    for (size_t i = 0; i < n_served; i++) {
+        argv[at++] = "--serve-adapter";
+        argv[at++] = served[i];
+    }
     if (options_string(o, "adapter")) {
         argv[at++] = "--adapter";
         argv[at++] = options_string(o, "adapter");

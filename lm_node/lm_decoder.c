@@ -19,6 +19,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "lm_node/adapted_matrix.h"
 #include "lm_node/kv_cache.h"
 #include "lm_node/projector.h"
 #include "model/device_weights.h"
@@ -29,7 +30,7 @@ typedef struct {
 
 typedef struct {
     decoder_norm norm1, norm2;
-    ops_matrix *q, *k, *v, *out, *fc1, *fc2; /* fc1 of a gated MLP: gate above up */
+    adapted_matrix q, k, v, out, fc1, fc2; /* fc1 of a gated MLP: gate above up */
     ops_tensor keys, values; /* [kv_blocks, KV_BLOCK_TOKENS, kv_width] */
 } decoder_layer;
 
@@ -42,10 +43,10 @@ struct lm_decoder {
     ops_ctx *ctx;
     model_decoder_config c;
     lm_decoder_settings s;
-    projector *project;
+    projector **projectors; /* [1 + n_adapters]: the checkpoint's own, and as each adapter has it */
     ops_block weights, activations, kv;
     decoder_layer *layers;
-    ops_matrix *head;
+    adapted_matrix head;
     decoder_norm final;
     ops_tensor embed, embed_scale;
     ops_tensor cos, sin; /* [max_context, rotary / 2], and the same again for calls of a long context */
@@ -54,6 +55,8 @@ struct lm_decoder {
      * logits [max_out, n_vocab_out]. */
     ops_tensor x, n, q, a, k, v, wide, gated, out_x, out_n, logits, indices;
     int32_t *host_indices;
+    adapter_room adapters;
+    adapter_rows rows_of, out_rows_of; /* adapters: the step's rows and its wanted rows */
     float *host_logits;
     lm_decoder_tap *tap;
     void *tap_user;
@@ -96,7 +99,7 @@ static size_t kv_bytes(const lm_decoder *d) {
 }
 
 static int64_t n_indices_max(const lm_decoder *d) {
-    return (int64_t)6 * d->s.max_rows + (int64_t)4 * d->s.max_out +
+    return (int64_t)7 * d->s.max_rows + (int64_t)5 * d->s.max_out +
            (int64_t)d->s.max_seqs * kv_blocks_for(d->s.max_context);
 }
 
@@ -123,21 +126,24 @@ static size_t weight_block_bytes(const lm_decoder *d, const ops_tensor *embed) {
 
 lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d) {
     lm_decoder_memory sum = {
-        .weights = d->weights.size_bytes + projector_weight_bytes(d->project) +
-                   ops_matrix_bytes(d->head),
-        .activations = d->activations.size_bytes + projector_activation_bytes(d->project),
+        .weights = d->weights.size_bytes + adapted_matrix_bytes(&d->head, &d->adapters),
+        .activations = d->activations.size_bytes + d->adapters.block.size_bytes,
         .kv = d->kv.size_bytes,
     };
+    for (int i = 0; i <= d->adapters.n_adapters; i++) {
+        sum.weights += projector_weight_bytes(d->projectors[i]);
+        sum.activations += projector_activation_bytes(d->projectors[i]);
+    }
     for (int i = 0; i < d->c.n_layers; i++) {
         const decoder_layer *l = &d->layers[i];
-        const ops_matrix *all[] = {l->q, l->k, l->v, l->out, l->fc1, l->fc2};
+        const adapted_matrix *all[] = {&l->q, &l->k, &l->v, &l->out, &l->fc1, &l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
-            sum.weights += ops_matrix_bytes(all[k]);
+            sum.weights += adapted_matrix_bytes(all[k], &d->adapters);
     }
     return sum;
 }
 
-size_t lm_decoder_feature_row_bytes(const lm_decoder *d) { return projector_row_bytes(d->project); }
+size_t lm_decoder_feature_row_bytes(const lm_decoder *d) { return projector_row_bytes(d->projectors[0]); }
 int lm_decoder_n_vocab(const lm_decoder *d) { return d->c.n_vocab_out; }
 
 /* ---- opening ------------------------------------------------------------------------------- */
@@ -188,13 +194,21 @@ static status open_norm(lm_decoder *d, decoder_norm *norm, const model *m, err *
     return device_vector_cut(&d->weights, &norm->b, m, e, "%s%s.bias", prefix, name);
 }
 
+/* A stored matrix, whole. */
+static status open_matrix(lm_decoder *d, adapted_matrix *w, const model *m, const char *prefix, const char *name, err *e) {
+    char full[NAME_BYTES];
+    (void)snprintf(full, sizeof full, "%s%s", prefix, name);
+    const device_rows all = device_rows_all(m, full);
+    return adapted_matrix_open(w, &d->adapters, m, &all, 1, e);
+}
+
 /* Where the checkpoint keeps queries, keys and values in one matrix, each has its rows of it. */
 static status open_qkv(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, err *e) {
     const decoder_family *f = d->c.family;
     if (f->qkv_layout == MODEL_QKV_APART) {
-        TRY(device_matrix_open(d->ctx, &l->q, m, e, "%s%s", prefix, f->q));
-        TRY(device_matrix_open(d->ctx, &l->k, m, e, "%s%s", prefix, f->k));
-        return device_matrix_open(d->ctx, &l->v, m, e, "%s%s", prefix, f->v);
+        TRY(open_matrix(d, &l->q, m, prefix, f->q, e));
+        TRY(open_matrix(d, &l->k, m, prefix, f->k, e));
+        return open_matrix(d, &l->v, m, prefix, f->v, e);
     }
     char name[NAME_BYTES];
     (void)snprintf(name, sizeof name, "%s%s", prefix, f->qkv);
@@ -203,20 +217,20 @@ static status open_qkv(lm_decoder *d, decoder_layer *l, const model *m, const ch
                             device_rows_from(name, q + kv, kv)};
     for (int64_t i = 0; f->qkv_layout == MODEL_QKV_BY_HEAD && i < 3; i++)
         parts[i] = (device_rows){.name = name, .first = i * head, .n = q, .run = head, .stride = 3 * head};
-    ops_matrix **matrices[3] = {&l->q, &l->k, &l->v};
-    for (int i = 0; i < 3; i++) TRY(device_matrix_join(d->ctx, matrices[i], m, &parts[i], 1, e));
+    adapted_matrix *matrices[3] = {&l->q, &l->k, &l->v};
+    for (int i = 0; i < 3; i++) TRY(adapted_matrix_open(matrices[i], &d->adapters, m, &parts[i], 1, e));
     return STATUS_OK;
 }
 
 static status open_mlp(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, err *e) {
     const decoder_family *f = d->c.family;
-    TRY(device_matrix_open(d->ctx, &l->fc2, m, e, "%s%s", prefix, f->fc2));
-    if (f->fc1) return device_matrix_open(d->ctx, &l->fc1, m, e, "%s%s", prefix, f->fc1);
+    TRY(open_matrix(d, &l->fc2, m, prefix, f->fc2, e));
+    if (f->fc1) return open_matrix(d, &l->fc1, m, prefix, f->fc1, e);
     char gate[NAME_BYTES], up[NAME_BYTES];
     (void)snprintf(gate, sizeof gate, "%s%s", prefix, f->gate);
     (void)snprintf(up, sizeof up, "%s%s", prefix, f->up);
     device_rows parts[2] = {device_rows_all(m, gate), device_rows_all(m, up)};
-    return device_matrix_join(d->ctx, &l->fc1, m, parts, 2, e);
+    return adapted_matrix_open(&l->fc1, &d->adapters, m, parts, 2, e);
 }
 
 static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i, err *e) {
@@ -226,7 +240,7 @@ static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i,
     TRY(open_norm(d, &l->norm1, m, e, prefix, f->norm1));
     if (f->norm2) TRY(open_norm(d, &l->norm2, m, e, prefix, f->norm2));
     TRY(open_qkv(d, l, m, prefix, e));
-    TRY(device_matrix_open(d->ctx, &l->out, m, e, "%s%s", prefix, f->out));
+    TRY(open_matrix(d, &l->out, m, prefix, f->out, e));
     TRY(open_mlp(d, l, m, prefix, e));
     const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
     l->keys = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
@@ -247,7 +261,23 @@ static status open_embed_scale(lm_decoder *d, err *e) {
     return st == STATUS_OK ? st : fail(e, st, "decoder: scale of embeddings: %s", status_text((int)st));
 }
 
+static status open_projectors(lm_decoder *d, const model *m, err *e) {
+    int n = 1 + d->adapters.n_adapters;
+    d->projectors = calloc((size_t)n, sizeof(projector *));
+    if (!d->projectors) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for projectors");
+    for (int i = 0; i < n; i++) TRY(projector_open(&d->projectors[i], d->ctx, m, i, d->s.max_rows, e));
+    return STATUS_OK;
+}
+
+/* The most values that go into one matrix, or come out of it. */
+static int64_t widest_call(const lm_decoder *d) {
+    int64_t row = fc1_width(&d->c) > wider(&d->c) ? fc1_width(&d->c) : wider(&d->c);
+    int64_t rows = d->s.max_rows * row, outs = d->s.max_out * (int64_t)d->c.n_vocab_out;
+    return rows > outs ? rows : outs;
+}
+
 static status open_weights(lm_decoder *d, const model *m, err *e) {
+    adapter_room_init(&d->adapters, d->ctx, m, widest_call(d));
     const char *prefix = d->c.prefix;
     char embed_name[NAME_BYTES];
     (void)snprintf(embed_name, sizeof embed_name, "%sembed_tokens.weight", prefix);
@@ -258,11 +288,8 @@ static status open_weights(lm_decoder *d, const model *m, err *e) {
     if (d->c.family->scales_embeddings) TRY(open_embed_scale(d, e));
     TRY(open_norm(d, &d->final, m, e, prefix, d->c.family->final_norm));
     TRY(open_turns(d, e));
-    TRY(projector_open(&d->project, d->ctx, m, d->s.max_rows, e));
-    if (d->c.is_tied)
-        TRY(device_matrix_open(d->ctx, &d->head, m, e, "%sembed_tokens", prefix));
-    else
-        TRY(device_matrix_open(d->ctx, &d->head, m, e, "%s", d->c.head));
+    TRY(open_projectors(d, m, e));
+    TRY(open_matrix(d, &d->head, m, d->c.is_tied ? prefix : "", d->c.is_tied ? "embed_tokens" : d->c.head, e));
     d->layers = calloc((size_t)d->c.n_layers, sizeof *d->layers);
     if (!d->layers) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for its layers");
     for (int i = 0; i < d->c.n_layers; i++) TRY(open_layer(d, &d->layers[i], m, i, e));
@@ -270,6 +297,7 @@ static status open_weights(lm_decoder *d, const model *m, err *e) {
 }
 
 static status open_activations(lm_decoder *d, err *e) {
+    TRY(adapter_room_ready(&d->adapters, d->s.max_rows, e));
     TRY(ops_block_open(d->ctx, &d->activations, activation_bytes(d), e));
     ops_block *block = &d->activations;
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
@@ -316,7 +344,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     *out = NULL;
     lm_decoder *d = calloc(1, sizeof *d);
     if (!d) return fail(e, STATUS_NO_MEMORY, "decoder: no memory");
-    d->ctx = ctx;
+    d->ctx = d->adapters.ctx = ctx;
     d->c = model_get_config(m)->decoder;
     d->s = *settings;
     status st = check_settings(d, e);
@@ -341,11 +369,13 @@ void lm_decoder_close(lm_decoder **out) {
     if (!d) return;
     for (int i = 0; d->layers && i < d->c.n_layers; i++) {
         decoder_layer *l = &d->layers[i];
-        ops_matrix **all[] = {&l->q, &l->k, &l->v, &l->out, &l->fc1, &l->fc2};
-        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) ops_matrix_close(d->ctx, all[k]);
+        adapted_matrix *all[] = {&l->q, &l->k, &l->v, &l->out, &l->fc1, &l->fc2};
+        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) adapted_matrix_close(all[k], &d->adapters);
     }
-    ops_matrix_close(d->ctx, &d->head);
-    projector_close(&d->project);
+    adapted_matrix_close(&d->head, &d->adapters);
+    for (int i = 0; d->projectors && i <= d->adapters.n_adapters; i++) projector_close(&d->projectors[i]);
+    adapter_room_deinit(&d->adapters);
+    free(d->projectors);
     ops_block_close(&d->activations);
     ops_block_close(&d->kv);
     ops_block_close(&d->weights);
@@ -381,6 +411,7 @@ static void check_batch(const lm_decoder *d, const lm_batch *b) {
     check_range(b->image_rows, b->n_image_rows, b->n_rows, "an image row is a row");
     check_range(b->out_rows, b->n_out, b->n_rows, "a wanted row is a row");
     check_range(b->tables, b->n_seqs * b->n_table_blocks, d->s.kv_blocks, "a block exists");
+    if (b->adapters) check_range(b->adapters, b->n_rows, d->adapters.n_adapters + 1, "an adapter is served");
 }
 
 /* Appends n values to the host copy and returns where they will be on the device. */
@@ -413,6 +444,21 @@ static ops_tensor stage_turns(lm_decoder *d, int64_t *used, const lm_batch *b, c
     return view;
 }
 
+static int adapter_of(const lm_batch *b, int32_t row) { return b->adapters ? b->adapters[row] : 0; }
+
+/* The rows of each adapter, of n rows in the order of `rows` (NULL: all). */
+static void stage_adapters(lm_decoder *d, int64_t *used, adapter_rows *of, const lm_batch *b, const int32_t *rows, int n) {
+    of->n = 0;
+    for (int a = 1; a <= d->adapters.n_adapters; a++) {
+        int64_t first = *used;
+        for (int i = 0; i < n; i++)
+            if (adapter_of(b, rows ? rows[i] : i) == a) d->host_indices[(*used)++] = i;
+        if (*used == first) continue;
+        of->each[of->n].served = a;
+        of->each[of->n++].rows = tensor_rows(&d->indices, first, *used - first);
+    }
+}
+
 static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b) {
     int64_t used = 0;
     at->ids = stage(d, &used, b->ids, b->n_rows);
@@ -420,6 +466,8 @@ static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b)
     at->turns = stage_turns(d, &used, b, NULL, b->n_rows);
     at->slots = stage(d, &used, b->slots, b->n_rows);
     at->seqs = stage(d, &used, b->seqs, b->n_rows);
+    stage_adapters(d, &used, &d->rows_of, b, NULL, b->n_rows);
+    stage_adapters(d, &used, &d->out_rows_of, b, b->out_rows, b->n_out);
     at->image_rows = stage(d, &used, b->image_rows, b->n_image_rows);
     at->out_rows = stage(d, &used, b->out_rows, b->n_out);
     at->out_positions = stage_picked(d, &used, b->positions, b->out_rows, b->n_out);
@@ -451,35 +499,51 @@ static status run_norm(lm_decoder *d, ops_tensor *out, const ops_tensor *x, cons
     return ops_layer_norm(d->ctx, out, x, &norm->w, &norm->b, d->c.norm_eps);
 }
 
+/* Runs of image rows with one adapter, each through its projector. */
+static status run_images(lm_decoder *d, ops_tensor *x, const step_indices *at, const lm_batch *b, err *e) {
+    const size_t row_bytes = projector_row_bytes(d->projectors[0]);
+    for (int first = 0, n; first < b->n_image_rows; first += n) {
+        int served = adapter_of(b, b->image_rows[first]);
+        for (n = 1; first + n < b->n_image_rows && adapter_of(b, b->image_rows[first + n]) == served;) n++;
+        const void *features = (const unsigned char *)b->features + (size_t)first * row_bytes;
+        ops_tensor projected, to = tensor_rows(&at->image_rows, first, n);
+        TRY(projector_run(d->projectors[served], &projected, features, n, e));
+        TRY(ops_scatter_rows(d->ctx, x, &projected, &to));
+    }
+    return STATUS_OK;
+}
+
 static status run_embeddings(lm_decoder *d, ops_tensor *x, const step_indices *at,
                              const lm_batch *b, err *e) {
     TRY(ops_gather_rows(d->ctx, x, &d->embed, &at->ids));
-    if (b->n_image_rows > 0) {
-        ops_tensor projected;
-        TRY(projector_run(d->project, &projected, b->features, b->n_image_rows, e));
-        TRY(ops_scatter_rows(d->ctx, x, &projected, &at->image_rows));
-    }
+    TRY(run_images(d, x, at, b, e));
     if (!d->c.family->scales_embeddings) return STATUS_OK;
     return ops_scale_columns(d->ctx, x, x, &d->embed_scale);
-}
-
-/* Norm, then keys and values of every row to their slots. n receives the norm. */
-static status run_keys(lm_decoder *d, decoder_layer *l, ops_tensor *n, const ops_tensor *x,
-                       const step_indices *at) {
-    const int64_t rows = x->dims[0];
-    ops_tensor k = tensor_rows(&d->k, 0, rows), v = tensor_rows(&d->v, 0, rows);
-    TRY(run_norm(d, n, x, &l->norm1));
-    TRY(ops_linear(d->ctx, &k, n, l->k, OPS_ACT_NONE));
-    TRY(ops_rope(d->ctx, &k, &d->cos, &d->sin, &at->turns, d->c.n_kv_heads));
-    TRY(ops_linear(d->ctx, &v, n, l->v, OPS_ACT_NONE));
-    TRY(ops_kv_write(d->ctx, &l->keys, &k, &at->slots));
-    return ops_kv_write(d->ctx, &l->values, &v, &at->slots);
 }
 
 /* Where rows stand: all of a step, or those whose logits are wanted. */
 typedef struct {
     const ops_tensor *positions, *turns, *seqs, *tables;
+    const adapter_rows *adapters;
 } row_places;
+
+static status run_linear(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w, ops_act act,
+                         const row_places *at) {
+    return adapted_linear(&d->adapters, out, x, w, act, at->adapters);
+}
+
+/* Norm, then keys and values of every row to their slots. n receives the norm. */
+static status run_keys(lm_decoder *d, decoder_layer *l, ops_tensor *n, const ops_tensor *x, const ops_tensor *slots,
+                       const row_places *at) {
+    const int64_t rows = x->dims[0];
+    ops_tensor k = tensor_rows(&d->k, 0, rows), v = tensor_rows(&d->v, 0, rows);
+    TRY(run_norm(d, n, x, &l->norm1));
+    TRY(run_linear(d, &k, n, &l->k, OPS_ACT_NONE, at));
+    TRY(ops_rope(d->ctx, &k, &d->cos, &d->sin, at->turns, d->c.n_kv_heads));
+    TRY(run_linear(d, &v, n, &l->v, OPS_ACT_NONE, at));
+    TRY(ops_kv_write(d->ctx, &l->keys, &k, slots));
+    return ops_kv_write(d->ctx, &l->values, &v, slots);
+}
 
 /* out = attention of the rows of n; all keys are written. */
 static status run_attention(lm_decoder *d, decoder_layer *l, ops_tensor *out, const ops_tensor *n,
@@ -491,22 +555,22 @@ static status run_attention(lm_decoder *d, decoder_layer *l, ops_tensor *out, co
         .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
         .window = d->c.window,
     };
-    TRY(ops_linear(d->ctx, &q, n, l->q, OPS_ACT_NONE));
+    TRY(run_linear(d, &q, n, &l->q, OPS_ACT_NONE, at));
     TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, at->turns, d->c.n_heads));
     TRY(ops_attention_paged(d->ctx, &q, &q, &l->keys, &l->values, at->tables, at->seqs, at->positions, &params));
-    return ops_linear(d->ctx, out, &q, l->out, OPS_ACT_NONE);
+    return run_linear(d, out, &q, &l->out, OPS_ACT_NONE, at);
 }
 
-static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n) {
+static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n, const row_places *at) {
     ops_tensor wide = tensor_rows(&d->wide, 0, n->dims[0]);
     if (!d->c.family->is_gated) {
-        TRY(ops_linear(d->ctx, &wide, n, l->fc1, d->c.act));
-        return ops_linear(d->ctx, out, &wide, l->fc2, OPS_ACT_NONE);
+        TRY(run_linear(d, &wide, n, &l->fc1, d->c.act, at));
+        return run_linear(d, out, &wide, &l->fc2, OPS_ACT_NONE, at);
     }
     ops_tensor gated = tensor_rows(&d->gated, 0, n->dims[0]);
-    TRY(ops_linear(d->ctx, &wide, n, l->fc1, OPS_ACT_NONE));
+    TRY(run_linear(d, &wide, n, &l->fc1, OPS_ACT_NONE, at));
     TRY(ops_gate(d->ctx, &gated, &wide, d->c.act));
-    return ops_linear(d->ctx, out, &gated, l->fc2, OPS_ACT_NONE);
+    return run_linear(d, out, &gated, &l->fc2, OPS_ACT_NONE, at);
 }
 
 /* What a layer adds to the rows of x, whose first norm is n; n is used up. */
@@ -516,27 +580,27 @@ static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_t
     TRY(run_attention(d, l, &a, n, at));
     if (d->c.family->is_parallel) {
         ops_tensor m = tensor_first(&d->q, rows, d->c.hidden);
-        TRY(run_mlp(d, l, &m, n));
+        TRY(run_mlp(d, l, &m, n, at));
         TRY(ops_add(d->ctx, &a, &a, &m));
         return ops_add(d->ctx, x, &a, x);
     }
     TRY(ops_add(d->ctx, x, x, &a));
     TRY(run_norm(d, n, x, &l->norm2));
-    TRY(run_mlp(d, l, &a, n));
+    TRY(run_mlp(d, l, &a, n, at));
     return ops_add(d->ctx, x, x, &a);
 }
 
 static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, int n_out) {
     ops_tensor n = tensor_rows(&d->n, 0, x->dims[0]);
-    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables};
-    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables};
+    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables, &d->rows_of};
+    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables, &d->out_rows_of};
     for (int i = 0; i + 1 < d->c.n_layers; i++) {
-        TRY(run_keys(d, &d->layers[i], &n, x, at));
+        TRY(run_keys(d, &d->layers[i], &n, x, &at->slots, &all));
         TRY(run_branches(d, &d->layers[i], x, &n, &all));
         TRY(tap_state(d, i + 1, x));
     }
     decoder_layer *last = &d->layers[d->c.n_layers - 1];
-    TRY(run_keys(d, last, &n, x, at));
+    TRY(run_keys(d, last, &n, x, &at->slots, &all));
     if (n_out == 0) return STATUS_OK;
     ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
     TRY(ops_gather_rows(d->ctx, &out_x, x, &at->out_rows));
@@ -548,7 +612,7 @@ static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, i
 static status run_head(lm_decoder *d, int n_out) {
     ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), logits = tensor_rows(&d->logits, 0, n_out);
     TRY(run_norm(d, &out_x, &out_x, &d->final));
-    TRY(ops_linear(d->ctx, &logits, &out_x, d->head, OPS_ACT_NONE));
+    TRY(adapted_linear(&d->adapters, &logits, &out_x, &d->head, OPS_ACT_NONE, &d->out_rows_of));
     return ops_download(d->ctx, d->host_logits, &logits);
 }
 

@@ -6,7 +6,8 @@
  *
  * A step takes rows of any sequences in any mixture: pieces of prompts, image rows, single rows of
  * decoding. What a row computes depends on its own sequence only, never on the other rows of the step or
- * on how a prompt was cut into steps. Who owns which block of keys and values is the caller's business
+ * on how a prompt was cut into steps. Rows of different served adapters stand in one step beside each other: each
+ * matrix is multiplied once for all of them, and what an adapter adds is computed for its own rows. Who owns which block of keys and values is the caller's business
  * (kv_cache.h); the arrays live here. All memory is taken at open. One thread, that of the context. */
 #ifndef LM_NODE_LM_DECODER_H
 #define LM_NODE_LM_DECODER_H
@@ -34,6 +35,7 @@ typedef struct {
                                  it is decoded; only long contexts ask. NULL: up to itself */
     const int32_t *slots;     /* [n_rows] where key and value go: block * KV_BLOCK_TOKENS + offset */
     const int32_t *seqs;      /* [n_rows] index into tables */
+    const int32_t *adapters;  /* [n_rows] the served adapter of a row, 0: none; NULL: none for all */
     int n_image_rows;
     const int32_t *image_rows; /* [n_image_rows] the rows that are features instead of tokens */
     const void *features;      /* [n_image_rows, tower hidden] in model_tower_dtype, not yet projected */

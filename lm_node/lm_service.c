@@ -16,6 +16,8 @@
 
 #define ANSWER_BYTES_MAX (1u << 20)
 
+BUILD_CHECK(MODEL_SERVED_NAME_BYTES_MAX == MESSAGE_NAME_BYTES_MAX, "every adapter that is served can be asked for");
+
 /* One question of a job, while it is answered. */
 typedef struct {
     bool is_finished;
@@ -42,6 +44,7 @@ typedef struct service_job {
     request_memory memory;
     question_state *questions;
     const prompt_template *form;
+    int adapter;
     int32_t stop_id; /* ends an answer besides the tokenizer's own end; -1: nothing does */
     size_t n_unfinished;
     int64_t started_us;
@@ -249,6 +252,7 @@ static scheduler_question question_of(service_job *j, size_t i, const int32_t *i
     const message *m = &j->work->wire.in.m;
     scheduler_question q = {.user = j,
                             .question_idx = (int)i,
+                            .adapter = j->adapter,
                             .ids = ids,
                             .n_ids = (int)n_ids,
                             .image = {.flags = m->flags & MESSAGE_FLAG_EXIF},
@@ -317,7 +321,7 @@ static status start_question(lm_service *s, service_job *j, size_t i, const void
     j->questions[i].prompt_tokens = (uint32_t)(n_ids - wants_image);
     scheduler_question q = question_of(j, i, s->ids, n_ids, NULL);
     if (sampler_params_check(&q.sampling, e) != STATUS_OK) return e->code;
-    if (wants_image && !scheduler_has_prefix(s->scheduler, &q.image, s->ids, (int)n_ids)) {
+    if (wants_image && !scheduler_has_prefix(s->scheduler, &q)) {
         if (fetch_features(s, j, features) != STATUS_OK) return STATUS_NOT_FOUND;
         q.features = *features;
     }
@@ -353,6 +357,17 @@ static status choose_form(const lm_service *s, service_job *j, err *e) {
     return STATUS_OK;
 }
 
+static status choose_adapter(const lm_service *s, service_job *j, err *e) {
+    const char *name = j->request.adapter;
+    const model *m = s->parts.model;
+    j->adapter = name && *name ? model_find_served(m, name) : 0;
+    if (j->adapter || !name || !*name) return STATUS_OK;
+    if (model_n_served(m) == 0)
+        return fail(e, STATUS_BAD_ARGUMENT, "adapter \"%s\" is unknown, none is served", name);
+    return fail(e, STATUS_BAD_ARGUMENT, "adapter \"%s\" is unknown, %d are served, the first is \"%s\"", name,
+                model_n_served(m), model_served_name(m, 1));
+}
+
 static void service_start(void *self, job *work) {
     lm_service *s = self;
     service_job *j = calloc(1, sizeof *j);
@@ -365,6 +380,7 @@ static void service_start(void *self, job *work) {
     err e;
     status st = request_decode(&j->request, &j->memory, work->wire.in.m.body, &e);
     if (st == STATUS_OK) st = choose_form(s, j, &e);
+    if (st == STATUS_OK) st = choose_adapter(s, j, &e);
     if (st == STATUS_OK) {
         j->questions = calloc(j->request.n_questions, sizeof *j->questions);
         if (!j->questions) st = fail(&e, STATUS_NO_MEMORY, "job: no memory");

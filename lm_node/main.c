@@ -2,10 +2,12 @@
 #include <stdlib.h>
 
 #include "lm_node/lm_service.h"
+#include "model/model_options.h"
 #include "worker/node_program.h"
 
 static const option_row rows[] = {
     NODE_ROWS("64"),
+    MODEL_LOAD_ROWS,
     {"kv-bytes", 0, OPTION_BYTES, "BYTES", "512M", 1 << 20, 1e13,
      "memory for keys and values, taken at start; when it is full, work waits"},
     {"max-questions", 0, OPTION_INT, "N", "64", 1, 4096, "questions generated at once"},
@@ -30,8 +32,8 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     if (!p) return fail(e, STATUS_NO_MEMORY, "language node");
     out->service = p;
     cache_settings cache_wishes = cache_settings_default();
-    status st = model_open(&p->model, options_string(o, "model"), options_string(o, "adapter"),
-                           MODEL_PART_ALL, e);
+    model_settings checkpoint = model_settings_read(o, options_string(o, "model"));
+    status st = model_open(&p->model, &checkpoint, e);
     if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
     if (st != STATUS_OK) return st;
     lm_service_parts parts = {p->model, p->cache};

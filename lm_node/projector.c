@@ -2,6 +2,7 @@
  * goes to the other one of two buffers. */
 #include "lm_node/projector.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/check.h"
@@ -30,7 +31,7 @@ static status open_memory(projector *p, err *e) {
     return STATUS_OK;
 }
 
-status projector_open(projector **out, ops_ctx *ctx, const model *m, int max_rows, err *e) {
+status projector_open(projector **out, ops_ctx *ctx, const model *m, int served, int max_rows, err *e) {
     const model_config *c = model_get_config(m);
     CHECK(max_rows > 0, "a projector has rows");
     *out = NULL;
@@ -45,11 +46,11 @@ status projector_open(projector **out, ops_ctx *ctx, const model *m, int max_row
     p->linear = calloc((size_t)p->n_linear + 1, sizeof *p->linear);
     status st = p->linear ? open_memory(p, e) : fail(e, STATUS_NO_MEMORY, "projector: no memory");
     for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
-        if (c->projector.kind == MODEL_PROJECTOR_LINEAR)
-            st = device_matrix_open(ctx, &p->linear[i], m, e, "model.mm_projector");
-        else
-            st = device_matrix_open(ctx, &p->linear[i], m, e, "%s%d", c->format->projector,
-                                    c->format->projector_first + i * c->format->projector_step);
+        char name[96] = "model.mm_projector";
+        if (c->projector.kind == MODEL_PROJECTOR_MLP)
+            (void)snprintf(name, sizeof name, "%s%d", c->format->projector,
+                           c->format->projector_first + i * c->format->projector_step);
+        st = device_projector_open(ctx, &p->linear[i], m, served, name, e);
     }
     if (st != STATUS_OK) {
         projector_close(&p);

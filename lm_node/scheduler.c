@@ -20,6 +20,7 @@
 typedef struct prefix {
     struct prefix *next;
     scheduler_image image;
+    int adapter;
     int32_t *ids; /* before the image */
     bool is_long; /* computed as part of prompts longer than long_from */
     int n_ids, n_tokens;
@@ -62,7 +63,7 @@ struct scheduler {
     int n_active, n_waiting;
     scheduler_counters counters;
     /* One step's arrays. */
-    int32_t *row_ids, *positions, *spans, *slots, *seqs, *image_rows, *tables, *out_rows;
+    int32_t *row_ids, *positions, *spans, *slots, *seqs, *adapters, *image_rows, *tables, *out_rows;
     unsigned char *features;
     running **out_of; /* whose logits row */
     const kv_seq **seq_of;
@@ -78,20 +79,20 @@ static int marker_at(const int32_t *ids, int n_ids) {
     return -1;
 }
 
-static prefix *find_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
-                           int n_ids, bool is_long) {
+/* The prefix of q, which has n_ids ids before its image. */
+static prefix *find_prefix(const scheduler *s, const scheduler_question *q, int n_ids, bool is_long) {
     for (prefix *p = s->prefixes; p; p = p->next)
-        if (!p->is_broken && p->is_long == is_long && p->n_ids == n_ids && p->image.flags == image->flags &&
-            memcmp(p->image.sha256, image->sha256, sizeof image->sha256) == 0 &&
-            (n_ids == 0 || memcmp(p->ids, ids, (size_t)n_ids * sizeof *ids) == 0))
+        if (!p->is_broken && p->is_long == is_long && p->adapter == q->adapter && p->n_ids == n_ids &&
+            p->image.flags == q->image.flags &&
+            memcmp(p->image.sha256, q->image.sha256, sizeof q->image.sha256) == 0 &&
+            (n_ids == 0 || memcmp(p->ids, q->ids, (size_t)n_ids * sizeof *q->ids) == 0))
             return p;
     return NULL;
 }
 
-bool scheduler_has_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
-                          int n_ids) {
-    int at = marker_at(ids, n_ids);
-    return at >= 0 && find_prefix(s, image, ids, at, n_ids - 1 + s->image_tokens > s->long_from) != NULL;
+bool scheduler_has_prefix(const scheduler *s, const scheduler_question *q) {
+    int at = marker_at(q->ids, q->n_ids);
+    return at >= 0 && find_prefix(s, q, at, q->n_ids - 1 + s->image_tokens > s->long_from) != NULL;
 }
 
 static void free_prefix(scheduler *s, prefix *p) {
@@ -111,6 +112,7 @@ static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids,
     prefix *p = calloc(1, sizeof *p);
     if (!p) return NULL;
     p->image = q->image;
+    p->adapter = q->adapter;
     p->is_long = is_long;
     p->n_ids = n_ids;
     p->n_tokens = n_ids + s->image_tokens;
@@ -220,7 +222,7 @@ status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
     memcpy(r->ids, q->ids + at + 1, (size_t)n_own * sizeof *r->ids);
     if (at >= 0) {
         bool is_long = n_prompt > s->long_from;
-        r->prefix = find_prefix(s, &q->image, q->ids, at, is_long);
+        r->prefix = find_prefix(s, q, at, is_long);
         if (!r->prefix && !q->features)
             st = fail(e, STATUS_NOT_FOUND, "question: no features of its image");
         else if (!r->prefix && !(r->prefix = make_prefix(s, q, at, is_long)))
@@ -317,23 +319,30 @@ static int add_seq(scheduler *s, const kv_seq *seq) {
     return s->batch.n_seqs++;
 }
 
+/* Whose rows are added: one sequence of the step, with one adapter. */
+typedef struct {
+    int seq_idx, adapter;
+    const kv_seq *seq;
+} row_owner;
+
 /* span: positions of the prompt it is a part of, or up to itself when it is decoded. */
-static void add_row(scheduler *s, int seq_idx, const kv_seq *seq, int32_t id, int position, int span) {
+static void add_row(scheduler *s, const row_owner *of, int32_t id, int position, int span) {
     int row = s->batch.n_rows++;
+    s->adapters[row] = of->adapter;
     s->spans[row] = span;
     s->row_ids[row] = id;
     s->positions[row] = position;
-    s->slots[row] = kv_seq_slot(seq, position);
-    s->seqs[row] = seq_idx;
+    s->slots[row] = kv_seq_slot(of->seq, position);
+    s->seqs[row] = of->seq_idx;
 }
 
-static void add_image_row(scheduler *s, int seq_idx, const prefix *p, int position, int span) {
+static void add_image_row(scheduler *s, const row_owner *of, const prefix *p, int position, int span) {
     int image_row = position - p->n_ids;
     s->image_rows[s->batch.n_image_rows] = s->batch.n_rows;
     memcpy(s->features + (size_t)s->batch.n_image_rows * s->feature_row_bytes,
            p->features + (size_t)image_row * s->feature_row_bytes, s->feature_row_bytes);
     s->batch.n_image_rows++;
-    add_row(s, seq_idx, &p->seq, 0, position, span);
+    add_row(s, of, 0, position, span);
 }
 
 static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
@@ -341,11 +350,11 @@ static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
     if (n > *room) n = *room;
     if (n <= 0) return;
     kv_seq_extend(s->kv, &p->seq, n);
-    int seq_idx = add_seq(s, &p->seq);
+    const row_owner of = {add_seq(s, &p->seq), p->adapter, &p->seq};
     for (int i = 0; i < n; i++) {
         int position = p->n_done + i, span = p->is_long ? s->long_from + 1 : position + 1;
-        if (position < p->n_ids) add_row(s, seq_idx, &p->seq, p->ids[position], position, span);
-        else add_image_row(s, seq_idx, p, position, span);
+        if (position < p->n_ids) add_row(s, &of, p->ids[position], position, span);
+        else add_image_row(s, &of, p, position, span);
     }
     p->n_planned = n;
     *room -= n;
@@ -363,10 +372,10 @@ static status fork_prefix(scheduler *s, running *r, err *e) {
 static void add_own_rows(scheduler *s, running *r, int n) {
     int base = r->prefix ? r->prefix->n_tokens : 0;
     kv_seq_extend(s->kv, &r->seq, n);
-    int seq_idx = add_seq(s, &r->seq);
+    const row_owner of = {add_seq(s, &r->seq), r->q.adapter, &r->seq};
     for (int i = 0; i < n; i++) {
         int at = r->n_done + i, span = base + (at < r->n_prompt ? r->n_prompt : at + 1);
-        add_row(s, seq_idx, &r->seq, r->ids[at], base + at, span);
+        add_row(s, &of, r->ids[at], base + at, span);
     }
     r->n_done += n;
     if (r->n_done < r->n_ids) return;
@@ -456,6 +465,7 @@ bool scheduler_step(scheduler *s) {
                           .spans = s->spans,
                           .slots = s->slots,
                           .seqs = s->seqs,
+                          .adapters = s->adapters,
                           .image_rows = s->image_rows,
                           .features = s->features,
                           .tables = s->tables,
@@ -496,14 +506,15 @@ static status open_arrays(scheduler *s, err *e) {
     s->spans = calloc(rows, sizeof *s->spans);
     s->slots = calloc(rows, sizeof *s->slots);
     s->seqs = calloc(rows, sizeof *s->seqs);
+    s->adapters = calloc(rows, sizeof *s->adapters);
     s->image_rows = calloc(rows, sizeof *s->image_rows);
     s->out_rows = calloc(seqs, sizeof *s->out_rows);
     s->tables = calloc(seqs * columns, sizeof *s->tables);
     s->features = calloc(rows, s->feature_row_bytes);
     s->out_of = calloc(seqs, sizeof(running *));
     s->seq_of = calloc(seqs, sizeof(kv_seq *));
-    if (s->row_ids && s->positions && s->spans && s->slots && s->seqs && s->image_rows && s->out_rows &&
-        s->tables && s->features && s->out_of && s->seq_of)
+    if (s->row_ids && s->positions && s->spans && s->slots && s->seqs && s->adapters && s->image_rows &&
+        s->out_rows && s->tables && s->features && s->out_of && s->seq_of)
         return STATUS_OK;
     return fail(e, STATUS_NO_MEMORY, "scheduler: no memory for steps of %d rows", s->max_rows);
 }
@@ -578,6 +589,7 @@ void scheduler_close(scheduler **out) {
     free(s->spans);
     free(s->slots);
     free(s->seqs);
+    free(s->adapters);
     free(s->image_rows);
     free(s->out_rows);
     free(s->tables);

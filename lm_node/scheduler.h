@@ -6,7 +6,7 @@
  *     scheduler_cancel(s, user);
  *
  * A question is a list of ids with at most one PROMPT_IMAGE_ID. What stands up to and including the
- * image is its prefix: it is computed once for all questions with equal prefix ids and image, and its keys
+ * image is its prefix: it is computed once for all questions with equal prefix ids, image and adapter, and its keys
  * and values stay for later ones until their room is needed. Running questions decode one token a step;
  * what is left of the step's rows goes to prompts, in pieces, so that a long prompt stalls nobody.
  *
@@ -38,6 +38,7 @@ typedef struct {
 typedef struct {
     void *user;         /* whose it is: names it in callbacks and in scheduler_cancel */
     int question_idx;
+    int adapter;        /* served by the model, 0: none */
     const int32_t *ids; /* copied */
     int n_ids;
     scheduler_image image; /* with PROMPT_IMAGE_ID in ids */
@@ -68,10 +69,9 @@ MUST_USE status scheduler_open(scheduler **s, ops_ctx *ctx, const model *m,
                                const scheduler_callbacks *callbacks, err *e);
 void scheduler_close(scheduler **s);
 
-/* Whether this prefix is resident or being computed, so that no features are needed. Only true until
- * the next call of scheduler_step. */
-bool scheduler_has_prefix(const scheduler *s, const scheduler_image *image, const int32_t *ids,
-                          int n_ids);
+/* Whether the prefix of q (ids, image, adapter) is resident or being computed, so that it needs no features. Only
+ * true until the next call of scheduler_step. */
+bool scheduler_has_prefix(const scheduler *s, const scheduler_question *q);
 
 /* q->sampling was checked. Errors: PROMPT_TOO_LONG (with both numbers), BAD_PROMPT (empty, an unknown id,
  * two images, nothing behind the image), BAD_ARGUMENT, NO_MEMORY, NOT_FOUND (no features and no prefix). */

@@ -12,17 +12,12 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "model/json_file.h"
+#include "model/stored_tensor.h"
 #include "model/weight_files.h"
 #include "ops/ops.h"
 
 #define PATH_BYTES 4096
 #define NAME_BYTES 192
-
-typedef struct merged {
-    struct merged *next;
-    safetensors_tensor tensor;
-    unsigned char data[];
-} merged;
 
 struct adapter {
     char dir[PATH_BYTES];
@@ -32,7 +27,7 @@ struct adapter {
     double alpha;
     bool is_rslora;
     ops_ctx *ctx;
-    merged *all;
+    stored_tensor *merged;
 };
 
 /* ---- opening ------------------------------------------------------------------------------------- */
@@ -89,10 +84,7 @@ status adapter_open(adapter **out, const char *dir, err *e) {
 
 void adapter_close(adapter **a) {
     if (!*a) return;
-    for (merged *m = (*a)->all, *next; m; m = next) {
-        next = m->next;
-        free(m);
-    }
+    stored_tensors_close(&(*a)->merged);
     ops_close(&(*a)->ctx);
     weight_files_close(&(*a)->low_rank);
     weight_files_close(&(*a)->whole);
@@ -139,14 +131,6 @@ static double alpha_of(const adapter *a, const char *module) {
 
 /* ---- merging ------------------------------------------------------------------------------------- */
 
-static ops_dtype dtype_of(const safetensors_tensor *t) {
-    return t->dtype == SAFETENSORS_F16 ? OPS_DTYPE_F16 : t->dtype == SAFETENSORS_BF16 ? OPS_DTYPE_BF16 : OPS_DTYPE_F32;
-}
-
-static ops_tensor view_of(const safetensors_tensor *t) {
-    return tensor_make((void *)(uintptr_t)t->data, OPS_PLACE_HOST, dtype_of(t), t->n_dims, t->dims);
-}
-
 static status check_factors(const safetensors_tensor *base, const safetensors_tensor *b, const safetensors_tensor *a,
                             const char *name, err *e) {
     bool fits = b && a && base->n_dims == 2 && b->n_dims == 2 && a->n_dims == 2 && b->dims[0] == base->dims[0] &&
@@ -186,39 +170,24 @@ static status multiply(adapter *ad, float *product, const ops_tensor *b, const o
     return st;
 }
 
-static void store(unsigned char *at, ops_dtype dtype, float v) {
-    if (dtype == OPS_DTYPE_F32) {
-        memcpy(at, &v, sizeof v);
-        return;
-    }
-    uint16_t half = dtype == OPS_DTYPE_F16 ? f32_to_f16(v) : f32_to_bf16(v);
-    memcpy(at, &half, sizeof half);
-}
-
 /* base + scale * b a, or for a table of embeddings base + scale * (b a)'. */
 static status merge(adapter *ad, const safetensors_tensor **changed, const safetensors_tensor *base,
                     const ops_tensor *b, const ops_tensor *a, double scale, bool is_table, err *e) {
-    merged *m = malloc(sizeof *m + base->len_bytes);
     float *product = malloc((size_t)(b->dims[0] * a->dims[1]) * sizeof *product);
-    status st = m && product ? multiply(ad, product, b, a, e) : fail(e, STATUS_NO_MEMORY, "adapter: no memory to merge");
-    if (st != STATUS_OK) {
-        free(product);
-        free(m);
-        return st;
+    status st = product ? multiply(ad, product, b, a, e) : fail(e, STATUS_NO_MEMORY, "adapter: no memory to merge");
+    stored_tensor *m = st == STATUS_OK ? stored_tensor_open(&ad->merged, base, base->dtype) : NULL;
+    if (st == STATUS_OK && !m) st = fail(e, STATUS_NO_MEMORY, "adapter: no memory to merge");
+    if (st == STATUS_OK) {
+        ops_tensor w = stored_tensor_view(base);
+        int64_t rows = base->dims[0], cols = base->dims[1];
+        for (int64_t i = 0; i < rows * cols; i++) {
+            float delta = product[is_table ? i % cols * rows + i / cols : i];
+            stored_tensor_put(m, i, tensor_value(&w, i) + (float)scale * delta);
+        }
+        *changed = &m->tensor;
     }
-    ops_tensor w = view_of(base);
-    int64_t rows = base->dims[0], cols = base->dims[1];
-    for (int64_t i = 0; i < rows * cols; i++) {
-        float delta = product[is_table ? i % cols * rows + i / cols : i];
-        store(m->data + (size_t)i * dtype_bytes(w.dtype), w.dtype, tensor_value(&w, i) + (float)scale * delta);
-    }
-    m->tensor = *base;
-    m->tensor.data = m->data;
-    m->next = ad->all;
-    ad->all = m;
-    *changed = &m->tensor;
     free(product);
-    return STATUS_OK;
+    return st;
 }
 
 static status replace(const safetensors_tensor **changed, const safetensors_tensor *base,
@@ -267,19 +236,59 @@ status adapter_merge(adapter *a, const safetensors_tensor **changed, const safet
     st = check_factors(&as_product, lora_b, lora_a, name, e);
     if (st != STATUS_OK) return st;
     double r = (double)lora_a->dims[0], alpha = alpha_of(a, module);
-    ops_tensor left = view_of(lora_b), right = view_of(lora_a);
+    ops_tensor left = stored_tensor_view(lora_b), right = stored_tensor_view(lora_a);
     return merge(a, changed, base, &left, &right, alpha / (a->is_rslora ? sqrt(r) : r), is_table, e);
 }
 
-static status check_all_used(const weight_files *files, const bool *used, const char *dir, err *e) {
+static status check_all_used(const weight_files *files, const bool *used, const char *dir, const char *expected, err *e) {
     for (size_t i = 0; files && i < weight_files_count(files); i++)
         if (!used[i])
-            return fail(e, STATUS_BAD_MODEL, "%s: tensor %s of %s belongs to nothing in this model", dir,
-                        weight_files_at(files, i)->name, weight_files_at(files, i)->file);
+            return fail(e, STATUS_BAD_MODEL, "%s: tensor %s of %s is not of %s", dir, weight_files_at(files, i)->name,
+                        weight_files_at(files, i)->file, expected);
     return STATUS_OK;
 }
 
-status adapter_check_used(const adapter *a, err *e) {
-    status st = check_all_used(a->low_rank, a->low_rank_used, a->dir, e);
-    return st == STATUS_OK ? check_all_used(a->whole, a->whole_used, a->dir, e) : st;
+status adapter_check_used(const adapter *a, const char *expected, err *e) {
+    status st = check_all_used(a->low_rank, a->low_rank_used, a->dir, expected, e);
+    return st == STATUS_OK ? check_all_used(a->whole, a->whole_used, a->dir, expected, e) : st;
+}
+
+/* ---- not merged ---------------------------------------------------------------------------------- */
+
+status adapter_find_factors(adapter *ad, adapter_factors *f, bool *found, const char *name, const int64_t dims[2],
+                            err *e) {
+    char module[NAME_BYTES];
+    size_t n = strlen(name);
+    *found = false;
+    if (n <= 7 || n >= sizeof module || strcmp(name + n - 7, ".weight") != 0) return STATUS_OK;
+    (void)snprintf(module, sizeof module, "%.*s", (int)(n - 7), name);
+    const safetensors_tensor *a = take_factor(ad, module, "lora_A", ".weight");
+    const safetensors_tensor *b = take_factor(ad, module, "lora_B", ".weight");
+    if (!a && !b) return STATUS_OK;
+    const safetensors_tensor base = {.n_dims = 2, .dims = {dims[0], dims[1]}};
+    status st = check_factors(&base, b, a, name, e);
+    if (st != STATUS_OK) return st;
+    double r = (double)a->dims[0];
+    *f = (adapter_factors){stored_tensor_view(a), stored_tensor_view(b), alpha_of(ad, module) / (ad->is_rslora ? sqrt(r) : r)};
+    *found = true;
+    return STATUS_OK;
+}
+
+static void add_files(fingerprint *f, const weight_files *files) {
+    for (size_t i = 0; files && i < weight_files_count(files); i++)
+        fingerprint_add_tensor(f, weight_files_at(files, i)->name, weight_files_at(files, i)->tensor);
+}
+
+void adapter_add_to_fingerprint(const adapter *a, fingerprint *f) {
+    char *patterns = json_dumps(json_object_get(a->config, "alpha_pattern"), JSON_SORT_KEYS | JSON_COMPACT | JSON_ENCODE_ANY);
+    unsigned char digest[HASH_SHA256_BYTES];
+    char hex[HASH_HEX_BYTES];
+    hash_sha256_stream *h = hash_sha256_open();
+    if (patterns) hash_sha256_add(h, patterns, strlen(patterns));
+    hash_sha256_finish(h, digest);
+    hash_hex(hex, digest, sizeof digest);
+    free(patterns);
+    fingerprint_add_text(f, "alpha=%a rslora=%d patterns=%s", a->alpha, a->is_rslora, hex);
+    add_files(f, a->low_rank);
+    add_files(f, a->whole);
 }

@@ -95,6 +95,71 @@ status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, con
     return st;
 }
 
+/* ---- adapters ------------------------------------------------------------------------------------ */
+
+#define PARTS_MAX 3
+
+/* a: the parts' factors, one below the other. */
+static void fill_a(float *a, const adapter_factors *f, const bool *has, size_t n_parts, int64_t n_in) {
+    for (size_t p = 0; p < n_parts; p++)
+        for (int64_t i = 0; has[p] && i < f[p].a.dims[0] * n_in; i++) *a++ = tensor_value(&f[p].a, i);
+}
+
+/* b: the wanted rows of each part, in the columns of its own a. */
+static void fill_b(float *b, const adapter_factors *f, const bool *has, const device_rows *parts, size_t n_parts,
+                   int64_t rank) {
+    int64_t column = 0;
+    for (size_t p = 0; p < n_parts; p++) {
+        int64_t r = has[p] ? f[p].a.dims[0] : 0;
+        for (int64_t i = 0; i < parts[p].n; i++, b += rank)
+            for (int64_t k = 0; k < r; k++)
+                b[column + k] = (float)(f[p].scale * (double)tensor_value(&f[p].b, row_at(&parts[p], i) * r + k));
+        column += r;
+    }
+}
+
+status device_low_rank_open(ops_ctx *ctx, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m, int served,
+                            const device_rows *parts, size_t n_parts, err *e) {
+    CHECK(n_parts >= 1 && n_parts <= PARTS_MAX, "a matrix is joined of few parts");
+    adapter_factors f[PARTS_MAX];
+    bool has[PARTS_MAX];
+    int64_t n_out = 0, n_in = 0;
+    *a = *b = NULL;
+    *rank = 0;
+    for (size_t p = 0; p < n_parts; p++) {
+        char name[NAME_BYTES];
+        (void)snprintf(name, sizeof name, "%s.weight", parts[p].name);
+        has[p] = model_served_factors(m, served, name, &f[p]);
+        if (has[p]) *rank += f[p].a.dims[0], n_in = f[p].a.dims[1];
+        n_out += parts[p].n;
+    }
+    if (*rank == 0) return STATUS_OK;
+    float *host_a = calloc((size_t)(*rank * n_in), sizeof *host_a);
+    float *host_b = calloc((size_t)(n_out * *rank), sizeof *host_b);
+    status st = host_a && host_b ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "adapter: no memory for %s", parts[0].name);
+    if (st == STATUS_OK) {
+        fill_a(host_a, f, has, n_parts, n_in);
+        fill_b(host_b, f, has, parts, n_parts, *rank);
+        ops_tensor wide = tensor_make(host_a, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){*rank, n_in});
+        ops_tensor tall = tensor_make(host_b, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){n_out, *rank});
+        st = ops_matrix_open(ctx, a, &wide, NULL, e);
+        if (st == STATUS_OK) st = ops_matrix_open(ctx, b, &tall, NULL, e);
+    }
+    free(host_a);
+    free(host_b);
+    return st;
+}
+
+status device_projector_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, int served, const char *name, err *e) {
+    char weight[NAME_BYTES], bias_name[NAME_BYTES];
+    (void)snprintf(weight, sizeof weight, "%s.weight", name);
+    (void)snprintf(bias_name, sizeof bias_name, "%s.bias", name);
+    ops_tensor w = model_served_weight(m, served, weight), bias = model_served_weight(m, served, bias_name);
+    return ops_matrix_open(ctx, matrix, &w, &bias, e);
+}
+
+/* ---- vectors ------------------------------------------------------------------------------------- */
+
 status device_vector_cut_plus(ops_block *block, ops_tensor *out, float plus, const model *m, err *e,
                               const char *name) {
     ops_tensor w = model_weight(m, "%s", name);

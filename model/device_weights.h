@@ -31,6 +31,15 @@ device_rows device_rows_from(const char *name, int64_t first, int64_t n);
 MUST_USE status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_rows *parts,
                                    size_t n_parts, err *e);
 
+/* What a served adapter adds to that matrix: x w' becomes x w' + (x a') b', with a [rank, n_in] and b [n_out, rank], the
+ * scale in b. NULL twice and rank 0: it adds nothing. Each part has its own columns of b. Errors: NO_MEMORY. */
+MUST_USE status device_low_rank_open(ops_ctx *ctx, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
+                                     int served, const device_rows *parts, size_t n_parts, err *e);
+
+/* device_matrix_open of a linear of the projector, as a served adapter (0: none) has it. */
+MUST_USE status device_projector_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, int served, const char *name,
+                                      err *e);
+
 /* Cuts a tensor of the weight's dims from block, as f32, and fills it with what the checkpoint has, each
  * value raised by `plus`: ops_cut_bytes(OPS_DTYPE_F32, n). */
 MUST_USE status device_vector_cut_plus(ops_block *block, ops_tensor *out, float plus, const model *m, err *e,

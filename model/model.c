@@ -6,6 +6,7 @@
  * resized checkpoints exist whose config still says 51200. */
 #include "model/model.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -136,6 +137,36 @@ bool model_is_extra(const model *m, const weight_entry *entry) {
     return !weight_table_find(&m->table, entry->name) && !weight_is_ignorable(entry->name);
 }
 
+static status read_dtype(model *m, const char *name, err *e) {
+    static const char *const NAMES[] = {[SAFETENSORS_F32] = "f32", [SAFETENSORS_F16] = "f16", [SAFETENSORS_BF16] = "bf16"};
+    m->wanted = SAFETENSORS_OTHER;
+    if (!name || strcmp(name, "auto") == 0) return STATUS_OK;
+    for (int i = 0; i < SAFETENSORS_OTHER; i++)
+        if (strcmp(NAMES[i], name) == 0) {
+            m->wanted = (safetensors_dtype)i;
+            return STATUS_OK;
+        }
+    return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16 or bf16", name);
+}
+
+/* The tensor of a row in the wanted dtype. A finite value that has no place in f16 is refused: it would be infinite. */
+static status convert(model *m, size_t i, err *e) {
+    const safetensors_tensor *from = m->tensors[i];
+    if (m->wanted == SAFETENSORS_OTHER || from->dtype == SAFETENSORS_OTHER || from->dtype == m->wanted) return STATUS_OK;
+    stored_tensor *to = stored_tensor_open(&m->converted, from, m->wanted);
+    if (!to) return fail(e, STATUS_NO_MEMORY, "tensor %s: no memory to convert it", m->table.rows[i].name);
+    ops_tensor old = stored_tensor_view(from), new = stored_tensor_view(&to->tensor);
+    for (int64_t k = 0, n = tensor_elements(&old); k < n; k++) {
+        float value = tensor_value(&old, k);
+        stored_tensor_put(to, k, value);
+        if (isinf(tensor_value(&new, k)) && !isinf(value))
+            return fail(e, STATUS_BAD_MODEL, "tensor %s has the value %g, which is too large for %s", m->table.rows[i].name,
+                        (double)value, to->tensor.dtype_text);
+    }
+    m->tensors[i] = &to->tensor;
+    return STATUS_OK;
+}
+
 static status merge_adapter(model *m, size_t i, err *e) {
     const safetensors_tensor *changed;
     status st = adapter_merge(m->adapter, &changed, m->tensors[i], m->table.rows[i].name, e);
@@ -153,11 +184,12 @@ status model_bind_weights(model *m, int parts, err *e) {
         status st = weight_row_find(row, m->files, &entry, e);
         if (st != STATUS_OK) return st;
         m->tensors[i] = entry->tensor;
-        if (m->adapter) st = merge_adapter(m, i, e);
+        st = convert(m, i, e);
+        if (st == STATUS_OK && m->adapter) st = merge_adapter(m, i, e);
         if (st != STATUS_OK) return st;
     }
     if (m->adapter && wanted == MODEL_PART_ALL) {
-        status st = adapter_check_used(m->adapter, e);
+        status st = adapter_check_used(m->adapter, "this model", e);
         if (st != STATUS_OK) return st;
     }
     make_fingerprints(m, parts);
@@ -174,15 +206,28 @@ static void warn_of_extras(const model *m) {
     }
 }
 
-status model_open(model **out, const char *dir, const char *adapter_dir, int parts, err *e) {
+static status open_served(model *m, const model_settings *settings, err *e) {
+    if (settings->n_served > MODEL_SERVED_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "%zu adapters, limit %d", settings->n_served, MODEL_SERVED_MAX);
+    m->served = calloc(settings->n_served + 1, sizeof *m->served);
+    status st = m->served ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "%s: no memory for its adapters", settings->dir);
+    for (size_t i = 0; i < settings->n_served && st == STATUS_OK; i++) st = model_serve(m, settings->served[i], e);
+    return st;
+}
+
+status model_open(model **out, const model_settings *settings, err *e) {
+    const char *dir = settings->dir;
+    int parts = settings->parts;
     CHECK(parts > 0 && parts <= MODEL_PART_ALL, "a checkpoint is opened for some of its parts");
     *out = NULL;
     model *m = calloc(1, sizeof *m);
     if (!m) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
-    status st = model_open_files(m, dir, e);
+    status st = read_dtype(m, settings->dtype, e);
+    if (st == STATUS_OK) st = model_open_files(m, dir, e);
     if (st == STATUS_OK && parts & MODEL_PART_DECODER) st = model_open_tokenizer(m, dir, e);
-    if (st == STATUS_OK && adapter_dir) st = adapter_open(&m->adapter, adapter_dir, e);
+    if (st == STATUS_OK && settings->adapter) st = adapter_open(&m->adapter, settings->adapter, e);
     if (st == STATUS_OK) st = model_bind_weights(m, parts, e);
+    if (st == STATUS_OK) st = open_served(m, settings, e);
     if (st != STATUS_OK) {
         model_close(&m);
         return st;
@@ -194,8 +239,14 @@ status model_open(model **out, const char *dir, const char *adapter_dir, int par
 
 void model_close(model **m) {
     if (!*m) return;
+    for (int i = 0; i < (*m)->n_served; i++) {
+        adapter_close(&(*m)->served[i].adapter);
+        free((*m)->served[i].projector);
+    }
+    free((*m)->served);
     tokenizer_close(&(*m)->tokens);
     adapter_close(&(*m)->adapter);
+    stored_tensors_close(&(*m)->converted);
     free((*m)->tensors);
     weight_table_deinit(&(*m)->table);
     weight_files_close(&(*m)->files);

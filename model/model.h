@@ -1,7 +1,7 @@
 /* A checkpoint, opened and verified: config, mapped weights, tokenizer, fingerprints.
  *
  *     model *m;
- *     st = model_open(&m, dir, NULL, MODEL_PART_TOWER | MODEL_PART_DECODER, &e);
+ *     st = model_open(&m, &(model_settings){.dir = dir, .parts = MODEL_PART_ALL}, &e);
  *     ops_tensor w = model_weight(m, "model.layers.%d.mlp.fc1.weight", layer);
  *     model_close(&m);
  *
@@ -14,6 +14,7 @@
 #include <stdio.h>
 
 #include "base/hash.h"
+#include "model/adapter_factors.h"
 #include "model/model_config.h"
 #include "model/tokenizer.h"
 #include "ops/tensor.h"
@@ -26,10 +27,35 @@ enum {
     MODEL_PART_ALL = 3
 };
 
-/* adapter_dir: the folder of a PEFT adapter that is merged into the weights, or NULL. The fingerprints are those of the
- * merged weights. Errors: IO, BAD_FORMAT, BAD_MODEL; the text names file, tensor or key, found and expected. */
-MUST_USE status model_open(model **m, const char *dir, const char *adapter_dir, int parts, err *e);
+#define MODEL_SERVED_MAX            256
+#define MODEL_SERVED_NAME_BYTES_MAX 64
+
+typedef struct {
+    const char *dir;     /* the checkpoint */
+    const char *dtype;   /* what weights are converted to: "f32", "f16" or "bf16"; NULL or "auto": to nothing. Weights in
+                            blocks stay as they are */
+    const char *adapter; /* the folder of a PEFT adapter that is merged into the weights; NULL: none */
+    const char *const *served; /* n_served adapters more, "NAME=DIR": not merged, but added to the rows of those who ask
+                                  for one by name. They may change matrices of the decoder, and the projector in any way */
+    size_t n_served;
+    int parts;           /* MODEL_PART_*; with an adapter or served ones MODEL_PART_DECODER is among them */
+} model_settings;
+
+/* The fingerprints are those of the converted and merged weights, and of the served adapters with their names. Errors:
+ * IO, BAD_FORMAT, BAD_MODEL; the text names file, tensor or key, found and expected. BAD_ARGUMENT: a setting. */
+MUST_USE status model_open(model **m, const model_settings *settings, err *e);
 void model_close(model **m);
+
+/* Served adapters are numbered from 1 in the order of the settings; 0 is none. */
+int model_n_served(const model *m);
+const char *model_served_name(const model *m, int served); /* 1 .. model_n_served */
+int model_find_served(const model *m, const char *name);    /* 0: none has this name */
+
+/* What the adapter adds to a weight of the decoder; false: nothing. */
+bool model_served_factors(const model *m, int served, const char *weight_name, adapter_factors *f);
+
+/* A weight of the projector as the adapter (0: none) has it. */
+ops_tensor model_served_weight(const model *m, int served, const char *name);
 
 const model_config *model_get_config(const model *m);
 const tokenizer *model_get_tokenizer(const model *m); /* NULL without MODEL_PART_DECODER */

@@ -4,13 +4,26 @@
 
 #include "model/adapter.h"
 #include "model/model.h"
+#include "model/stored_tensor.h"
 #include "model/weight_table.h"
+
+#define SERVED_NAME_BYTES (MODEL_SERVED_NAME_BYTES_MAX + 1)
+
+typedef struct {
+    char name[SERVED_NAME_BYTES];
+    adapter *adapter;
+    const safetensors_tensor **projector; /* one per row of the table; NULL: not of the projector, or unchanged */
+} served_adapter;
 
 struct model {
     model_config config;
     int parts;
+    safetensors_dtype wanted; /* of every weight that is not in blocks; OTHER: as it is stored */
     weight_files *files;
-    adapter *adapter; /* NULL: none is merged */
+    stored_tensor *converted; /* to another dtype */
+    adapter *adapter;         /* NULL: none is merged */
+    served_adapter *served;
+    int n_served;
     weight_table table;
     const safetensors_tensor **tensors; /* one per row of the table; NULL: absent or not opened */
     tokenizer *tokens;
@@ -27,6 +40,9 @@ MUST_USE status model_open_tokenizer(model *m, const char *dir, err *e);
 
 /* The rows of parts are looked for, and the fingerprints made. */
 MUST_USE status model_bind_weights(model *m, int parts, err *e);
+
+/* "NAME=DIR": one adapter more, after the weights. */
+MUST_USE status model_serve(model *m, const char *text, err *e);
 
 /* An entry of the folder that the architecture does not have. */
 bool model_is_extra(const model *m, const weight_entry *entry);

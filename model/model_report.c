@@ -80,7 +80,7 @@ static void print_sizes(FILE *to, const model_config *c) {
 
 status model_inspect(const char *dir, FILE *to, err *e) {
     model *m;
-    status st = model_open(&m, dir, NULL, MODEL_PART_ALL, e);
+    status st = model_open(&m, &(model_settings){.dir = dir, .parts = MODEL_PART_ALL}, e);
     if (st != STATUS_OK) return st;
     const model_decoder_config *d = &m->config.decoder;
     weight_sums s = sum_weights(m);

@@ -180,7 +180,7 @@ static status make_folder(const char *dir, err *e) {
 status model_quantize(const quantize_settings *s, quantize_result *r, err *e) {
     *r = (quantize_result){0};
     model *m;
-    status st = model_open(&m, s->dir, s->adapter_dir, MODEL_PART_ALL, e);
+    status st = model_open(&m, &(model_settings){.dir = s->dir, .adapter = s->adapter_dir, .parts = MODEL_PART_ALL}, e);
     if (st != STATUS_OK) return st;
     job j = {s, m, r};
     bool has_any = false;

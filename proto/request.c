@@ -91,6 +91,7 @@ status request_encode(const request *r, buf *out) {
     w.questions = pointers;
     w.sampling = &sampling;
     w.template_ = text_view(r->template_name);
+    w.adapter = text_view(r->adapter);
     status st = pack(&w.base, out);
     free(turns), free(turn_pointers);
     return st;
@@ -356,6 +357,13 @@ static status take_question(request_question *q, const Mipha__Question *w, size_
     return st;
 }
 
+static status take_name(const char **out, const char *name, const char *what, err *e) {
+    *out = name;
+    if (strlen(name) <= MESSAGE_NAME_BYTES_MAX && is_utf8(name)) return STATUS_OK;
+    return fail(e, STATUS_BAD_MESSAGE, "request: the %s's name has %zu bytes; allowed are 0 to %d of valid UTF-8", what,
+                strlen(name), MESSAGE_NAME_BYTES_MAX);
+}
+
 static status take_request(request *r, const Mipha__Request *w, decode_memory *block, err *e) {
     if (w->n_questions < 1 || w->n_questions > MESSAGE_QUESTIONS_MAX)
         return fail(e, STATUS_BAD_MESSAGE, "request: %zu questions, allowed are 1 to %d",
@@ -366,10 +374,9 @@ static status take_request(request *r, const Mipha__Request *w, decode_memory *b
         status st = take_question(&questions[i], w->questions[i], i, block, e);
         if (st != STATUS_OK) return st;
     }
-    if (strlen(w->template_) > MESSAGE_NAME_BYTES_MAX || !is_utf8(w->template_))
-        return fail(e, STATUS_BAD_MESSAGE, "request: the template's name has %zu bytes; allowed are 0 to %d of valid UTF-8",
-                    strlen(w->template_), MESSAGE_NAME_BYTES_MAX);
-    r->template_name = w->template_;
+    status st = take_name(&r->template_name, w->template_, "template", e);
+    if (st == STATUS_OK) st = take_name(&r->adapter, w->adapter, "adapter", e);
+    if (st != STATUS_OK) return st;
     r->questions = questions;
     r->n_questions = w->n_questions;
     return take_sampling(&r->sampling, w->sampling, e);

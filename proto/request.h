@@ -46,6 +46,7 @@ typedef struct {
     size_t n_questions; /* 1 .. MESSAGE_QUESTIONS_MAX */
     request_sampling sampling;
     const char *template_name; /* of the prompt; NULL or empty: the checkpoint's own */
+    const char *adapter;       /* served by the language nodes under this name; NULL or empty: none */
 } request;
 
 typedef enum { ANSWER_STOP = 1, ANSWER_LENGTH, ANSWER_ERROR, ANSWER_CANCELLED } answer_finish;

@@ -2,11 +2,13 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "model/model_options.h"
 #include "vision_node/vision_service.h"
 #include "worker/node_program.h"
 
 static const option_row rows[] = {
     NODE_ROWS("16"),
+    MODEL_LOAD_ROWS,
     {"batch", 0, OPTION_INT, "N", "8", 1, 256, "images encoded together"},
     {"decoders", 0, OPTION_INT, "N", "2", 1, 64, "processes that decode image files"},
     IMAGE_DECODER_ROWS,
@@ -34,8 +36,8 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     cache_settings cache_wishes = cache_settings_default();
     status st = image_decoder_open(&p->decoder, (int)options_int(o, "decoders"), &limits, e);
     /* Both parts: every node names the same model to the broker, whichever half of it it runs. */
-    if (st == STATUS_OK) st = model_open(&p->model, options_string(o, "model"), options_string(o, "adapter"),
-                                             MODEL_PART_ALL, e);
+    model_settings checkpoint = model_settings_read(o, options_string(o, "model"));
+    if (st == STATUS_OK) st = model_open(&p->model, &checkpoint, e);
     if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
     if (st != STATUS_OK) return st;
     vision_service_parts parts = {p->model, p->cache, p->decoder};

@@ -17,9 +17,7 @@
 #define NODE_ROWS(slots)                                                                           \
     {"broker", 'b', OPTION_STRING, "ENDPOINT", "tcp://127.0.0.1:7001", 0, 0,                       \
      "the broker's back endpoint"},                                                                \
-        {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0, "checkpoint folder"},                     \
-        {"adapter", 0, OPTION_STRING, "DIR", NULL, 0, 0,                                           \
-         "a PEFT adapter (LoRA) merged into it; the same for every node of a cluster"},            \
+        {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0, "checkpoint folder; how it is opened is the same for every node of a cluster"},                     \
         {"cache", 0, OPTION_STRING, "URL", "redis://127.0.0.1:6379", 0, 0,                         \
          "where features are handed over; several servers apart by commas"},                       \
         {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute"},                     \

@@ -1360,7 +1360,7 @@ const ProtobufCMessageDescriptor mipha__question__descriptor =
   (ProtobufCMessageInit) mipha__question__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor mipha__request__field_descriptors[3] =
+static const ProtobufCFieldDescriptor mipha__request__field_descriptors[4] =
 {
   {
     "questions",
@@ -1398,8 +1398,21 @@ static const ProtobufCFieldDescriptor mipha__request__field_descriptors[3] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "adapter",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Mipha__Request, adapter),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned mipha__request__field_indices_by_name[] = {
+  3,   /* field[3] = adapter */
   0,   /* field[0] = questions */
   1,   /* field[1] = sampling */
   2,   /* field[2] = template */
@@ -1407,7 +1420,7 @@ static const unsigned mipha__request__field_indices_by_name[] = {
 static const ProtobufCIntRange mipha__request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor mipha__request__descriptor =
 {
@@ -1417,7 +1430,7 @@ const ProtobufCMessageDescriptor mipha__request__descriptor =
   "Mipha__Request",
   "mipha",
   sizeof(Mipha__Request),
-  3,
+  4,
   mipha__request__field_descriptors,
   mipha__request__field_indices_by_name,
   1,  mipha__request__number_ranges,

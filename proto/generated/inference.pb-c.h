@@ -236,10 +236,14 @@ struct  Mipha__Request
    * of the prompt; empty: the checkpoint's own
    */
   char *template_;
+  /*
+   * served by the language nodes under this name; empty: none
+   */
+  char *adapter;
 };
 #define MIPHA__REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&mipha__request__descriptor) \
-    , 0,NULL, NULL, (char *)protobuf_c_empty_string }
+    , 0,NULL, NULL, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
 
 
 struct  Mipha__TokenLogprob

@@ -128,7 +128,7 @@ static int ask_embedded_mode(void **state) {
     client *c;
     err e;
     embedded_settings settings = embedded_defaults();
-    settings.model_dir = MODEL;
+    settings.model = (model_settings){.dir = MODEL, .parts = MODEL_PART_ALL};
     if (embedded_open(&em, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     client_settings wishes = {.name = "test", .window_items = N_SCENES};
     assert_int_equal(client_open(&c, embedded_context(em), embedded_endpoint(em), &wishes, &e), STATUS_OK);

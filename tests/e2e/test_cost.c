@@ -40,7 +40,7 @@ typedef struct {
 static void engine_open(engine *g) {
     err e;
     embedded_settings settings = embedded_defaults();
-    settings.model_dir = MODEL;
+    settings.model = (model_settings){.dir = MODEL, .parts = MODEL_PART_ALL};
     settings.n_threads = 1;
     if (embedded_open(&g->em, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     if (client_open(&g->c, embedded_context(g->em), embedded_endpoint(g->em), NULL, &e) != STATUS_OK)

@@ -113,7 +113,7 @@ static int set_up(void **state) {
     (void)state;
     err e;
     embedded_settings settings = embedded_defaults();
-    settings.model_dir = SOURCE_DIR "/models/mipha-demo";
+    settings.model = (model_settings){.dir = SOURCE_DIR "/models/mipha-demo", .parts = MODEL_PART_ALL};
     if (embedded_open(&em, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     client_settings wishes = {.name = "test", .window_items = SCENES_MAX};
     if (client_open(&c, embedded_context(em), embedded_endpoint(em), &wishes, &e) != STATUS_OK)

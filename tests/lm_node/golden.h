@@ -1,7 +1,7 @@
 /* The cases of tools/make_golden.py: a checkpoint folder to open, and what transformers makes of it.
  *
  *     golden *g = golden_open("odd_heads");
- *     model_open(&m, golden_dir(g), MODEL_PART_ALL, &e);
+ *     model_open(&m, &(model_settings){.dir = golden_dir(g), .parts = MODEL_PART_ALL}, &e);
  *     golden_tensor want = golden_get(g, "prompt.%d.logits", 3);
  *     golden_close(&g);
  *

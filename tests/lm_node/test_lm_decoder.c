@@ -1,4 +1,5 @@
 /* Projector and decoder against transformers: hidden state of every layer, logits, greedy tokens. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@ typedef struct {
     kv_cache *kv;
     unsigned char *features; /* the tower's golden result, in the tower's dtype */
     const model_config *c;
+    int adapter; /* of all rows */
 } fixture;
 
 /* The decoder gets the tower's features as a node would: rounded to the dtype of the weights. */
@@ -39,10 +41,13 @@ static unsigned char *stored_features(const fixture *f) {
     return out;
 }
 
-static void open_fixture(fixture *f, const char *case_name, int n_threads) {
+static void open_fixture_with(fixture *f, const char *case_name, int n_threads, model_settings how) {
     err e;
     f->g = golden_open(case_name);
-    if (model_open(&f->m, golden_dir(f->g), NULL, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    how.dir = golden_dir(f->g);
+    how.parts = MODEL_PART_ALL;
+    if (model_open(&f->m, &how, &e) != STATUS_OK) fail_msg("%s", e.text);
+    f->adapter = how.n_served > 0;
     f->c = model_get_config(f->m);
     ops_settings settings = {.device = "cpu", .n_threads = n_threads};
     if (ops_open(&f->ctx, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
@@ -54,6 +59,10 @@ static void open_fixture(fixture *f, const char *case_name, int n_threads) {
     if (lm_decoder_open(&f->d, f->ctx, f->m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
     assert_int_equal(kv_cache_open(&f->kv, s.kv_blocks, &e), STATUS_OK);
     f->features = stored_features(f);
+}
+
+static void open_fixture(fixture *f, const char *case_name, int n_threads) {
+    open_fixture_with(f, case_name, n_threads, (model_settings){0});
 }
 
 static void close_fixture(fixture *f) {
@@ -89,6 +98,7 @@ static spliced splice(const fixture *f, const int32_t *ids, int n_ids) {
 /* Rows from .. from + n - 1 of s as one step of one sequence. all: logits of every row, else the last. */
 static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from, int n, bool all) {
     static int32_t positions[ROWS_MAX], spans[ROWS_MAX], slots[ROWS_MAX], seqs[ROWS_MAX], images[ROWS_MAX], outs[ROWS_MAX];
+    static int32_t adapters[ROWS_MAX];
     size_t row_bytes = lm_decoder_feature_row_bytes(f->d);
     unsigned char *features = malloc((size_t)n * row_bytes);
     assert_non_null(features);
@@ -99,6 +109,7 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
                   .spans = spans,
                   .slots = slots,
                   .seqs = seqs,
+                  .adapters = adapters,
                   .image_rows = images,
                   .features = features,
                   .n_seqs = 1,
@@ -110,6 +121,7 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
         spans[i] = s->n;
         slots[i] = kv_seq_slot(seq, from + i);
         seqs[i] = 0;
+        adapters[i] = f->adapter;
         if (all || i == n - 1) outs[b.n_out++] = i;
         if (s->feature[from + i] < 0) continue;
         memcpy(features + (size_t)b.n_image_rows * row_bytes,
@@ -304,7 +316,7 @@ static void projected_features_equal_transformers(void **state) {
         projector *p;
         ops_tensor projected;
         float *got = malloc((size_t)n_rows * (size_t)want.dims[2] * sizeof *got);
-        assert_int_equal(projector_open(&p, f.ctx, f.m, n_rows, &e), STATUS_OK);
+        assert_int_equal(projector_open(&p, f.ctx, f.m, 0, n_rows, &e), STATUS_OK);
         assert_int_equal(projector_run(p, &projected, f.features, n_rows, &e), STATUS_OK);
         assert_int_equal(ops_download(f.ctx, got, &projected), STATUS_OK);
         assert_int_equal(ops_sync(f.ctx), STATUS_OK);
@@ -345,6 +357,69 @@ static void a_prompt_cut_into_any_pieces_has_the_same_logits(void **state) {
     check_pieces("phi3_long");
 }
 
+/* Logits of every row of prompt 3; the caller frees them. */
+static float *logits_of_prompt(fixture *f, spliced *s) {
+    golden_tensor ids = golden_get(f->g, "prompt.%d.ids", 3);
+    *s = splice(f, ids.i32, (int)ids.dims[0]);
+    kv_seq seq;
+    assert_int_equal(kv_seq_open(f->kv, &seq, s->n, 0), STATUS_OK);
+    size_t n = (size_t)s->n * (size_t)f->c->decoder.n_vocab_out;
+    float *copy = malloc(n * sizeof *copy);
+    memcpy(copy, run_rows(f, &seq, s, 0, s->n, true), n * sizeof *copy);
+    kv_seq_close(f->kv, &seq);
+    return copy;
+}
+
+/* Both networks are within the case's bound of the exact one with the adapter, up to what the adapter makes the
+ * gains larger by; the merged weights are rounded once more, which is less than the sums they go into. */
+static void check_served(const char *case_name, const char *adapter) {
+    char dir[512], text[544];
+    (void)snprintf(dir, sizeof dir, TEST_DATA_DIR "/adapters/%s", adapter);
+    (void)snprintf(text, sizeof text, "it=%s", dir);
+    const char *served[] = {text};
+    fixture base, merged, kept;
+    open_fixture_with(&base, case_name, 2, (model_settings){.dtype = "f32"});
+    open_fixture_with(&merged, case_name, 2, (model_settings){.dtype = "f32", .adapter = dir});
+    open_fixture_with(&kept, case_name, 2, (model_settings){.dtype = "f32", .served = served, .n_served = 1});
+    spliced s;
+    float *from_base = logits_of_prompt(&base, &s), *want = logits_of_prompt(&merged, &s);
+    float *got = logits_of_prompt(&kept, &s);
+    kept.adapter = 0;
+    float *without = logits_of_prompt(&kept, &s);
+    golden_tensor bound = golden_get(base.g, "prompt.%d.logits.bound", 3), rows = golden_get(base.g, "prompt.%d.rows", 3);
+    int n = base.c->decoder.n_vocab_out;
+    assert_memory_equal(without, from_base, (size_t)(s.n * n) * sizeof *without); /* who asks for none gets none */
+    double worst = 0, least = INFINITY;
+    for (int row = 0; row < rows.dims[0]; row++) {
+        double off = 0, change = 0;
+        for (int i = rows.i32[row] * n; i < (rows.i32[row] + 1) * n; i++) {
+            off += pow((double)got[i] - (double)want[i], 2);
+            change += pow((double)got[i] - (double)from_base[i], 2);
+        }
+        worst = fmax(worst, sqrt(off) / (3 * (double)bound.f32[row]));
+        least = fmin(least, sqrt(change) / (3 * (double)bound.f32[row]));
+    }
+    print_message("%s: served and merged differ by %.3f of the bound, from no adapter by at least %.0f\n", adapter, worst,
+                  least);
+    assert_true(least > 10);
+    if (worst > 1) fail_msg("%s: served and merged differ by %.2f bounds", adapter, worst);
+    free(from_base), free(want), free(got), free(without);
+    close_fixture(&kept);
+    close_fixture(&merged);
+    close_fixture(&base);
+}
+
+static void an_adapter_that_is_served_is_the_one_that_is_merged(void **state) {
+    (void)state;
+    check_served("clip", "clip.plain");
+    check_served("clip", "clip.all");
+    check_served("clip", "clip.projector");
+    check_served("gemma", "gemma.plain");
+    check_served("grouped", "grouped.plain");
+    check_served("phi15", "phi15.fused");
+    check_served("phi3", "phi3.fused");
+}
+
 static void a_context_beyond_the_model_is_refused_with_both_numbers(void **state) {
     (void)state;
     fixture f;
@@ -373,6 +448,7 @@ int main(void) {
         cmocka_unit_test(projected_features_equal_transformers),
         cmocka_unit_test(greedy_tokens_equal_transformers),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
+        cmocka_unit_test(an_adapter_that_is_served_is_the_one_that_is_merged),
         cmocka_unit_test(a_context_beyond_the_model_is_refused_with_both_numbers),
     };
     const struct CMUnitTest matrix[] = {

@@ -15,6 +15,7 @@
 #include "tests/lm_node/golden.h"
 #include "tests/support/support.h"
 
+#define ADAPTERS   TEST_DATA_DIR "/adapters"
 #define ASKS       17
 #define TOKENS_MAX 64
 #define STEPS_MAX  20000
@@ -40,6 +41,7 @@ typedef struct {
     int32_t ids[400];
     int n_ids;
     int image; /* -1: none */
+    int adapter;
     sampler_params sampling;
     int max_new;
 } ask;
@@ -97,6 +99,7 @@ static void close_engine(engine *en) {
 static scheduler_question question_of(const ask *a, record *records, int idx) {
     scheduler_question q = {.user = records,
                             .question_idx = idx,
+                            .adapter = a->adapter,
                             .ids = a->ids,
                             .n_ids = a->n_ids,
                             .sampling = a->sampling,
@@ -135,7 +138,9 @@ static void make_asks(ask asks[ASKS]) {
     rng r = rng_make(7);
     for (int i = 0; i < ASKS; i++) {
         ask *a = &asks[i];
-        *a = (ask){.image = i % 5 == 4 ? -1 : i % 3, .max_new = 1 + (int)rng_below(&r, 24)};
+        *a = (ask){.image = i % 5 == 4 ? -1 : i % 3,
+                   .adapter = i % (1 + model_n_served(m)),
+                   .max_new = 1 + (int)rng_below(&r, 24)};
         if (a->image >= 0) {
             rng same = rng_make((uint64_t)(i % 2)); /* two prefixes in use */
             add_words(a, &same, i % 2 ? 13 : 7);    /* 13 + 9 rows: a partial block; 7 + 9: a full one */
@@ -223,6 +228,26 @@ static void a_question_is_answered_as_by_transformers(void **state) {
         for (int i = 0; i < n; i++) assert_int_equal(r.tokens[i].id, want.i32[i]);
     }
     close_engine(&en);
+}
+
+/* The same ids and image, with each adapter and with none: a prefix is shared with none of the others. */
+static void each_adapter_gives_answers_of_its_own(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record *records = new_records();
+    for (int i = 0; i <= model_n_served(m); i++) {
+        ask a = asks[0];
+        a.adapter = i;
+        submit(&en, &a, records, i);
+    }
+    run_to_end(&en);
+    for (int i = 0; i <= model_n_served(m); i++) {
+        assert_true(records[i].is_finished && !records[i].prefix_cached && records[i].n > 0);
+        for (int k = 0; k < i; k++)
+            assert_true(records[i].tokens[0].logprob != records[k].tokens[0].logprob);
+    }
+    close_engine(&en);
+    free(records);
 }
 
 static void the_company_of_others_changes_no_byte(void **state) {
@@ -351,7 +376,7 @@ static void features_that_are_no_numbers_fail_their_own_questions_only(void **st
     for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
     scheduler_question q = question_of(&asks[1], bad, 0);
     q.image.sha256[0] = 200;
-    assert_false(scheduler_has_prefix(en.s, &q.image, q.ids, q.n_ids)); /* nobody shares it again */
+    assert_false(scheduler_has_prefix(en.s, &q)); /* nobody shares it again */
     close_engine(&en);
     free(records);
     free(broken);
@@ -401,11 +426,11 @@ static void a_resident_prefix_needs_no_features(void **state) {
     ask a = question_on(1, 5, 4, 3);
     scheduler_question q = question_of(&a, r, 0);
     q.features = NULL;
-    assert_false(scheduler_has_prefix(en.s, &q.image, q.ids, q.n_ids));
+    assert_false(scheduler_has_prefix(en.s, &q));
     assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_NOT_FOUND);
     submit(&en, &a, r, 0);
     run_to_end(&en);
-    assert_true(scheduler_has_prefix(en.s, &q.image, q.ids, q.n_ids));
+    assert_true(scheduler_has_prefix(en.s, &q));
     q.question_idx = 1;
     assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
     run_to_end(&en);
@@ -591,10 +616,12 @@ static void closing_in_the_middle_of_work_releases_everything(void **state) {
 
 /* ---- group --------------------------------------------------------------------------------- */
 
-static int set_up_case(const char *case_name) {
+static int set_up_case(const char *case_name, const char *const *served, size_t n_served) {
     err e;
     g = golden_open(case_name);
-    if (model_open(&m, golden_dir(g), NULL, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    const model_settings settings = {
+        .dir = golden_dir(g), .served = served, .n_served = n_served, .parts = MODEL_PART_ALL};
+    if (model_open(&m, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     golden_tensor t = golden_get(g, "features");
     image_values = (size_t)(t.dims[1] * t.dims[2]);
     features = malloc(GOLDEN_IMAGES * image_values * sizeof *features);
@@ -608,13 +635,21 @@ static int set_up_case(const char *case_name) {
 
 static int set_up(void **state) {
     (void)state;
-    return set_up_case("odd_heads");
+    return set_up_case("odd_heads", NULL, 0);
+}
+
+/* Questions with three adapters and with none, which one changes the projector. */
+static int set_up_adapters(void **state) {
+    (void)state;
+    static const char *const served[] = {"plain=" ADAPTERS "/clip.plain", "all=" ADAPTERS "/clip.all",
+                                         "projector=" ADAPTERS "/clip.projector"};
+    return set_up_case("clip", served, 3);
 }
 
 /* Prompts and answers shorter and longer than the 40 positions from which keys are turned otherwise. */
 static int set_up_long(void **state) {
     (void)state;
-    return set_up_case("phi3_long");
+    return set_up_case("phi3_long", NULL, 0);
 }
 
 static int tear_down(void **state) {
@@ -656,6 +691,16 @@ int main(void) {
         cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
     };
+    const struct CMUnitTest adapters[] = {
+        cmocka_unit_test(each_adapter_gives_answers_of_its_own),
+        cmocka_unit_test(the_company_of_others_changes_no_byte),
+        cmocka_unit_test(the_order_of_submission_changes_no_byte),
+        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
+        cmocka_unit_test(the_number_of_threads_changes_no_byte),
+        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
+        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+    };
     int n_failed = cmocka_run_group_tests_name("Phi-2", tests, set_up, tear_down);
+    n_failed += cmocka_run_group_tests_name("adapters", adapters, set_up_adapters, tear_down);
     return n_failed + cmocka_run_group_tests_name("long contexts", long_contexts, set_up_long, tear_down);
 }

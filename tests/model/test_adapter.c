@@ -16,7 +16,7 @@
 static model *open_with(const golden *g, const char *adapter_dir) {
     model *m;
     err e;
-    if (model_open(&m, golden_dir(g), adapter_dir, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (model_open(&m, &(model_settings){.dir = golden_dir(g), .adapter = adapter_dir, .parts = MODEL_PART_ALL}, &e) != STATUS_OK) fail_msg("%s", e.text);
     return m;
 }
 
@@ -136,7 +136,7 @@ static void refused(const char *case_name, char *dir, const char *says) {
     golden *g = golden_open(case_name);
     model *m;
     err e = {0};
-    status st = model_open(&m, golden_dir(g), dir, MODEL_PART_ALL, &e);
+    status st = model_open(&m, &(model_settings){.dir = golden_dir(g), .adapter = dir, .parts = MODEL_PART_ALL}, &e);
     if (st == STATUS_OK) fail_msg("taken, though it should say \"%s\"", says);
     if (!strstr(e.text, says)) fail_msg("\"%s\" does not say \"%s\"", e.text, says);
     golden_close(&g);
@@ -157,7 +157,52 @@ static void an_adapter_that_is_nearly_right_is_refused_by_name(void **state) {
     refused("clip", dir, "is a pickle, which is not read");
     dir = adapter_with(NULL, NULL);
     copy_into(dir, "../golden/clip", "golden.safetensors", "non_lora_trainables.safetensors");
-    refused("clip", dir, "of non_lora_trainables.safetensors belongs to nothing");
+    refused("clip", dir, "of non_lora_trainables.safetensors is not of this model");
+}
+
+/* ---- served --------------------------------------------------------------------------------------- */
+
+static void not_served(const char *case_name, const char *first, const char *second, const char *says) {
+    golden *g = golden_open(case_name);
+    const char *both[] = {first, second};
+    model_settings s = {.dir = golden_dir(g), .served = both, .n_served = second ? 2 : 1, .parts = MODEL_PART_ALL};
+    model *m;
+    err e = {0};
+    if (model_open(&m, &s, &e) == STATUS_OK) fail_msg("taken, though it should say \"%s\"", says);
+    if (!strstr(e.text, says)) fail_msg("\"%s\" does not say \"%s\"", e.text, says);
+    golden_close(&g);
+}
+
+static void what_cannot_be_served_is_refused_by_name(void **state) {
+    (void)state;
+    not_served("clip", "x", NULL, "expected NAME=DIR");
+    not_served("clip", "x=", NULL, "expected NAME=DIR");
+    not_served("clip", "=" ADAPTERS "/clip.plain", NULL, "a name of 0 bytes");
+    not_served("clip", "a=" ADAPTERS "/clip.plain", "a=" ADAPTERS "/clip.all", "two adapters are called \"a\"");
+    not_served("clip", "a=" ADAPTERS "/clip.everything", NULL, "is not of what an adapter may change that is served");
+    not_served("gemma", "a=" ADAPTERS "/clip.plain", NULL, "q_proj");
+    not_served("clip", "a=" ADAPTERS "/nowhere", NULL, "nowhere");
+}
+
+static void served_adapters_are_in_the_fingerprint_with_their_names(void **state) {
+    (void)state;
+    static const char *const plain[] = {"a=" ADAPTERS "/clip.plain"}, *const all[] = {"a=" ADAPTERS "/clip.all"};
+    static const char *const renamed[] = {"b=" ADAPTERS "/clip.plain"};
+    const char *const *const lists[] = {NULL, plain, all, renamed};
+    unsigned char prints[4][HASH_SHA256_BYTES];
+    golden *g = golden_open("clip");
+    for (int i = 0; i < 4; i++) {
+        model *m;
+        err e;
+        model_settings s = {.dir = golden_dir(g), .served = lists[i], .n_served = i > 0, .parts = MODEL_PART_ALL};
+        if (model_open(&m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
+        memcpy(prints[i], model_fingerprint(m), HASH_SHA256_BYTES);
+        assert_int_equal(model_find_served(m, "a"), i == 1 || i == 2);
+        assert_int_equal(model_find_served(m, "none"), 0);
+        for (int k = 0; k < i; k++) assert_memory_not_equal(prints[k], prints[i], HASH_SHA256_BYTES);
+        model_close(&m);
+    }
+    golden_close(&g);
 }
 
 int main(void) {
@@ -167,6 +212,8 @@ int main(void) {
         cmocka_unit_test(merged_weights_are_rounded_once_to_the_stored_type),
         cmocka_unit_test(what_training_saved_beside_the_adapter_comes_first),
         cmocka_unit_test(an_adapter_that_is_nearly_right_is_refused_by_name),
+        cmocka_unit_test(what_cannot_be_served_is_refused_by_name),
+        cmocka_unit_test(served_adapters_are_in_the_fingerprint_with_their_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "model/model.h"
 
 #define CASE      "one_head" /* identity projector, two tower layers of which one runs */
@@ -15,7 +16,7 @@
 static model *open_model(const checkpoint *c) {
     model *m;
     err e;
-    if (model_open(&m, c->dir, NULL, MODEL_PART_ALL, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (model_open(&m, &(model_settings){.dir = c->dir, .parts = MODEL_PART_ALL}, &e) != STATUS_OK) fail_msg("%s", e.text);
     return m;
 }
 
@@ -28,7 +29,7 @@ static void expect_words(const char *text, const char *const *needles) {
 static void folder_is_refused(const checkpoint *c, status want, const char *const *needles) {
     model *m;
     err e = {0};
-    status st = model_open(&m, c->dir, NULL, MODEL_PART_ALL, &e);
+    status st = model_open(&m, &(model_settings){.dir = c->dir, .parts = MODEL_PART_ALL}, &e);
     if (st == STATUS_OK) fail_msg("taken, though it should say \"%s\"", needles[0]);
     expect_words(e.text, needles);
     assert_int_equal(st, want);
@@ -577,9 +578,71 @@ static void a_folder_without_one_of_its_files_is_refused_by_name(void **state) {
     }
 }
 
+/* ---- other dtypes -------------------------------------------------------------------------------- */
+
+static status open_as(model **m, const checkpoint *c, const char *dtype, err *e) {
+    return model_open(m, &(model_settings){.dir = c->dir, .dtype = dtype, .parts = MODEL_PART_ALL}, e);
+}
+
+/* The values of the test are exact in all three. */
+static void a_converted_checkpoint_is_the_one_stored_so(void **state) {
+    (void)state;
+    static const char *const NAMES[][2] = {{"F32", "f32"}, {"F16", "f16"}, {"BF16", "bf16"}};
+    static const ops_dtype DTYPES[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+    checkpoint c = checkpoint_load(CASE);
+    for (int stored = 0; stored < 3; stored++) {
+        checkpoint_set_dtype(&c, NAMES[stored][0]);
+        checkpoint_write(&c, 1);
+        model *as_is = open_model(&c);
+        for (int wanted = 0; wanted < 3; wanted++) {
+            model *m;
+            err e;
+            if (open_as(&m, &c, NAMES[wanted][1], &e) != STATUS_OK) fail_msg("%s", e.text);
+            expect_values(m, &c);
+            bool is_same = memcmp(model_fingerprint(m), model_fingerprint(as_is), HASH_SHA256_BYTES) == 0;
+            assert_int_equal(is_same, wanted == stored);
+            assert_int_equal(model_tower_dtype(m), DTYPES[wanted]);
+            model_close(&m);
+        }
+        model_close(&as_is);
+    }
+    model *m;
+    err e;
+    assert_int_equal(open_as(&m, &c, "f64", &e), STATUS_BAD_ARGUMENT);
+    expect_words(e.text, SAYS("f64", "expected auto, f32, f16 or bf16"));
+    checkpoint_close(&c);
+}
+
+static void a_value_that_has_no_place_in_f16_is_refused(void **state) {
+    (void)state;
+    checkpoint c = checkpoint_load(CASE);
+    checkpoint_set_dtype(&c, "F32");
+    checkpoint_write(&c, 1);
+    char *path = path_join(c.dir, "model.safetensors");
+    buf file;
+    buf_init(&file, 16 << 20);
+    assert_true(file_read(&file, path));
+    const float large = 65520.0f; /* half way to the step behind the largest: rounds to infinity */
+    uint64_t header_bytes = 0;
+    assert_true(bytes_get_u64((bytes){file.data, file.len_bytes}, 0, &header_bytes));
+    memcpy(file.data + 8 + header_bytes, &large, sizeof large); /* the first value of all */
+    file_write(path, file.data, file.len_bytes);
+    model *m;
+    err e;
+    assert_int_equal(open_as(&m, &c, "f16", &e), STATUS_BAD_MODEL);
+    expect_words(e.text, SAYS("tensor ", "65520", "too large for F16"));
+    assert_int_equal(open_as(&m, &c, "bf16", &e), STATUS_OK);
+    model_close(&m);
+    buf_deinit(&file);
+    free(path);
+    checkpoint_close(&c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_tensor_reads_as_it_was_written_in_every_dtype),
+        cmocka_unit_test(a_converted_checkpoint_is_the_one_stored_so),
+        cmocka_unit_test(a_value_that_has_no_place_in_f16_is_refused),
         cmocka_unit_test(a_tower_of_two_dtypes_counts_as_f32),
         cmocka_unit_test(shards_and_one_file_are_the_same_model),
         cmocka_unit_test(names_in_the_wrappers_of_training_are_the_same_model),

@@ -18,7 +18,8 @@ static request good_request(void) {
                                   .seed = UINT64_MAX, .max_new_tokens = MESSAGE_NEW_TOKENS_MAX,
                                   .want_logprobs = true, .n_logprobs = MESSAGE_LOGPROBS_MAX,
                                   .stop = {"\n", "</s>"}, .n_stop = 2},
-                     .template_name = "phi3"};
+                     .template_name = "phi3",
+                     .adapter = "birds"};
 }
 
 static void assert_request(const request *r, status want, const char *named) {
@@ -54,6 +55,7 @@ static void a_request_survives_the_wire(void **state) {
     assert_string_equal(d.questions[0].turns[0].question, "What is it?");
     assert_string_equal(d.questions[0].turns[0].answer, "a cat");
     assert_string_equal(d.template_name, "phi3");
+    assert_string_equal(d.adapter, "birds");
     const request_sampling *a = &d.sampling, *b = &r.sampling;
     assert_true(a->temperature == b->temperature && a->top_p == b->top_p && a->top_k == b->top_k &&
                 a->min_p == b->min_p && a->seed == b->seed && a->max_new_tokens == b->max_new_tokens &&
@@ -131,7 +133,7 @@ static void prompts_are_bounded_utf8(void **state) {
     }
 }
 
-static void turns_and_template_names_are_bounded_too(void **state) {
+static void turns_and_names_are_bounded_too(void **state) {
     (void)state;
     static char text[MESSAGE_PROMPT_BYTES_MAX / 2 + 2];
     memset(text, 'p', sizeof text - 1);
@@ -156,6 +158,9 @@ static void turns_and_template_names_are_bounded_too(void **state) {
     r.template_name = name;
     assert_request(&r, STATUS_BAD_MESSAGE, "template");
     r.template_name = name + 1;
+    r.adapter = name;
+    assert_request(&r, STATUS_BAD_MESSAGE, "adapter");
+    r.adapter = name + 1;
     assert_request(&r, STATUS_OK, NULL);
 }
 
@@ -324,7 +329,7 @@ int main(void) {
         cmocka_unit_test(sampling_outside_its_range_is_refused_by_name),
         cmocka_unit_test(stop_strings_are_one_to_256_bytes_of_utf8),
         cmocka_unit_test(prompts_are_bounded_utf8),
-        cmocka_unit_test(turns_and_template_names_are_bounded_too),
+        cmocka_unit_test(turns_and_names_are_bounded_too),
         cmocka_unit_test(a_request_has_one_to_64_questions),
         cmocka_unit_test(an_outcome_survives_the_wire),
         cmocka_unit_test(a_broken_answer_is_refused),

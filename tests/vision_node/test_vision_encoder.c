@@ -20,7 +20,7 @@ typedef struct {
 static void open_fixture(fixture *f, const char *case_name, int n_threads, int max_images) {
     err e;
     f->g = golden_open(case_name);
-    if (model_open(&f->m, golden_dir(f->g), NULL, MODEL_PART_TOWER, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (model_open(&f->m, &(model_settings){.dir = golden_dir(f->g), .parts = MODEL_PART_TOWER}, &e) != STATUS_OK) fail_msg("%s", e.text);
     ops_settings settings = {.device = "cpu", .n_threads = n_threads};
     if (ops_open(&f->ctx, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     if (vision_encoder_open(&f->v, f->ctx, f->m, max_images, &e) != STATUS_OK) fail_msg("%s", e.text);

@@ -1,0 +1,62 @@
+/* A matrix of the decoder, with what each served adapter adds to the rows that ask for it.
+ *
+ *     adapter_room_init(&room, ctx, m, n_elements);
+ *     st = adapted_matrix_open(&w, &room, m, parts, n_parts, &e);   // every matrix: room learns the ranks
+ *     st = adapter_room_ready(&room, max_rows, &e);
+ *     st = adapted_linear(&room, &y, &x, &w, OPS_ACT_SILU, &rows);
+ *
+ * All rows are multiplied by the matrix at once, whatever their adapters. Then, for each adapter, its rows are
+ * gathered, go through the two factors, and are added: row += (x a') b', with alpha / r in b. So a row's bytes do
+ * not depend on the adapters of the rows beside it, and weights are read once for all. One thread. */
+#ifndef LM_NODE_ADAPTED_MATRIX_H
+#define LM_NODE_ADAPTED_MATRIX_H
+
+#include "model/device_weights.h"
+
+/* NULL twice: the adapter does not touch the matrix. */
+typedef struct {
+    ops_matrix *a, *b; /* [rank, n_in], [n_out, rank] */
+    int64_t rank;
+} low_rank;
+
+typedef struct {
+    ops_matrix *base;
+    low_rank *added; /* [model_n_served]; NULL: none is served */
+} adapted_matrix;
+
+/* Which rows of a call belong to which adapter: indices on the device. Rows without one are in none. */
+typedef struct {
+    int n;
+    struct {
+        int served; /* the adapter, from 1 */
+        ops_tensor rows;
+    } each[MODEL_SERVED_MAX];
+} adapter_rows;
+
+/* Where an adapter's rows are computed. */
+typedef struct {
+    ops_ctx *ctx;
+    int n_adapters;
+    int64_t rank_max, n_elements;
+    ops_block block;
+    ops_tensor x, t, y, sum; /* flat */
+} adapter_room;
+
+/* n_elements: the most values of rows that go into one call or come out of it. */
+void adapter_room_init(adapter_room *room, ops_ctx *ctx, const model *m, int64_t n_elements);
+
+/* After the last matrix: memory for calls of at most max_rows rows. Errors: NO_MEMORY. */
+MUST_USE status adapter_room_ready(adapter_room *room, int64_t max_rows, err *e);
+void adapter_room_deinit(adapter_room *room);
+
+/* Rows of stored matrices, one below the other (device_matrix_join). Errors: NO_MEMORY. */
+MUST_USE status adapted_matrix_open(adapted_matrix *w, adapter_room *room, const model *m, const device_rows *parts,
+                                    size_t n_parts, err *e);
+void adapted_matrix_close(adapted_matrix *w, const adapter_room *room);
+size_t adapted_matrix_bytes(const adapted_matrix *w, const adapter_room *room);
+
+/* out = act(x w' + b + what adapters add to their rows); as ops_linear. */
+MUST_USE status adapted_linear(adapter_room *room, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w,
+                               ops_act act, const adapter_rows *rows);
+
+#endif

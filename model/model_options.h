@@ -1,0 +1,29 @@
+/* The rows of a command line that say how a checkpoint is opened, and what they mean.
+ *
+ *     static const option_row rows[] = {..., MODEL_LOAD_ROWS, {0}};
+ *     model_settings s = model_settings_read(o, dir);
+ *     st = model_open(&m, &s, &e);
+ */
+#ifndef MODEL_MODEL_OPTIONS_H
+#define MODEL_MODEL_OPTIONS_H
+
+#include "base/options.h"
+#include "model/model.h"
+
+#define MODEL_ADAPTER_ROW                                                                          \
+    {"adapter", 0, OPTION_STRING, "DIR", NULL, 0, 0,                                               \
+     "a PEFT adapter (LoRA) merged into the checkpoint"}
+
+#define MODEL_DTYPE_ROW                                                                            \
+    {"dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,                                              \
+     "what weights are converted to: f32, f16 or bf16; auto leaves them as they are stored"}
+
+#define MODEL_LOAD_ROWS                                                                            \
+    MODEL_ADAPTER_ROW, MODEL_DTYPE_ROW,                                                            \
+        {"serve-adapter", 0, OPTION_LIST, "NAME=DIR", NULL, 0, 0,                                  \
+         "a PEFT adapter that items ask for by its name; may be repeated"}
+
+/* MODEL_PART_ALL of dir, as MODEL_LOAD_ROWS say; views of o. */
+model_settings model_settings_read(const options *o, const char *dir);
+
+#endif
