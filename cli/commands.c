@@ -14,6 +14,8 @@ const command commands[] = {
     {&model_verify_table, model_verify_run},
     {&model_quantize_table, model_quantize_run},
     {&model_compare_table, model_compare_run},
+    {&model_random_table, model_random_run},
+    {&bench_table, bench_run},
     {&status_table, status_run},
     {&up_table, up_run},
     {&table_table, table_run},

@@ -26,7 +26,7 @@ typedef struct {
 extern const command commands[];
 
 extern const option_table annotate_table, ask_table, generate_table, embed_table, tokenize_table, eval_table,
-    model_inspect_table, model_verify_table, model_quantize_table, model_compare_table, status_table, up_table,
+    model_inspect_table, model_verify_table, model_quantize_table, model_compare_table, model_random_table, bench_table, status_table, up_table,
     table_table, completion_table, man_table;
 
 MUST_USE status annotate_run(const options *o, int *exit_code, err *e);
@@ -39,6 +39,8 @@ MUST_USE status model_inspect_run(const options *o, int *exit_code, err *e);
 MUST_USE status model_verify_run(const options *o, int *exit_code, err *e);
 MUST_USE status model_quantize_run(const options *o, int *exit_code, err *e);
 MUST_USE status model_compare_run(const options *o, int *exit_code, err *e);
+MUST_USE status model_random_run(const options *o, int *exit_code, err *e);
+MUST_USE status bench_run(const options *o, int *exit_code, err *e);
 MUST_USE status status_run(const options *o, int *exit_code, err *e);
 MUST_USE status up_run(const options *o, int *exit_code, err *e);
 MUST_USE status table_run(const options *o, int *exit_code, err *e);

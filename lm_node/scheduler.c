@@ -496,6 +496,8 @@ scheduler_counters scheduler_read_counters(const scheduler *s) {
     return c;
 }
 
+lm_decoder_memory scheduler_get_memory(const scheduler *s) { return lm_decoder_get_memory(s->decoder); }
+
 /* ---- opening and closing ------------------------------------------------------------------------ */
 
 static status open_arrays(scheduler *s, err *e) {

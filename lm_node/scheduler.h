@@ -17,6 +17,7 @@
 #define LM_NODE_SCHEDULER_H
 
 #include "base/hash.h"
+#include "lm_node/lm_decoder.h"
 #include "lm_node/sampler.h"
 #include "model/model.h"
 #include "ops/ops.h"
@@ -84,5 +85,6 @@ void scheduler_cancel(scheduler *s, const void *user);
 bool scheduler_step(scheduler *s);
 
 scheduler_counters scheduler_read_counters(const scheduler *s);
+lm_decoder_memory scheduler_get_memory(const scheduler *s);
 
 #endif

@@ -178,11 +178,11 @@ static status merge(adapter *ad, const safetensors_tensor **changed, const safet
     stored_tensor *m = st == STATUS_OK ? stored_tensor_open(&ad->merged, base, base->dtype) : NULL;
     if (st == STATUS_OK && !m) st = fail(e, STATUS_NO_MEMORY, "adapter: no memory to merge");
     if (st == STATUS_OK) {
-        ops_tensor w = stored_tensor_view(base);
+        ops_tensor w = stored_tensor_view(base), out = stored_tensor_view(&m->tensor);
         int64_t rows = base->dims[0], cols = base->dims[1];
         for (int64_t i = 0; i < rows * cols; i++) {
             float delta = product[is_table ? i % cols * rows + i / cols : i];
-            stored_tensor_put(m, i, tensor_value(&w, i) + (float)scale * delta);
+            tensor_set_value(&out, i, tensor_value(&w, i) + (float)scale * delta);
         }
         *changed = &m->tensor;
     }

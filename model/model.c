@@ -138,14 +138,10 @@ bool model_is_extra(const model *m, const weight_entry *entry) {
 }
 
 static status read_dtype(model *m, const char *name, err *e) {
-    static const char *const NAMES[] = {[SAFETENSORS_F32] = "f32", [SAFETENSORS_F16] = "f16", [SAFETENSORS_BF16] = "bf16"};
     m->wanted = SAFETENSORS_OTHER;
     if (!name || strcmp(name, "auto") == 0) return STATUS_OK;
-    for (int i = 0; i < SAFETENSORS_OTHER; i++)
-        if (strcmp(NAMES[i], name) == 0) {
-            m->wanted = (safetensors_dtype)i;
-            return STATUS_OK;
-        }
+    m->wanted = stored_dtype_find(name);
+    if (m->wanted != SAFETENSORS_OTHER) return STATUS_OK;
     return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16 or bf16", name);
 }
 
@@ -158,7 +154,7 @@ static status convert(model *m, size_t i, err *e) {
     ops_tensor old = stored_tensor_view(from), new = stored_tensor_view(&to->tensor);
     for (int64_t k = 0, n = tensor_elements(&old); k < n; k++) {
         float value = tensor_value(&old, k);
-        stored_tensor_put(to, k, value);
+        tensor_set_value(&new, k, value);
         if (isinf(tensor_value(&new, k)) && !isinf(value))
             return fail(e, STATUS_BAD_MODEL, "tensor %s has the value %g, which is too large for %s", m->table.rows[i].name,
                         (double)value, to->tensor.dtype_text);

@@ -1,15 +1,13 @@
 #include "model/quantize.h"
 
 #include <dirent.h>
-#include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "model/model_internal.h"
+#include "model/safetensors_write.h"
 
 #define PATH_BYTES 4096
 #define COPY_BYTES 65536
@@ -37,50 +35,27 @@ static size_t new_bytes(const job *j, size_t i) {
 
 /* ---- the file of tensors ------------------------------------------------------------------------- */
 
-static json_t *shape_of(const job *j, size_t i) {
-    const safetensors_tensor *t = j->m->tensors[i];
-    json_t *shape = json_array();
-    if (is_chosen(j, i)) {
-        const int64_t *dims = j->m->table.rows[i].dims;
-        (void)json_array_append_new(shape, json_integer(dims[0]));
-        (void)json_array_append_new(shape, json_integer((json_int_t)dtype_row_bytes(j->s->dtype, dims[1])));
-        return shape;
-    }
-    for (int d = 0; d < t->n_dims; d++) (void)json_array_append_new(shape, json_integer(t->dims[d]));
-    return shape;
-}
-
 static json_t *make_header(const job *j) {
     json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
-    json_int_t at = 0;
+    int64_t at = 0;
     for (size_t i = 0; i < j->m->table.n_rows && header; i++) {
-        if (!j->m->tensors[i]) continue;
+        const safetensors_tensor *t = j->m->tensors[i];
+        const weight_row *row = &j->m->table.rows[i];
+        if (!t) continue;
         bool chosen = is_chosen(j, i);
-        json_int_t n = (json_int_t)new_bytes(j, i);
-        json_t *entry = json_pack("{s:s, s:o, s:[I, I]}", "dtype", chosen ? "U8" : j->m->tensors[i]->dtype_text, "shape",
-                                  shape_of(j, i), "data_offsets", at, at + n);
-        if (!entry || json_object_set_new(header, j->m->table.rows[i].name, entry) != 0) {
+        size_t n = new_bytes(j, i);
+        const int64_t in_blocks[2] = {row->dims[0], (int64_t)dtype_row_bytes(j->s->dtype, row->dims[1])};
+        bool ok = chosen ? safetensors_header_add(header, row->name, "U8", 2, in_blocks, n, &at)
+                         : safetensors_header_add(header, row->name, t->dtype_text, t->n_dims, t->dims, n, &at);
+        if (!ok) {
             json_decref(header);
             return NULL;
         }
-        at += n;
         j->result->n_matrices += chosen;
-        j->result->bytes_before += j->m->tensors[i]->len_bytes;
-        j->result->bytes_after += (uint64_t)n;
+        j->result->bytes_before += t->len_bytes;
+        j->result->bytes_after += n;
     }
     return header;
-}
-
-static bool write_header(FILE *f, const json_t *header) {
-    char *text = json_dumps(header, JSON_COMPACT);
-    if (!text) return false;
-    size_t n = strlen(text), padded = (n + 7) / 8 * 8;
-    unsigned char size[8];
-    for (int i = 0; i < 8; i++) size[i] = (unsigned char)((uint64_t)padded >> 8 * i);
-    bool ok = fwrite(size, 1, 8, f) == 8 && fwrite(text, 1, n, f) == n;
-    for (; n < padded && ok; n++) ok = fputc(' ', f) != EOF;
-    free(text);
-    return ok;
 }
 
 static bool write_blocks(FILE *f, const job *j, size_t i) {
@@ -100,7 +75,8 @@ static bool write_blocks(FILE *f, const job *j, size_t i) {
     return ok;
 }
 
-static bool write_tensors(FILE *f, const job *j) {
+static bool write_tensors(FILE *f, void *arg) {
+    const job *j = arg;
     bool ok = true;
     for (size_t i = 0; i < j->m->table.n_rows && ok; i++) {
         const safetensors_tensor *t = j->m->tensors[i];
@@ -110,24 +86,10 @@ static bool write_tensors(FILE *f, const job *j) {
     return ok;
 }
 
-/* Under another name until it is whole. */
-static status write_file(const job *j, err *e) {
-    char path[PATH_BYTES], draft[PATH_BYTES + 8];
+static status write_file(job *j, err *e) {
+    char path[PATH_BYTES];
     (void)snprintf(path, sizeof path, "%s/model.safetensors", j->s->out_dir);
-    (void)snprintf(draft, sizeof draft, "%s.part", path);
-    json_t *header = make_header(j);
-    if (!header) return fail(e, STATUS_NO_MEMORY, "%.300s: no memory for its header", path);
-    status st = STATUS_OK;
-    FILE *f = fopen(draft, "we");
-    if (!f) st = fail_errno(e, STATUS_IO, "%.300s", draft);
-    if (st == STATUS_OK) {
-        bool ok = write_header(f, header) && write_tensors(f, j) && fflush(f) == 0 && fsync(fileno(f)) == 0;
-        if (!ok) st = fail_errno(e, STATUS_IO, "%.300s", draft);
-        if (fclose(f) != 0 && st == STATUS_OK) st = fail_errno(e, STATUS_IO, "%.300s", draft);
-    }
-    if (st == STATUS_OK && rename(draft, path) != 0) st = fail_errno(e, STATUS_IO, "%.300s", path);
-    json_decref(header);
-    return st;
+    return safetensors_write(path, make_header(j), write_tensors, j, e);
 }
 
 /* ---- the other files ----------------------------------------------------------------------------- */
@@ -169,14 +131,6 @@ static status copy_others(const quantize_settings *s, err *e) {
 
 /* -------------------------------------------------------------------------------------------------- */
 
-static status make_folder(const char *dir, err *e) {
-    char path[PATH_BYTES];
-    if (mkdir(dir, 0777) != 0 && errno != EEXIST) return fail_errno(e, STATUS_IO, "%.300s", dir);
-    (void)snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    if (access(path, F_OK) != 0) return STATUS_OK;
-    return fail(e, STATUS_CONFLICT, "%.300s is there already; name a new folder", path);
-}
-
 status model_quantize(const quantize_settings *s, quantize_result *r, err *e) {
     *r = (quantize_result){0};
     model *m;
@@ -186,7 +140,7 @@ status model_quantize(const quantize_settings *s, quantize_result *r, err *e) {
     bool has_any = false;
     for (size_t i = 0; i < m->table.n_rows; i++) has_any = has_any || (m->tensors[i] && is_chosen(&j, i));
     if (!has_any) st = fail(e, STATUS_BAD_MODEL, "%.300s has no matrix in F32, F16 or BF16 left to quantize", s->dir);
-    if (st == STATUS_OK) st = make_folder(s->out_dir, e);
+    if (st == STATUS_OK) st = safetensors_folder_make(s->out_dir, e);
     if (st == STATUS_OK) st = copy_others(s, e);
     if (st == STATUS_OK) st = write_file(&j, e);
     model_close(&m);

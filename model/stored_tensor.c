@@ -6,13 +6,22 @@
 #include "base/check.h"
 
 static const struct {
-    const char *text;
+    const char *name, *text;
     ops_dtype dtype;
 } KINDS[] = {
-    [SAFETENSORS_F32] = {"F32", OPS_DTYPE_F32},
-    [SAFETENSORS_F16] = {"F16", OPS_DTYPE_F16},
-    [SAFETENSORS_BF16] = {"BF16", OPS_DTYPE_BF16},
+    [SAFETENSORS_F32] = {"f32", "F32", OPS_DTYPE_F32},
+    [SAFETENSORS_F16] = {"f16", "F16", OPS_DTYPE_F16},
+    [SAFETENSORS_BF16] = {"bf16", "BF16", OPS_DTYPE_BF16},
 };
+
+safetensors_dtype stored_dtype_find(const char *name) {
+    int i = 0;
+    while (i < SAFETENSORS_OTHER && strcmp(KINDS[i].name, name) != 0) i++;
+    return (safetensors_dtype)i;
+}
+
+const char *stored_dtype_text(safetensors_dtype dtype) { return KINDS[dtype].text; }
+ops_dtype stored_dtype_ops(safetensors_dtype dtype) { return KINDS[dtype].dtype; }
 
 stored_tensor *stored_tensor_open(stored_tensor **all, const safetensors_tensor *like, safetensors_dtype dtype) {
     CHECK(dtype != SAFETENSORS_OTHER, "computed tensors are of a type that networks read");
@@ -36,15 +45,6 @@ void stored_tensors_close(stored_tensor **all) {
         free(t);
     }
     *all = NULL;
-}
-
-void stored_tensor_put(stored_tensor *t, int64_t i, float value) {
-    if (t->tensor.dtype == SAFETENSORS_F32) {
-        memcpy(t->data + (size_t)i * sizeof value, &value, sizeof value);
-        return;
-    }
-    uint16_t half = t->tensor.dtype == SAFETENSORS_F16 ? f32_to_f16(value) : f32_to_bf16(value);
-    memcpy(t->data + (size_t)i * sizeof half, &half, sizeof half);
 }
 
 ops_tensor stored_tensor_view(const safetensors_tensor *t) {

@@ -2,7 +2,7 @@
  *
  *     stored_tensor *all = NULL;
  *     stored_tensor *t = stored_tensor_open(&all, &of_the_file, SAFETENSORS_BF16);   // NULL: no memory
- *     for (i = 0; i < n; i++) stored_tensor_put(t, i, value);
+ *     ops_tensor values = stored_tensor_view(&t->tensor);  // tensor_set_value(&values, i, v) for every i
  *     use(&t->tensor);                                     // until
  *     stored_tensors_close(&all);
  */
@@ -18,12 +18,14 @@ typedef struct stored_tensor {
     unsigned char data[];
 } stored_tensor;
 
+/* "f32", "f16" or "bf16"; OTHER: none of them. */
+safetensors_dtype stored_dtype_find(const char *name);
+const char *stored_dtype_text(safetensors_dtype dtype); /* as safetensors has it: "BF16" */
+ops_dtype stored_dtype_ops(safetensors_dtype dtype);
+
 /* Of the name and shape of `like`, in dtype, not OTHER. */
 stored_tensor *stored_tensor_open(stored_tensor **all, const safetensors_tensor *like, safetensors_dtype dtype);
 void stored_tensors_close(stored_tensor **all);
-
-/* value rounded to nearest even. */
-void stored_tensor_put(stored_tensor *t, int64_t i, float value);
 
 /* A tensor of the file, or a computed one, as ops sees it: f32, f16 or bf16. */
 ops_tensor stored_tensor_view(const safetensors_tensor *t);

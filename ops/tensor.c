@@ -213,6 +213,17 @@ void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n) {
     }
 }
 
+void tensor_set_value(const ops_tensor *t, int64_t i, float value) {
+    unsigned char *at = (unsigned char *)t->data + (size_t)i * dtype_bytes(t->dtype);
+    if (t->dtype == OPS_DTYPE_F32) {
+        memcpy(at, &value, sizeof value);
+        return;
+    }
+    CHECK(t->dtype == OPS_DTYPE_F16 || t->dtype == OPS_DTYPE_BF16, "a value is stored as a number");
+    uint16_t half = t->dtype == OPS_DTYPE_F16 ? f32_to_f16(value) : f32_to_bf16(value);
+    memcpy(at, &half, sizeof half);
+}
+
 float tensor_value(const ops_tensor *t, int64_t i) {
     if (dtype_is_quantized(t->dtype)) {
         int64_t width = t->dims[t->n_dims - 1], at = i % width;

@@ -57,6 +57,9 @@ ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims);
 /* Element i as f32; of f32, f16, bf16 or a quantized matrix on the host, at any alignment. */
 float tensor_value(const ops_tensor *t, int64_t i);
 
+/* Element i of an f32, f16 or bf16 tensor on the host, at any alignment, rounded to nearest even. */
+void tensor_set_value(const ops_tensor *t, int64_t i, float value);
+
 /* n values as a row of blocks; n need not fill the last. Q8: the largest of a block is 127 steps. Q4: of the steps around
  * a sixteenth of the range, the one with the least square error. What is not finite counts as 0. */
 void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n);
