@@ -1,206 +1,214 @@
 #!/usr/bin/env python3
-"""The engine against PyTorch and transformers, at the sizes of Mipha-3B with random weights.
+"""The engine against PyTorch and transformers on the same random weights, in turns.
 
     pip install -r bench/requirements.txt
-    python3 bench/compare.py --build build/release [--dtype bf16] [--torch-dtypes f32,bf16] [--rounds 5]
+    python3 bench/compare.py --build build/release [--theirs f32,bf16] [--rounds 5]
+    python3 bench/compare.py --build build/cuda --device cuda --tower-layers 27 --decoder-layers 32 --theirs bf16,bf16+compile
 
-Writes a checkpoint with every matrix at its real size and fewer layers (every layer costs the same, so a
-ratio of layers is a ratio of networks; --tower-layers 27 --decoder-layers 32 are the real numbers), then
-asks the engines in turns, so that whatever else the machine does hits all.  A row is the medians of the
-rounds: our milliseconds and rate and the share of this machine's ceiling, then for each dtype of PyTorch
-its milliseconds and the ratio theirs / ours: above 1 we are faster.  The ceilings, one core's fused
-multiply-adds in L1 times the threads and a plain read of memory, come from ops_bench in the same run.
+`mipha model random` writes a checkpoint with every matrix at its size in Mipha-3B; on a CPU the network is cut in depth
+(every layer costs the same, so a ratio of layers is close to a ratio of networks).  Then `mipha bench -` and PyTorch
+run each case in turns, so that whatever else the machine does hits all.  A row is the medians of the rounds: our
+milliseconds, rate and shares of this machine's ceilings as `mipha bench` measures them, then for each way of PyTorch its
+milliseconds and the ratio theirs / ours: above 1 we are faster.
 
-theirs: SiglipVisionModel and PhiForCausalLM of transformers, scaled-dot-product attention, inference mode,
-the same number of threads, a DynamicCache, weights and activations in the dtype that is said.  Our engine
-keeps activations and sums in float32 whatever the weights are, so f32 is the same arithmetic and bf16 is a
-coarser one that PyTorch runs on the bf16 instructions of the processor.
+encode N           N pictures through the tower
+prefill N T        N prompts of T rows with a picture each, projected in the timed part, until the first token
+decode N C         one token for each of N sequences with C positions of keys and values
+caption N, answer N   N pictures to 64 or 3 tokens each: tower, projector, prefill, decoding
+
+theirs: SiglipVisionModel and PhiForCausalLM of transformers, scaled-dot-product attention, inference mode, the same number
+of threads, weights and activations in the type that is said, a DynamicCache; caption and answer in batches of 1, 8 and 32,
+the best of which counts.  "+compile": torch.compile, with CUDA graphs for decoding and a StaticCache.  On the CPU our
+engine keeps activations and sums in float32, so f32 is the same arithmetic and bf16 a coarser one.
 """
 
 import argparse
 import json
 import pathlib
-import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 
 import torch
 import transformers
-from safetensors.torch import save_file
-from transformers import DynamicCache, PhiConfig, PhiForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from safetensors.torch import load_file
+from transformers import DynamicCache, PhiConfig, PhiForCausalLM, SiglipVisionConfig, SiglipVisionModel, StaticCache
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOWER = dict(hidden_size=1152, intermediate_size=4304, num_attention_heads=16, image_size=384, patch_size=14)
 PHI = dict(hidden_size=2560, intermediate_size=10240, num_attention_heads=32, partial_rotary_factor=0.4,
            vocab_size=51200, max_position_embeddings=2048)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-PATCHES, PROMPT, CONTEXT = 729, 789, 800
-CASES = [("encode", 1, 0), ("encode", 4, 0), ("prefill", PROMPT, PATCHES), ("decode", 1, CONTEXT), ("decode", 8, CONTEXT)]
+PATCHES, BEFORE, BEHIND = 729, 30, 30
+CPU_CASES = ["encode 1", "encode 4", "prefill 1 789", "decode 1 800", "decode 8 800"]
+CUDA_CASES = ["encode 1", "encode 8", "encode 32", "prefill 1 789", "prefill 8 789", "decode 1 800", "decode 8 800",
+              "decode 64 800", "answer 128", "caption 128"]
+BATCHES = (1, 8, 32)
 
 
 class Theirs:
-    def __init__(self, args, dtype):
-        self.dtype = DTYPES[dtype]
+    def __init__(self, way, args, weights):
+        name, _, extra = way.partition("+")
+        self.dtype, self.device, self.compiles = DTYPES[name], args.device, extra == "compile"
         torch.set_num_threads(args.threads)
-        torch.manual_seed(0)
         # Our tower runs the layers in front of hidden state -2: one fewer than there are.
         tower = SiglipVisionConfig(**TOWER, num_hidden_layers=args.tower_layers - 1, vision_use_head=False)
-        phi = PhiConfig(**PHI, num_hidden_layers=args.decoder_layers)
-        self.tower = SiglipVisionModel._from_config(tower, attn_implementation="sdpa").to(self.dtype).eval()
-        self.phi = PhiForCausalLM._from_config(phi, attn_implementation="sdpa").to(self.dtype).eval()
-        self.projector = torch.nn.Sequential(torch.nn.Linear(1152, 2560), torch.nn.GELU(),
-                                             torch.nn.Linear(2560, 2560)).to(self.dtype).eval()
-        self.pixels = (torch.rand(4, 3, 384, 384) - 0.5).to(self.dtype)
-        self.features = (torch.rand(1, PATCHES, 1152) - 0.5).to(self.dtype)
-        self.ids = torch.arange(PROMPT)[None] % 200
+        phi = PhiConfig(**PHI, num_hidden_layers=args.decoder_layers, bos_token_id=None, eos_token_id=None)
+        self.tower = self.place(SiglipVisionModel._from_config(tower, attn_implementation="sdpa"),
+                                {k.removeprefix("model.vision_tower."): v for k, v in weights.items()})
+        self.phi = self.place(PhiForCausalLM._from_config(phi, attn_implementation="sdpa"), weights)
+        projector = torch.nn.Sequential(torch.nn.Linear(1152, 2560), torch.nn.GELU(), torch.nn.Linear(2560, 2560))
+        self.projector = self.place(projector, {k.removeprefix("model.mm_projector."): v for k, v in weights.items()})
+        self.step, self.encoder = self.phi, self.tower
+        if self.compiles:
+            self.encoder = torch.compile(self.tower, mode="max-autotune-no-cudagraphs", dynamic=False)
+            self.step = torch.compile(self.phi, mode="max-autotune", dynamic=False)
         self.caches = {}
 
-    def work(self, what, a):
-        """Multiply-adds times two, and bytes of weights in elements, that a case needs at the least."""
-        tower, phi, head = (sum(p.numel() for n, p in m.named_parameters() if p.dim() == 2 and "embed" not in n)
-                            for m in (self.tower, self.phi.model, self.phi.lm_head))
-        layers, width = len(self.phi.model.layers), PHI["hidden_size"]
-        if what == "encode":
-            pairs = a * PATCHES * PATCHES * 2 * TOWER["hidden_size"] * self.tower.config.num_hidden_layers
-            return 2 * (a * PATCHES * (tower + 588 * 1152) + pairs), tower
-        if what == "prefill":
-            linear = a * phi + PATCHES * sum(p.numel() for p in self.projector.parameters()) + head
-            return 2 * (linear + a * (a + 1) * width * layers), phi + head
-        return 2 * a * (phi + head + 2 * CONTEXT * width * layers), phi + head
+    def place(self, module, weights):
+        found = module.load_state_dict({k: v for k, v in weights.items() if k in module.state_dict()}, strict=False)
+        left = [k for k in found.missing_keys if "post_layernorm" not in k and "rotary" not in k]
+        if left:
+            raise SystemExit(f"the checkpoint has no {left[0]}")
+        return module.to(self.device, self.dtype).eval()
 
-    def tensors(self, dtype):
-        """What the checkpoint holds, under its published names; the tower has one layer more than runs."""
-        out = {}
-        for name, value in self.tower.state_dict().items():
-            name = name if name.startswith("vision_model.") else "vision_model." + name
-            out["model.vision_tower." + name] = value
-        last = max(int(n.split(".layers.")[1].split(".")[0]) for n in out if ".layers." in n)
-        for name in [n for n in out if f".layers.{last}." in n]:
-            out[name.replace(f".layers.{last}.", f".layers.{last + 1}.")] = out[name]
-        out.update({"model.mm_projector." + n: v for n, v in self.projector.state_dict().items()})
-        out.update(self.phi.state_dict())
-        return {n: v.to(dtype).contiguous().clone() for n, v in out.items() if "rotary" not in n}
+    def random(self, *shape):
+        return (torch.rand(*shape, device=self.device) - 0.5).to(self.dtype)
 
-    def cache(self, batch):
-        if batch not in self.caches:
-            heads, size = PHI["num_attention_heads"], PHI["hidden_size"] // PHI["num_attention_heads"]
-            cache = DynamicCache()
-            for layer in range(self.phi.config.num_hidden_layers):
-                kv = torch.rand(2, batch, heads, CONTEXT - 1, size).to(self.dtype)
-                cache.update(kv[0], kv[1], layer)
-            self.caches[batch] = cache
-        return self.caches[batch]
+    def new_cache(self, batch, length):
+        if not self.compiles:
+            return DynamicCache()
+        return StaticCache(config=self.phi.config, max_cache_len=length, max_batch_size=batch, device=self.device,
+                           dtype=self.dtype)
 
-    @torch.inference_mode()
-    def run(self, what, a, b):
+    def prompts(self, batch, tokens, features):
+        ids = torch.randint(200, (batch, tokens - PATCHES), device=self.device)
+        text = self.phi.get_input_embeddings()(ids)
+        return torch.cat((text[:, :BEFORE], self.projector(features), text[:, BEFORE:]), 1)
+
+    def prefill(self, batch, tokens, features, cache):
+        positions = torch.arange(tokens, device=self.device)
+        out = self.phi(inputs_embeds=self.prompts(batch, tokens, features), past_key_values=cache, use_cache=True,
+                       cache_position=positions, logits_to_keep=1)
+        return out.logits[:, -1].argmax(-1, keepdim=True)
+
+    def decode(self, ids, cache, position):
+        at = torch.full((1,), position, device=self.device)
+        out = self.step(input_ids=ids, past_key_values=cache, use_cache=True, cache_position=at)
+        return out.logits[:, -1].argmax(-1, keepdim=True)
+
+    def timed(self, work):
+        self.sync()
         start = time.perf_counter()
-        if what == "encode":
-            self.tower(pixel_values=self.pixels[:a])
-        elif what == "prefill":
-            text = self.phi.get_input_embeddings()(self.ids)
-            image = self.projector(self.features)
-            embeds = torch.cat((text[:, :35], image, text[:, 35 + b:]), 1)
-            self.phi(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-        else:
-            cache = self.cache(a)
-            start = time.perf_counter()
-            self.phi(input_ids=self.ids[0, :a, None], past_key_values=cache, use_cache=True)
-            elapsed = time.perf_counter() - start
-            cache.crop(-1)  # one token less again
-            return elapsed * 1e3
+        work()
+        self.sync()
         return (time.perf_counter() - start) * 1e3
 
+    def sync(self):
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
-def write_checkpoint(folder, theirs, args):
-    save_file(theirs.tensors(DTYPES[args.dtype]), folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"architectures": ["MiphaPhiForCausalLM"], "model_type": "mipha_phi", "hidden_act": "gelu_new",
-              "num_hidden_layers": args.decoder_layers, "num_key_value_heads": PHI["num_attention_heads"],
-              "layer_norm_eps": 1e-05, "rope_theta": 10000.0, "image_aspect_ratio": "pad",
-              "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "tie_word_embeddings": False, **PHI,
-              "vision_config": {
-                  "vision_tower": {"model_type": "mipha_vision_model", "num_channels": 3,
-                                   "vision_model_name_or_path": "siglip-so400m-patch14-384",
-                                   "num_hidden_layers": args.tower_layers, "hidden_act": "gelu_pytorch_tanh",
-                                   "layer_norm_eps": 1e-06, "mm_vision_select_layer": -2,
-                                   "mm_vision_select_feature": "patch", **TOWER},
-                  "mm_projector": {"model_type": "mipha_projector", "mm_projector_type": "mlp2x_gelu",
-                                   "mm_hidden_size": 1152, "hidden_size": 2560}}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(json.dumps({
-        "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-        "image_processor_type": "SiglipImageProcessor", "resample": 3, "rescale_factor": 1 / 255,
-        "size": {"height": 384, "width": 384}}))
-    shutil.copy(ROOT / "tests" / "data" / "tokenizer" / "tokenizer.json", folder)
+    def jobs(self, n, new_tokens, batch):
+        tokens = BEFORE + PATCHES + BEHIND
+        for first in range(0, n, batch):
+            size = min(batch, n - first)
+            features = self.encoder(pixel_values=self.random(size, 3, 384, 384)).last_hidden_state
+            cache = self.new_cache(size, tokens + new_tokens)
+            ids = self.prefill(size, tokens, features, cache)
+            for i in range(new_tokens - 1):
+                ids = self.decode(ids, cache, tokens + i)
 
-
-def ceiling(args, case, field):
-    """A number of ops_bench, the best of three: the peak of one thread, or bytes read by all threads."""
-    command = [args.build / "bench" / "ops_bench", "--threads", str(args.threads), "--only", case]
-    out = "".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3))
-    lines = (line.split()[1:] for line in out.splitlines() if line.startswith(case))
-    return max(float(dict(word.split("=") for word in line)[field]) for line in lines)
-
-
-def measure(args, ask, theirs, peak, read):
-    rates = {"encode": lambda a: (a, "images/s"), "prefill": lambda a: (a, "tokens/s"), "decode": lambda a: (a, "tokens/s")}
-    heads = "".join(f" {'torch ' + d + ' ms':>14s} {'ratio':>6s}" for d in theirs)
-    print(f"{'case':24s} {'ours ms':>9s} {'rate':>17s} {'of ceiling':>16s}{heads}")
-    for what, a, b in CASES:
-        mine, other = [], {d: [] for d in theirs}
-        for i in range(args.rounds + 1):  # the first one warms up
-            times = ask(what, a, b), {d: t.run(what, a, b) for d, t in theirs.items()}
-            if i:
-                mine.append(times[0])
-                for d in theirs:
-                    other[d].append(times[1][d])
-        ours = statistics.median(mine)
-        n, unit = rates[what](a)
-        flops, weights = next(iter(theirs.values())).work(what, a)
-        kv = a * CONTEXT * 2 * PHI["hidden_size"] * args.decoder_layers * 4
+    @torch.inference_mode()
+    def run(self, case):
+        what, *numbers = case.split()
+        n, tokens = int(numbers[0]), int(numbers[-1])
+        if what == "encode":
+            pixels = self.random(n, 3, 384, 384)
+            return self.timed(lambda: self.encoder(pixel_values=pixels))
+        if what == "prefill":
+            features, cache = self.random(n, PATCHES, 1152), self.new_cache(n, tokens)
+            return self.timed(lambda: self.prefill(n, tokens, features, cache))
         if what == "decode":
-            moved = weights * DTYPES[args.dtype].itemsize + kv
-            share = f"{moved / ours / 1e6 / read:.0%} of read"
-        else:
-            share = f"{flops / ours / 1e6 / peak:.0%} of FMA"
-        name = f"{what} {a}" + (f", context {b}" if what == "decode" else "")
-        columns = "".join(f" {statistics.median(t):14.1f} {statistics.median(t) / ours:6.2f}" for t in other.values())
-        print(f"{name:24s} {ours:9.1f} {n / ours * 1e3:8.1f} {unit} {share:>16s}{columns}", flush=True)
+            if (n, tokens) not in self.caches:
+                self.caches = {(n, tokens): self.new_cache(n, tokens)}
+                self.prefill(n, tokens - 1, self.random(n, PATCHES, 1152), self.caches[n, tokens])
+            cache, ids = self.caches[n, tokens], torch.zeros(n, 1, dtype=torch.long, device=self.device)
+            ms = self.timed(lambda: self.decode(ids, cache, tokens - 1))
+            if not self.compiles:
+                cache.crop(tokens - 1)
+            return ms
+        new = {"caption": 64, "answer": 3}[what]
+        # A batch size has its share of the pictures, so that the sizes cost about the same to try.
+        return min(self.timed(lambda b=b: self.jobs(max(b, n // 8), new, b)) * n / max(b, n // 8) for b in BATCHES if b <= n)
+
+
+class Ours:
+    def __init__(self, args, folder):
+        command = [args.build / "bin" / "mipha", "bench", "--json", "--model", folder, "--device", args.device,
+                   "--threads", str(args.threads), "-"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready, self.machine = self.answer(), self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("mipha bench ended")
+        return json.loads(line)
+
+    def run(self, case):
+        self.process.stdin.write(case + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+
+def measure(args, ours, theirs):
+    heads = "".join(f" {'torch ' + w + ' ms':>22s} {'ratio':>6s}" for w in theirs)
+    print(f"{'case':16s} {'ours ms':>10s} {'rate':>20s} {'of peak':>8s} {'of bytes':>8s}{heads}")
+    for case in args.case or (CPU_CASES if args.device == "cpu" else CUDA_CASES):
+        mine, other = [], {w: [] for w in theirs}
+        for i in range(args.rounds + 1):  # the first one warms up
+            result, times = ours.run(case), {w: t.run(case) for w, t in theirs.items()}
+            if i:
+                mine.append(result)
+                for w in theirs:
+                    other[w].append(times[w])
+        middle = sorted(mine, key=lambda r: r["ms"])[len(mine) // 2]
+        columns = "".join(f" {statistics.median(t):22.1f} {statistics.median(t) / middle['ms']:6.2f}" for t in other.values())
+        share = f"{middle['of_bytes']:8.0%}" if middle["bytes"] else f"{'':8s}"
+        print(f"{case:16s} {middle['ms']:10.1f} {middle['rate']:10.1f} {middle['unit']:9s} {middle['of_flops']:8.0%} {share}"
+              f"{columns}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "release")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the checkpoint")
-    parser.add_argument("--torch-dtypes", default="f32,bf16", help="of PyTorch's weights and activations")
+    parser.add_argument("--theirs", default=None, help="types of PyTorch, each perhaps with +compile")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tower-layers", type=int, default=5)
     parser.add_argument("--decoder-layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("case", nargs="*")
     args = parser.parse_args()
-    theirs = {d: Theirs(args, d) for d in args.torch_dtypes.split(",")}
+    ways = (args.theirs or ("f32,bf16" if args.device == "cpu" else "bf16")).split(",")
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(pathlib.Path(folder), next(iter(theirs.values())), args)
-        ours = subprocess.Popen([args.build / "bench" / "engine_bench", folder, str(args.threads)],
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        device = ours.stdout.readline().strip()
-        if not device:
-            raise SystemExit("engine_bench did not start")
-
-        def ask(what, a, b):
-            ours.stdin.write(f"{what} {a} {b}\n")
-            ours.stdin.flush()
-            return float(ours.stdout.readline().split()[1])
-
-        peak, read = args.threads * ceiling(args, "peak", "gflops"), ceiling(args, "read", "gbs")
-        print(f"{device}; torch {torch.__version__}, transformers {transformers.__version__}, "
-              f"{args.threads} threads, checkpoint {args.dtype}, "
-              f"{args.tower_layers - 1} tower and {args.decoder_layers} decoder layers run, "
-              f"median of {args.rounds} rounds in turns; ceilings {peak:.0f} GFLOP/s, {read:.1f} GB/s")
-        measure(args, ask, theirs, peak, read)
-        ours.stdin.close()
-        ours.wait()
+        subprocess.run([args.build / "bin" / "mipha", "model", "random", "-o", folder, "--dtype", args.dtype,
+                        "--tower-layers", str(args.tower_layers), "--decoder-layers", str(args.decoder_layers)], check=True)
+        weights = load_file(pathlib.Path(folder) / "model.safetensors")
+        theirs = {w: Theirs(w, args, weights) for w in ways}
+        del weights
+        ours = Ours(args, folder)
+        m = ours.machine
+        print(f"{m['device']}; torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads, "
+              f"checkpoint {args.dtype}, {m['tower_layers']} tower and {m['decoder_layers']} decoder layers run, ready in "
+              f"{ours.ready['ready_ms']:.0f} ms, median of {args.rounds} rounds in turns; ceilings "
+              f"{m['flops_per_s'] / 1e12:.2f} TFLOP/s, {m['bytes_per_s'] / 1e9:.1f} GB/s")
+        measure(args, ours, theirs)
+        ours.process.stdin.close()
+        sys.exit(ours.process.wait())
 
 
 if __name__ == "__main__":

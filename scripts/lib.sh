@@ -12,9 +12,9 @@ die() {
 }
 
 # Packages by their Debian name. redis-server is needed by the cluster and the tests of it.
-packages="build-essential cmake ninja-build pkg-config
-    libzmq3-dev libprotobuf-c-dev libhiredis-dev libjpeg-dev libpng-dev libwebp-dev
+bundled_packages="libzmq3-dev libprotobuf-c-dev libhiredis-dev libjpeg-dev libpng-dev libwebp-dev
     libjansson-dev libpcre2-dev libssl-dev libxxhash-dev libcmocka-dev redis-server"
+packages="build-essential cmake ninja-build pkg-config $bundled_packages"
 
 is_installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 
