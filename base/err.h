@@ -15,11 +15,19 @@ typedef struct {
     char text[ERR_TEXT_BYTES]; /* one line, no newline; control bytes are replaced by '?' */
 } err;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Fills e and returns code, so that a failing line reads as one. Text that does not fit is cut. */
 status fail(err *e, status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* As fail, followed by ": " and the text of errno as it was at the call. */
 status fail_errno(err *e, status code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

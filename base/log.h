@@ -9,6 +9,10 @@
 #ifndef BASE_LOG_H
 #define BASE_LOG_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum { LOG_OFF, LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG } log_level;
 
 typedef void log_sink(log_level level, const char *line);
@@ -22,6 +26,10 @@ int log_level_from_name(const char *name, log_level *level);
 
 void log_write(log_level level, const char *event, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+#ifdef __cplusplus
+}
+#endif
 
 #define log_error(...) log_write(LOG_ERROR, __VA_ARGS__)
 #define log_warn(...)  log_write(LOG_WARN, __VA_ARGS__)

@@ -56,6 +56,10 @@ typedef enum {
         }                                                                                          \
     } while (0)
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Static lower-case code for any number, "unknown" for one this build has not heard of. */
 const char *status_code(int number);
 
@@ -64,5 +68,9 @@ const char *status_text(int number);
 
 /* Number of a code, or -1. */
 int status_from_code(const char *code);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -29,7 +29,11 @@ struct ops_ctx {
 
 /* ---- opening ------------------------------------------------------------------------------- */
 
+#ifdef MIPHA_CUDA
+static const ops_backend *const backends[] = {&cpu_backend, &cuda_backend};
+#else
 static const ops_backend *const backends[] = {&cpu_backend};
+#endif
 
 /* "cuda:1" names backend "cuda" and index 1; false when text is not of that form. */
 static bool device_matches(const char *text, const char *name, int *index) {
@@ -81,6 +85,11 @@ void ops_close(ops_ctx **ctx) {
 }
 
 const char *ops_device_text(const ops_ctx *ctx) { return ctx->device_text; }
+
+ops_dtype ops_activation_dtype(const ops_ctx *ctx, ops_dtype stored) {
+    ops_dtype dtype = dtype_is_quantized(stored) ? OPS_DTYPE_BF16 : stored;
+    return ctx->backend->activations & OPS_ACTIVATION(dtype) ? dtype : OPS_DTYPE_F32;
+}
 
 /* ---- memory -------------------------------------------------------------------------------- */
 
@@ -148,6 +157,19 @@ static bool is_storage_dtype(ops_dtype d) {
 static status rule_storage(const ops_tensor *t, int n_dims) {
     if (!is_storage_dtype(t->dtype)) return STATUS_UNSUPPORTED;
     return rule_device(t, t->dtype, n_dims);
+}
+
+/* A tensor of activations: of a dtype the backend computes in. */
+static status rule_activation(const ops_ctx *ctx, const ops_tensor *t, int n_dims) {
+    if (!is_storage_dtype(t->dtype) || !(ctx->backend->activations & OPS_ACTIVATION(t->dtype)))
+        return STATUS_UNSUPPORTED;
+    return rule_device(t, t->dtype, n_dims);
+}
+
+/* Two of them in one call have one dtype. */
+static status rule_alike(const ops_ctx *ctx, const ops_tensor *out, const ops_tensor *x, int n_dims) {
+    TRY(rule_activation(ctx, out, n_dims));
+    return rule_device(x, out->dtype, n_dims);
 }
 
 static bool same_dims(const ops_tensor *a, const ops_tensor *b) {
@@ -237,24 +259,32 @@ size_t ops_matrix_bytes(const ops_matrix *matrix) { return matrix->bytes; }
 
 static bool is_act(ops_act act) { return (unsigned)act < OPS_ACT_COUNT; }
 
-status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                  ops_act act) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+static status linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act,
+                     bool is_few) {
+    TRY(rule_activation(ctx, x, 2));
+    TRY(rule_device(out, out->dtype == OPS_DTYPE_F32 ? OPS_DTYPE_F32 : x->dtype, 2));
     if (out->dims[0] != x->dims[0] || x->dims[1] != matrix->n_in || out->dims[1] != matrix->n_out)
         return STATUS_BAD_SHAPE;
     if (!is_act(act)) return STATUS_BAD_ARGUMENT;
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return done(ctx, ctx->backend->linear(ctx->state, out, x, matrix, act));
+    return done(ctx, ctx->backend->linear(ctx->state, out, x, matrix, act, is_few));
+}
+
+status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
+                  ops_act act) {
+    return linear(ctx, out, x, matrix, act, false);
+}
+
+status ops_linear_few(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act) {
+    return linear(ctx, out, x, matrix, act, true);
 }
 
 /* ---- rows ---------------------------------------------------------------------------------- */
 
 /* out and x alike, one value of w for each of their columns. */
-static status rule_columns(const ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+static status rule_columns(const ops_ctx *ctx, const ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
+    TRY(rule_alike(ctx, out, x, 2));
     TRY(rule_device(w, OPS_DTYPE_F32, 1));
     if (!same_dims(out, x) || w->dims[0] != x->dims[1]) return STATUS_BAD_SHAPE;
     TRY(rule_apart_or_same(out, x));
@@ -263,7 +293,7 @@ static status rule_columns(const ops_tensor *out, const ops_tensor *x, const ops
 
 status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
                       const ops_tensor *b, float eps) {
-    TRY(rule_columns(out, x, w));
+    TRY(rule_columns(ctx, out, x, w));
     TRY(rule_device(b, OPS_DTYPE_F32, 1));
     if (b->dims[0] != x->dims[1]) return STATUS_BAD_SHAPE;
     if (!(eps > 0.0f) || isinf(eps)) return STATUS_BAD_ARGUMENT; /* also rejects NaN */
@@ -273,15 +303,14 @@ status ops_layer_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const 
 }
 
 status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps) {
-    TRY(rule_columns(out, x, w));
+    TRY(rule_columns(ctx, out, x, w));
     if (!(eps > 0.0f) || isinf(eps)) return STATUS_BAD_ARGUMENT;
     if (is_empty(out)) return STATUS_OK;
     return done(ctx, ctx->backend->rms_norm(ctx->state, out, x, w, eps));
 }
 
 status ops_activate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_alike(ctx, out, x, 2));
     if (out->dims[0] != x->dims[0] || out->dims[1] != x->dims[1]) return STATUS_BAD_SHAPE;
     if (!is_act(act)) return STATUS_BAD_ARGUMENT;
     if (out->data != x->data) TRY(rule_apart(out, x));
@@ -290,14 +319,13 @@ status ops_activate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act 
 }
 
 status ops_scale_columns(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *w) {
-    TRY(rule_columns(out, x, w));
+    TRY(rule_columns(ctx, out, x, w));
     if (is_empty(out)) return STATUS_OK;
     return done(ctx, ctx->backend->scale_columns(ctx->state, out, x, w));
 }
 
 status ops_gate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_alike(ctx, out, x, 2));
     if (out->dims[0] != x->dims[0] || x->dims[1] % 2 != 0 || out->dims[1] != x->dims[1] / 2)
         return STATUS_BAD_SHAPE;
     if (!is_act(act)) return STATUS_BAD_ARGUMENT;
@@ -307,9 +335,8 @@ status ops_gate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act)
 }
 
 status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_tensor *b) {
-    TRY(rule_device(out, OPS_DTYPE_F32, out->n_dims));
-    TRY(rule_device(a, OPS_DTYPE_F32, out->n_dims));
-    TRY(rule_device(b, OPS_DTYPE_F32, out->n_dims));
+    TRY(rule_alike(ctx, out, a, out->n_dims));
+    TRY(rule_device(b, out->dtype, out->n_dims));
     if (!same_dims(out, a) || !same_dims(out, b)) return STATUS_BAD_SHAPE;
     TRY(rule_apart_or_same(out, a));
     TRY(rule_apart_or_same(out, b));
@@ -321,9 +348,8 @@ status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_ten
 }
 
 status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *table) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
-    TRY(rule_device(table, OPS_DTYPE_F32, 2));
+    TRY(rule_alike(ctx, out, x, 2));
+    TRY(rule_device(table, table->dtype == OPS_DTYPE_F32 ? OPS_DTYPE_F32 : x->dtype, 2));
     if (!same_dims(out, x) || table->dims[1] != x->dims[1]) return STATUS_BAD_SHAPE;
     TRY(rule_apart_or_same(out, x));
     TRY(rule_apart(out, table));
@@ -334,7 +360,7 @@ status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const o
 
 status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
                        const ops_tensor *ids) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_activation(ctx, out, 2));
     TRY(rule_storage(table, 2));
     TRY(rule_device(ids, OPS_DTYPE_I32, 1));
     if (out->dims[0] != ids->dims[0] || out->dims[1] != table->dims[1]) return STATUS_BAD_SHAPE;
@@ -345,8 +371,7 @@ status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
 }
 
 status ops_scatter_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *to) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_alike(ctx, out, x, 2));
     TRY(rule_device(to, OPS_DTYPE_I32, 1));
     if (x->dims[0] != to->dims[0] || x->dims[1] != out->dims[1]) return STATUS_BAD_SHAPE;
     TRY(rule_apart(out, x));
@@ -380,7 +405,7 @@ status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
 /* ---- vision -------------------------------------------------------------------------------- */
 
 status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int patch) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
+    TRY(rule_activation(ctx, out, 2));
     TRY(rule_device(x, OPS_DTYPE_F32, 4));
     if (patch < 1 || patch > 4096) return STATUS_BAD_ARGUMENT;
     if (x->dims[1] != 3) return STATUS_BAD_SHAPE;
@@ -406,10 +431,9 @@ static status rule_heads(const ops_attention_params *p, int64_t q_width, int64_t
 
 status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
                      const ops_tensor *v, int64_t length, const ops_attention_params *params) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(q, OPS_DTYPE_F32, 2));
-    TRY(rule_device(k, OPS_DTYPE_F32, 2));
-    TRY(rule_device(v, OPS_DTYPE_F32, 2));
+    TRY(rule_alike(ctx, out, q, 2));
+    TRY(rule_device(k, out->dtype, 2));
+    TRY(rule_device(v, out->dtype, 2));
     if (!same_dims(out, q) || !same_dims(k, v) || q->dims[0] != k->dims[0])
         return STATUS_BAD_SHAPE;
     if (length < 1 || length > INT32_MAX || params->window != 0) return STATUS_BAD_ARGUMENT;
@@ -426,7 +450,7 @@ status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q, const o
 
 status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
                 const ops_tensor *positions, int n_heads) {
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
+    TRY(rule_activation(ctx, x, 2));
     TRY(rule_device(cos, OPS_DTYPE_F32, 2));
     TRY(rule_device(sin, OPS_DTYPE_F32, 2));
     TRY(rule_device(positions, OPS_DTYPE_I32, 1));
@@ -443,14 +467,14 @@ status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_te
 
 status ops_kv_write(ops_ctx *ctx, ops_tensor *cache, const ops_tensor *x,
                     const ops_tensor *slots) {
-    TRY(rule_device(cache, OPS_DTYPE_F32, 3));
+    TRY(rule_activation(ctx, cache, 3));
     ops_tensor rows =
         tensor_reshape(cache, 2, (int64_t[]){cache->dims[0] * cache->dims[1], cache->dims[2]});
     return ops_scatter_rows(ctx, &rows, x, slots);
 }
 
 status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from) {
-    TRY(rule_device(cache, OPS_DTYPE_F32, 3));
+    TRY(rule_activation(ctx, cache, 3));
     if (to < 0 || from < 0 || to >= cache->dims[0] || from >= cache->dims[0])
         return STATUS_BAD_ARGUMENT;
     if (is_empty(cache) || to == from) return STATUS_OK;
@@ -461,10 +485,9 @@ status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
                            const ops_tensor *k_cache, const ops_tensor *v_cache,
                            const ops_tensor *tables, const ops_tensor *row_seq,
                            const ops_tensor *row_pos, const ops_attention_params *params) {
-    TRY(rule_device(out, OPS_DTYPE_F32, 2));
-    TRY(rule_device(q, OPS_DTYPE_F32, 2));
-    TRY(rule_device(k_cache, OPS_DTYPE_F32, 3));
-    TRY(rule_device(v_cache, OPS_DTYPE_F32, 3));
+    TRY(rule_alike(ctx, out, q, 2));
+    TRY(rule_device(k_cache, out->dtype, 3));
+    TRY(rule_device(v_cache, out->dtype, 3));
     TRY(rule_device(tables, OPS_DTYPE_I32, 2));
     TRY(rule_device(row_seq, OPS_DTYPE_I32, 1));
     TRY(rule_device(row_pos, OPS_DTYPE_I32, 1));

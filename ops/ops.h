@@ -12,7 +12,9 @@
  *   wait. ops_upload and ops_download are the only crossings between host and device.
  * - All tensors are on the device (OPS_PLACE_DEVICE) except where a comment says host; a wrong place,
  *   dtype or shape is BAD_SHAPE or UNSUPPORTED, never a crash.
- * - Activations are f32 on the CPU. Sums are f32.
+ * - Activations, keys and values are of the one dtype that ops_activation_dtype answers for a network's weights;
+ *   the tensors of a call share it. Weights of norms, tables of angles and positions and logits are f32 everywhere,
+ *   and so is every sum: a result is rounded to the activations' dtype once, at its end.
  * - Batch-invariant: for each output row the order of every reduction depends only on that row's own
  *   length, never on how many other rows there are, on threads, or on how work was cut into calls.
  * - No operator knows a model: layer numbers, head counts and token ids never appear in ops/.
@@ -38,6 +40,10 @@ typedef struct {
 MUST_USE status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e);
 void ops_close(ops_ctx **ctx);
 const char *ops_device_text(const ops_ctx *ctx); /* "cpu avx512, 2 threads" */
+
+/* What the activations of a network are cut in when its weights are stored like this. CPU: f32. CUDA: f32, f16 and
+ * bf16 stay what they are, and q8 and q4 go with bf16. */
+ops_dtype ops_activation_dtype(const ops_ctx *ctx, ops_dtype stored);
 
 /* Called after each operator that had something to do, on the thread that called the operator: for a caller
  * who must tell a long computation from a stuck one. It does not call ops. NULL: none. */
@@ -87,12 +93,19 @@ typedef enum {
     OPS_ACT_COUNT
 } ops_act;
 
-/* out[r,o] = act(bias[o] + sum over i of x[r,i] * w[o,i])    out [rows, n_out], x [rows, n_in], f32.
- * The sum runs over i in order in one f32 accumulator per element (fused multiply-add where the
+/* out[r,o] = act(bias[o] + sum over i of x[r,i] * w[o,i])    out [rows, n_out], x [rows, n_in]; out f32 or as x.
+ * CPU: the sum runs over i in order in one f32 accumulator per element (fused multiply-add where the
  * machine has it), whatever rows is. Relative to sum |x*w| the error is at most (n_in + 2) * 2^-24,
- * before the activation. out may not overlap x. */
+ * before the activation. CUDA: the order is another one, and as fixed. out may not overlap x. */
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                            const ops_matrix *matrix, ops_act act);
+
+/* The same sum for rows of a kind that comes in small numbers: tokens being decoded, rows whose logits are wanted.
+ * A backend may have another way for them that reads the weights at the speed of memory, in an order of its own.
+ * Which of the two a row takes is a fact about the row, never about how many there are: only so a row's bits do not
+ * depend on its neighbours. CPU: the bits of ops_linear. */
+MUST_USE status ops_linear_few(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
+                               const ops_matrix *matrix, ops_act act);
 
 /* ---- rows ---------------------------------------------------------------------------------- */
 
@@ -107,7 +120,7 @@ MUST_USE status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
 /* out[r,c] = act(x[r,c]) * x[r, n + c]   x [rows, 2 n], out [rows, n]: the gate stands left. */
 MUST_USE status ops_gate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act);
 
-/* out[r,c] = act(x[r,c]), the bits that ops_linear gives with it; out may be x. */
+/* out[r,c] = act(x[r,c]); of f32 the bits that ops_linear gives with it; out may be x. */
 MUST_USE status ops_activate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act);
 
 /* out[r,c] = x[r,c] * w[c]; out may be x. */
@@ -117,12 +130,13 @@ MUST_USE status ops_scale_columns(ops_ctx *ctx, ops_tensor *out, const ops_tenso
 /* out = a + b, same shape; out may be a or b. */
 MUST_USE status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, const ops_tensor *b);
 
-/* out[r,c] = x[r,c] + table[r mod n_table,c]; x [rows, cols], table [n_table, cols]; out may be x. */
+/* out[r,c] = x[r,c] + table[r mod n_table,c]; x [rows, cols], table [n_table, cols] f32 or as x; out may be x. */
 MUST_USE status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                               const ops_tensor *table);
 
-/* out[r,:] = table[ids[r],:]; ids [rows] i32 on the device; table f32, f16 or bf16; out f32. An id
- * outside the table gives BAD_ARGUMENT here or at the next ops_sync. */
+/* out[r,:] = table[ids[r],:]; ids [rows] i32 on the device; table f32, f16 or bf16; out of an activations' dtype.
+ * An id outside the table gives BAD_ARGUMENT here, before anything is written, or at the next ops_sync, without the
+ * rows it names. */
 MUST_USE status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
                                 const ops_tensor *ids);
 
@@ -138,7 +152,7 @@ MUST_USE status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor 
 
 /* ---- vision -------------------------------------------------------------------------------- */
 
-/* Cuts pictures into patches: out [n*rows*cols, 3*p*p], x [n, 3, height, width] f32 planes;
+/* Cuts pictures into patches: out [n*rows*cols, 3*p*p] of an activations' dtype, x [n, 3, height, width] f32 planes;
  * rows = height / p, cols = width / p (a remainder is left unread); element order is channel, y, x,
  * which is the order of a flattened convolution kernel. */
 MUST_USE status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int patch);

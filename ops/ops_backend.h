@@ -21,8 +21,11 @@ struct ops_matrix {
     size_t bytes; /* device memory held */
 };
 
+#define OPS_ACTIVATION(dtype) (1u << (dtype))
+
 typedef struct {
-    const char *name; /* what ops_settings.device begins with */
+    const char *name;     /* what ops_settings.device begins with */
+    unsigned activations; /* OPS_ACTIVATION of each dtype it computes in; f32 always */
 
     /* device_index is N of "name:N", 0 when absent. text receives what ops_device_text answers. */
     status (*open)(void **state, const ops_settings *settings, int device_index, char *text,
@@ -39,15 +42,17 @@ typedef struct {
                           const ops_tensor *bias, err *e);
     void (*matrix_close)(void *state, ops_matrix *matrix);
 
+    /* is_few: the caller's word for the kind of its rows; out is of x's dtype or f32 */
     status (*linear)(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                     ops_act act);
+                     ops_act act, bool is_few);
     status (*layer_norm)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
                          const ops_tensor *b, float eps);
     status (*rms_norm)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);
     status (*activate)(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
     status (*gate)(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
     status (*scale_columns)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w);
-    /* table has at least one row and the columns of x; ops_add is the case of equal rows */
+    /* table has at least one row and the columns of x; ops_add is the case of equal rows. The table is f32 or
+     * of x's dtype. */
     status (*add_table)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *table);
     status (*gather_rows)(void *state, ops_tensor *out, const ops_tensor *table,
                           const ops_tensor *ids);
@@ -67,6 +72,7 @@ typedef struct {
 } ops_backend;
 
 extern const ops_backend cpu_backend;
+extern const ops_backend cuda_backend; /* where MIPHA_CUDA is defined */
 
 #ifdef __cplusplus
 }

@@ -145,6 +145,7 @@ static status do_nothing(void *state) { /* every call here is done when it retur
 
 const ops_backend cpu_backend = {
     .name = "cpu",
+    .activations = OPS_ACTIVATION(OPS_DTYPE_F32),
     .open = backend_open,
     .close = backend_close,
     .memory_open = memory_open,

@@ -46,7 +46,7 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
                        const ops_tensor *bias, err *e);
 void cpu_matrix_close(void *state, ops_matrix *matrix);
 status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                  ops_act act);
+                  ops_act act, bool is_few);
 status cpu_layer_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
                       const ops_tensor *b, float eps);
 status cpu_rms_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);

@@ -239,7 +239,8 @@ static void multiply_group(void *arg, int64_t task, int thread) {
 }
 
 status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                  ops_act act) {
+                  ops_act act, bool is_few) {
+    (void)is_few; /* one order of sums for every row */
     cpu_state *s = state;
     const cpu_matrix *m = (const cpu_matrix *)matrix;
     linear_job j = {.simd = s->simd, .m = m, .out = out->data, .x = x->data, .act = act,

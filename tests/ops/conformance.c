@@ -39,14 +39,23 @@ static case_contexts contexts;
 typedef struct {
     int64_t rows, n_in, n_out;
     ops_dtype dtype, bias_dtype;
-    bool has_bias;
+    bool has_bias, is_few, is_f32_out;
     ops_act act;
+    ops_dtype activations;
 } linear_case;
+
+/* Beside the sums of check_linear: rows of halves may have been rounded before the activation, and again before a bias
+ * that the weights' dtype does not hold; the result is rounded once more. */
+static double linear_storage_bound(const linear_case *c, double sum) {
+    ops_dtype out = c->is_f32_out ? OPS_DTYPE_F32 : c->activations;
+    return 1.13 * 2 * storage_error(out, fabs(sum) + 3.0) + storage_error(out, sum);
+}
 
 static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
     rng r = rng_make(seed);
     err e;
     float *x = random_floats(&r, c->rows * c->n_in, 2.0f);
+    round_floats(x, c->rows * c->n_in, c->activations);
     float *w_any = random_floats(&r, c->n_out * c->n_in, 1.0f);
     float *b_any = random_floats(&r, c->n_out, 3.0f);
     float *w = rounded_floats(w_any, c->n_out * c->n_in, c->dtype);
@@ -58,31 +67,33 @@ static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
     ops_matrix *m;
     assert_int_equal(ops_matrix_open(ctx, &m, &tw, c->has_bias ? &tb : NULL, &e), STATUS_OK);
     memset(stored_w, 0xA5, (size_t)(c->n_out * c->n_in) * dtype_bytes(c->dtype)); /* not used again */
-    guarded gx = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){c->rows, c->n_in}, x);
-    guarded go = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){c->rows, c->n_out});
-    assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, c->act), STATUS_OK);
+    guarded gx = guarded_floats(ctx, c->activations, 2, (int64_t[]){c->rows, c->n_in}, x);
+    guarded go = guarded_open(ctx, c->is_f32_out ? OPS_DTYPE_F32 : c->activations, 2, (int64_t[]){c->rows, c->n_out});
+    assert_int_equal(c->is_few ? ops_linear_few(ctx, &go.t, &gx.t, m, c->act) : ops_linear(ctx, &go.t, &gx.t, m, c->act),
+                     STATUS_OK);
     assert_true(guarded_intact(&go));
     assert_true(guarded_intact(&gx));
 
     int64_t n = c->rows * c->n_out;
     double *want = test_alloc((size_t)n, sizeof *want), *size = test_alloc((size_t)n, sizeof *size);
     ref_linear(want, size, x, w, c->has_bias ? b : NULL, c->rows, c->n_in, c->n_out);
-    const float *got = go.t.data;
+    float *got = guarded_values(&go);
     for (int64_t i = 0; i < n; i++) {
         /* each of n_in steps rounds once or (generic) twice, relative to a partial sum <= size; the
          * bias once more. The activation has slope at most 1.13 and is within 2e-7 |x|. */
         double bound = ((double)(2 * c->n_in) + 2) * U * size[i];
         if (c->act != OPS_ACT_NONE) bound = 1.13 * bound + 2e-7 * fabs(want[i]);
+        bound += linear_storage_bound(c, want[i]);
         EXPECT_NEAR((double)got[i], ref_act(want[i], c->act), bound,
-                    "linear %s seed %llu %lldx%lldx%lld %s act %d [%lld]", ops_device_text(ctx),
-                    (unsigned long long)seed, (long long)c->rows, (long long)c->n_in,
-                    (long long)c->n_out, dtype_name(c->dtype), (int)c->act, (long long)i);
+                    "linear%s %s seed %llu %lldx%lldx%lld %s of %s act %d [%lld]", c->is_few ? "_few" : "",
+                    ops_device_text(ctx), (unsigned long long)seed, (long long)c->rows, (long long)c->n_in,
+                    (long long)c->n_out, dtype_name(c->dtype), dtype_name(c->activations), (int)c->act, (long long)i);
     }
     ops_matrix_close(ctx, &m);
     guarded_close(&gx);
     guarded_close(&go);
     free(x), free(w_any), free(b_any), free(w), free(b), free(stored_w), free(stored_b);
-    free(want), free(size);
+    free(want), free(size), free(got);
 }
 
 static void linear_equals_the_double_sum(void **state) {
@@ -91,14 +102,19 @@ static void linear_equals_the_double_sum(void **state) {
         {1, 1, 1},    {1, 7, 31},    {1, 257, 33},  {1, 300, 290}, {2, 256, 32},  {3, 15, 65},
         {5, 17, 16},  {6, 513, 47},  {7, 96, 97},   {12, 64, 64},  {13, 31, 129}, {25, 255, 48},
         {37, 259, 15}, {73, 72, 100}, {389, 33, 70}, {800, 40, 35}, {1, 1152, 4304}, {4, 2560, 300},
+        {9, 200, 72}, {20, 64, 64}, {40, 128, 8}, {70, 328, 136},
     };
     static const ops_dtype dtypes[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
     for (int i = 0; i < contexts.n; i++)
         for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
             for (int d = 0; d < 3; d++) {
                 linear_case c = {sizes[s][0], sizes[s][1], sizes[s][2], dtypes[d], dtypes[(s + (size_t)d) % 3],
-                                 (s + (size_t)d) % 4 != 3, (ops_act)((s + (size_t)d) % OPS_ACT_COUNT)};
+                                 (s + (size_t)d) % 4 != 3, false, false, (ops_act)((s + (size_t)d) % OPS_ACT_COUNT),
+                                 contexts.dtype[i]};
                 check_linear(contexts.ctx[i], &c, 1000 + s);
+                c.is_few = true;
+                c.is_f32_out = d == 1;
+                check_linear(contexts.ctx[i], &c, 2000 + s);
             }
 }
 
@@ -106,27 +122,29 @@ static void linear_equals_the_double_sum(void **state) {
 
 /* Rounding of q.k reaches the weights through exp: |ds| <= (hd + 2) 2u sum|q k| scale, and moves each
  * output by at most twice that times sum p |v|. The sums over keys add (n + 20) 2u of the same. */
-static double attention_bound(int64_t n_keys, int64_t head_dim, double scale, double size) {
+static double attention_bound(int64_t n_keys, int64_t head_dim, double scale, double size, ops_dtype dtype) {
     double ds = (double)(head_dim + 2) * 2 * U * (double)head_dim * scale; /* |q|, |k| <= 1 */
-    return (2 * ds + ((double)n_keys + 30) * 2 * U) * size + 1e-30;
+    /* halves: each weight may be rounded before it meets its value, and the result is */
+    return (2 * ds + ((double)n_keys + 30) * 2 * U) * size + 2 * storage_error(dtype, size) + 1e-30;
 }
 
 static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int heads, int kv_heads,
-                            int64_t hd, bool in_place) {
+                            int64_t hd, bool in_place, ops_dtype dtype) {
     rng r = rng_make(77);
     int64_t rows = groups * length, qw = heads * hd, kw = kv_heads * hd;
     float *q = random_floats(&r, rows * qw, 1.0f), *k = random_floats(&r, rows * kw, 1.0f);
     float *v = random_floats(&r, rows * kw, 5.0f);
-    guarded gq = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, qw}, q);
-    guarded gk = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, kw}, k);
-    guarded gv = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, kw}, v);
-    guarded go = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){rows, qw});
+    round_floats(q, rows * qw, dtype), round_floats(k, rows * kw, dtype), round_floats(v, rows * kw, dtype);
+    guarded gq = guarded_floats(ctx, dtype, 2, (int64_t[]){rows, qw}, q);
+    guarded gk = guarded_floats(ctx, dtype, 2, (int64_t[]){rows, kw}, k);
+    guarded gv = guarded_floats(ctx, dtype, 2, (int64_t[]){rows, kw}, v);
+    guarded go = guarded_open(ctx, dtype, 2, (int64_t[]){rows, qw});
     ops_tensor *out = in_place ? &gq.t : &go.t;
     ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads,
                               .scale = (float)(1.0 / sqrt((double)hd))};
     assert_int_equal(ops_attention(ctx, out, &gq.t, &gk.t, &gv.t, length, &p), STATUS_OK);
     assert_true(guarded_intact(&go) && guarded_intact(&gq));
-    const float *got = out->data;
+    float *got = guarded_values(in_place ? &gq : &go);
     int64_t *at = test_alloc((size_t)length, sizeof *at);
     double *want = test_alloc((size_t)hd, sizeof *want), *size = test_alloc((size_t)hd, sizeof *size);
     for (int64_t row = 0; row < rows; row += 1 + row / 40) /* later rows thinned out: it is slow */
@@ -137,37 +155,42 @@ static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int he
                               (double)p.scale);
             for (int64_t d = 0; d < hd; d++)
                 EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
-                            attention_bound(length, hd, (double)p.scale, size[d]),
-                            "attention %s %lldx%lld heads %d/%d hd %lld row %lld head %d dim %lld",
-                            ops_device_text(ctx), (long long)groups, (long long)length, heads,
+                            attention_bound(length, hd, (double)p.scale, size[d], dtype),
+                            "attention %s %s %lldx%lld heads %d/%d hd %lld row %lld head %d dim %lld",
+                            ops_device_text(ctx), dtype_name(dtype), (long long)groups, (long long)length, heads,
                             kv_heads, (long long)hd, (long long)row, h, (long long)d);
         }
     guarded_close(&gq), guarded_close(&gk), guarded_close(&gv), guarded_close(&go);
-    free(q), free(k), free(v), free(at), free(want), free(size);
+    free(q), free(k), free(v), free(at), free(want), free(size), free(got);
 }
 
 static void attention_equals_the_double_softmax(void **state) {
     (void)state;
     for (int i = 0; i < contexts.n; i++) {
         ops_ctx *ctx = contexts.ctx[i];
-        check_attention(ctx, 1, 1, 1, 1, 1, false);
-        check_attention(ctx, 2, 5, 3, 3, 7, false);
-        check_attention(ctx, 3, 64, 2, 1, 16, true);
-        check_attention(ctx, 2, 65, 3, 1, 24, false);
-        check_attention(ctx, 1, 130, 2, 2, 72, true);
-        check_attention(ctx, 2, 200, 4, 2, 80, false);
-        check_attention(ctx, 1, 63, 5, 5, 48, false);
-        check_attention(ctx, 1, 33, 1, 1, 300, false);
+        ops_dtype dtype = contexts.dtype[i];
+        check_attention(ctx, 1, 1, 1, 1, 1, false, dtype);
+        check_attention(ctx, 2, 5, 3, 3, 7, false, dtype);
+        check_attention(ctx, 3, 64, 2, 1, 16, true, dtype);
+        check_attention(ctx, 2, 65, 3, 1, 24, false, dtype);
+        check_attention(ctx, 1, 130, 2, 2, 72, true, dtype);
+        check_attention(ctx, 2, 200, 4, 2, 80, false, dtype);
+        check_attention(ctx, 1, 63, 5, 5, 48, false, dtype);
+        check_attention(ctx, 1, 33, 1, 1, 300, false, dtype);
+        check_attention(ctx, 1, 70, 2, 1, 128, false, dtype);
+        check_attention(ctx, 2, 257, 1, 1, 64, true, dtype);
     }
 }
 
-static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd, int window) {
+static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd, int window,
+                        ops_dtype dtype) {
     enum { SEQS = 4, LENGTH = 150 };
     rng r = rng_make(78);
     int64_t qw = heads * hd, kw = kv_heads * hd;
     int64_t max_blocks = (LENGTH + block_tokens - 1) / block_tokens + 1;
     int64_t n_blocks = SEQS * max_blocks, n_slots = n_blocks * block_tokens;
     float *k = random_floats(&r, n_slots * kw, 1.0f), *v = random_floats(&r, n_slots * kw, 4.0f);
+    round_floats(k, n_slots * kw, dtype), round_floats(v, n_slots * kw, dtype);
     int32_t *tables = test_alloc((size_t)(SEQS * max_blocks), sizeof *tables);
     for (int64_t i = 0; i < n_blocks; i++) tables[i] = (int32_t)((i * 7 + 3) % n_blocks);
     if (n_blocks % 7 == 0)
@@ -180,10 +203,11 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
                                       128, 60, 61, 62, 63,  64, 65, 66,  67};
     enum { ROWS = sizeof row_seq / sizeof row_seq[0] };
     float *q = random_floats(&r, ROWS * qw, 1.0f);
-    guarded gq = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){ROWS, qw}, q);
-    guarded go = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){ROWS, qw});
-    guarded gk = guarded_with(ctx, OPS_DTYPE_F32, 3, (int64_t[]){n_blocks, block_tokens, kw}, k);
-    guarded gv = guarded_with(ctx, OPS_DTYPE_F32, 3, (int64_t[]){n_blocks, block_tokens, kw}, v);
+    round_floats(q, ROWS * qw, dtype);
+    guarded gq = guarded_floats(ctx, dtype, 2, (int64_t[]){ROWS, qw}, q);
+    guarded go = guarded_open(ctx, dtype, 2, (int64_t[]){ROWS, qw});
+    guarded gk = guarded_floats(ctx, dtype, 3, (int64_t[]){n_blocks, block_tokens, kw}, k);
+    guarded gv = guarded_floats(ctx, dtype, 3, (int64_t[]){n_blocks, block_tokens, kw}, v);
     guarded gt = guarded_with(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, max_blocks}, tables);
     guarded gs = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_seq);
     guarded gp = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_pos);
@@ -191,7 +215,7 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
     assert_int_equal(
         ops_attention_paged(ctx, &go.t, &gq.t, &gk.t, &gv.t, &gt.t, &gs.t, &gp.t, &p), STATUS_OK);
     assert_true(guarded_intact(&go));
-    const float *got = go.t.data;
+    float *got = guarded_values(&go);
     int64_t at[LENGTH];
     double *want = test_alloc((size_t)hd, sizeof *want), *size = test_alloc((size_t)hd, sizeof *size);
     for (int row = 0; row < ROWS; row++)
@@ -204,14 +228,14 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
             ref_attention_row(want, size, q + row * qw + h * hd, k, v, at + first, n_keys, hd, (double)p.scale);
             for (int64_t d = 0; d < hd; d++)
                 EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
-                            attention_bound(n_keys, hd, (double)p.scale, size[d]),
-                            "paged %s block %lld heads %d/%d hd %lld window %d row %d head %d dim %lld",
-                            ops_device_text(ctx), (long long)block_tokens, heads, kv_heads,
+                            attention_bound(n_keys, hd, (double)p.scale, size[d], dtype),
+                            "paged %s %s block %lld heads %d/%d hd %lld window %d row %d head %d dim %lld",
+                            ops_device_text(ctx), dtype_name(dtype), (long long)block_tokens, heads, kv_heads,
                             (long long)hd, window, row, h, (long long)d);
         }
     guarded_close(&gq), guarded_close(&go), guarded_close(&gk), guarded_close(&gv);
     guarded_close(&gt), guarded_close(&gs), guarded_close(&gp);
-    free(k), free(v), free(tables), free(q), free(want), free(size);
+    free(k), free(v), free(tables), free(q), free(want), free(size), free(got);
 }
 
 static void paged_attention_equals_the_double_softmax(void **state) {
@@ -219,8 +243,8 @@ static void paged_attention_equals_the_double_softmax(void **state) {
     static const int64_t blocks[] = {1, 5, 16, 32, 64, 100, 256};
     for (int i = 0; i < contexts.n; i++)
         for (size_t b = 0; b < sizeof blocks / sizeof blocks[0]; b++) {
-            check_paged(contexts.ctx[i], blocks[b], 2, 2, 80, 0);
-            check_paged(contexts.ctx[i], blocks[b], 3, 1, 17, 0);
+            check_paged(contexts.ctx[i], blocks[b], 2, 2, 80, 0, contexts.dtype[i]);
+            check_paged(contexts.ctx[i], blocks[b], 3, 1, 17, 0, contexts.dtype[i]);
         }
 }
 
@@ -229,8 +253,8 @@ static void a_window_hides_the_keys_before_it(void **state) {
     static const int windows[] = {1, 2, 63, 64, 65, 75, 128, 149, 150, 151, 100000};
     for (int i = 0; i < contexts.n; i++)
         for (size_t k = 0; k < sizeof windows / sizeof windows[0]; k++) {
-            check_paged(contexts.ctx[i], 16, 2, 1, 80, windows[k]);
-            check_paged(contexts.ctx[i], 100, 1, 1, 17, windows[k]);
+            check_paged(contexts.ctx[i], 16, 2, 1, 80, windows[k], contexts.dtype[i]);
+            check_paged(contexts.ctx[i], 100, 1, 1, 17, windows[k], contexts.dtype[i]);
         }
 }
 

@@ -10,18 +10,28 @@
 
 #define GUARD_FLOATS 32
 
-/* Contexts with every variant this machine has and 1 thread, then the best one with 2, 3, 4. */
+/* The device a test program is for: its tests are built once for each there is. */
+#ifndef TEST_DEVICE
+#define TEST_DEVICE "cpu"
+#endif
+bool test_device_is_cpu(void);
+
+/* CPU: contexts with every variant this machine has and 1 thread, then the best one with 2, 3, 4; activations are f32.
+ * CUDA: one for each dtype of activations. Where there is no device the program ends as skipped. */
 #define CONTEXTS_MAX 8
 typedef struct {
     ops_ctx *ctx[CONTEXTS_MAX];
+    ops_dtype dtype[CONTEXTS_MAX]; /* of activations */
     int n;
 } case_contexts;
+
+/* One context of the device; variant: of simd, NULL the best. NULL when this machine has no such variant. */
+ops_ctx *case_context_open(const char *variant, int n_threads);
 
 void case_contexts_open(case_contexts *c);
 void case_contexts_close(case_contexts *c);
 
-/* A device tensor with its own block, GUARD_FLOATS words of 0xA5 before and after, filled with 0xA5.
- * The backend under test keeps device memory readable by the host, which the guards rely on. */
+/* A device tensor with its own block, GUARD_FLOATS words of 0xA5 before and after, filled with 0xA5. */
 typedef struct {
     ops_block block;
     ops_tensor t;
@@ -30,13 +40,23 @@ typedef struct {
 guarded guarded_open(ops_ctx *ctx, ops_dtype dtype, int n_dims, const int64_t *dims);
 guarded guarded_with(ops_ctx *ctx, ops_dtype dtype, int n_dims, const int64_t *dims,
                      const void *values);
+guarded guarded_floats(ops_ctx *ctx, ops_dtype dtype, int n_dims, const int64_t *dims,
+                       const float *values); /* stored in dtype; NULL: as guarded_open */
 bool guarded_intact(const guarded *g); /* the guard words are as they were */
+void *guarded_bytes(const guarded *g); /* a copy of what the tensor holds, to be freed */
+float *guarded_values(const guarded *g); /* the same as f32 */
 void guarded_close(guarded *g);
 
 /* n values in [-1, 1) times size; as held by dtype (rounded to it, returned as f32). */
 float *random_floats(rng *r, int64_t n, float size);
 float *rounded_floats(const float *x, int64_t n, ops_dtype dtype);
+void round_floats(float *x, int64_t n, ops_dtype dtype); /* in place */
+float rounded(float x, ops_dtype dtype);
 void *stored_as(const float *x, int64_t n, ops_dtype dtype);
+
+/* How far one rounding to dtype moves a value of this size: half a step, 0 for f32, whose roundings the bounds of the
+ * tests count themselves. */
+double storage_error(ops_dtype dtype, double value);
 
 /* Equal when every bit is; NaN equals the same NaN. */
 bool same_bits(const void *a, const void *b, int64_t n_floats);

@@ -16,8 +16,18 @@
 #include "tests/ops/ops_cases.h"
 
 static ops_ctx *ctx;
-static float memory[4096];
-static int32_t indices[64];
+static ops_block block;     /* 4096 floats, then 64 indices, on the device */
+static float *memory;
+static int32_t indices[64]; /* the host's copy, sent by ids and push_indices */
+
+static void push_indices(void) {
+    ops_tensor all = tensor_make(memory + 4096, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 1, (int64_t[]){64});
+    assert_int_equal(ops_upload(ctx, &all, indices), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
+}
+
+/* What the call or the next sync says: an index can be found out late. */
+static status late(status st) { return st == STATUS_OK ? ops_sync(ctx) : st; }
 
 /* Views of our own memory from element `at`. */
 static ops_tensor at2(int64_t at, int64_t rows, int64_t cols) {
@@ -30,7 +40,8 @@ static ops_tensor at3(int64_t at, int64_t a, int64_t b, int64_t c) {
     return tensor_make(memory + at, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 3, (int64_t[]){a, b, c});
 }
 static ops_tensor ids(int64_t at, int64_t n) {
-    return tensor_make(indices + at, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 1, &n);
+    push_indices();
+    return tensor_make((int32_t *)(void *)(memory + 4096) + at, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 1, &n);
 }
 static ops_tensor with_place(ops_tensor t, ops_place place) {
     t.place = place;
@@ -56,8 +67,7 @@ static void opening_refuses_what_is_not_there(void **state) {
         status want;
         const char *text;
     } cases[] = {
-        {{.device = "cuda", .n_threads = 1}, STATUS_UNSUPPORTED, "CUDA"},
-        {{.device = "cuda:3", .n_threads = 1}, STATUS_UNSUPPORTED, "CUDA"},
+        {{.device = "cuda:999", .n_threads = 1}, STATUS_UNSUPPORTED, "CUDA"},
         {{.device = "cuda:", .n_threads = 1}, STATUS_BAD_ARGUMENT, "cuda:"},
         {{.device = "cuda:-1", .n_threads = 1}, STATUS_BAD_ARGUMENT, "cuda:-1"},
         {{.device = "cpu:1", .n_threads = 1}, STATUS_BAD_ARGUMENT, "cpu:1"},
@@ -76,6 +86,14 @@ static void opening_refuses_what_is_not_there(void **state) {
     }
 }
 
+static void activations_keep_the_dtype_of_the_weights_where_the_device_has_it(void **state) {
+    (void)state;
+    static const ops_dtype stored[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_Q8, OPS_DTYPE_Q4};
+    static const ops_dtype device[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_BF16, OPS_DTYPE_BF16};
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(ops_activation_dtype(ctx, stored[i]), test_device_is_cpu() ? OPS_DTYPE_F32 : device[i]);
+}
+
 static void no_threads_named_means_every_available_core(void **state) {
     (void)state;
     err e;
@@ -91,12 +109,12 @@ static void no_threads_named_means_every_available_core(void **state) {
 static void memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device(void **state) {
     (void)state;
     err e;
-    ops_block block;
+    ops_block cut;
     size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, 3) + ops_cut_bytes(OPS_DTYPE_F16, 5);
     assert_int_equal(bytes, 128);
-    assert_int_equal(ops_block_open(ctx, &block, bytes, &e), STATUS_OK);
-    ops_tensor a = ops_block_cut(&block, OPS_DTYPE_F32, 1, (int64_t[]){3});
-    ops_tensor b = ops_block_cut(&block, OPS_DTYPE_F16, 1, (int64_t[]){5});
+    assert_int_equal(ops_block_open(ctx, &cut, bytes, &e), STATUS_OK);
+    ops_tensor a = ops_block_cut(&cut, OPS_DTYPE_F32, 1, (int64_t[]){3});
+    ops_tensor b = ops_block_cut(&cut, OPS_DTYPE_F16, 1, (int64_t[]){5});
     assert_int_equal((uintptr_t)b.data % 64, 0);
     assert_int_equal((uintptr_t)b.data - (uintptr_t)a.data, 64);
     float in[3] = {1, 2, 3}, out[3] = {9, 9, 9};
@@ -104,6 +122,7 @@ static void memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device(void **s
     assert_true(out[0] == 0 && out[2] == 0);
     assert_int_equal(ops_upload(ctx, &a, in), STATUS_OK);
     assert_int_equal(ops_download(ctx, out, &a), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
     assert_true(same_bits(in, out, 3));
     assert_int_equal(ops_sync(ctx), STATUS_OK);
     ops_tensor host = with_place(a, OPS_PLACE_HOST), nothing = with_data(a, NULL);
@@ -111,20 +130,22 @@ static void memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device(void **s
     assert_int_equal(ops_download(ctx, out, &host), STATUS_UNSUPPORTED);
     assert_int_equal(ops_upload(ctx, &nothing, in), STATUS_BAD_ARGUMENT);
     assert_int_equal(ops_upload(ctx, &a, NULL), STATUS_BAD_ARGUMENT);
-    ops_block_close(&block);
-    ops_block_close(&block);
-    assert_int_equal(ops_block_open(ctx, &block, (size_t)1 << 62, &e), STATUS_NO_MEMORY);
-    assert_int_equal(ops_block_open(ctx, &block, 0, &e), STATUS_OK);
-    ops_tensor empty = ops_block_cut(&block, OPS_DTYPE_F32, 2, (int64_t[]){0, 8});
+    ops_block_close(&cut);
+    ops_block_close(&cut);
+    assert_int_equal(ops_block_open(ctx, &cut, (size_t)1 << 62, &e), STATUS_NO_MEMORY);
+    assert_int_equal(ops_block_open(ctx, &cut, 0, &e), STATUS_OK);
+    ops_tensor empty = ops_block_cut(&cut, OPS_DTYPE_F32, 2, (int64_t[]){0, 8});
     assert_int_equal(ops_upload(ctx, &empty, in), STATUS_OK);
-    ops_block_close(&block);
+    ops_block_close(&cut);
 }
 
 static void matrices_refuse_bad_weights(void **state) {
     (void)state;
     err e;
     ops_matrix *m;
-    ops_tensor w = with_place(at2(0, 4, 6), OPS_PLACE_HOST), b = with_place(at1(100, 4), OPS_PLACE_HOST);
+    static float host[32];
+    ops_tensor w = with_data(with_place(at2(0, 4, 6), OPS_PLACE_HOST), host);
+    ops_tensor b = with_data(with_place(at1(100, 4), OPS_PLACE_HOST), host);
 #define REFUSE(want, tw, tb)                                                                       \
     do {                                                                                           \
         ops_tensor w_ = (tw), b_ = (tb);                                                           \
@@ -151,7 +172,8 @@ static void linear_refuses_and_takes_no_rows(void **state) {
     (void)state;
     err e;
     ops_matrix *m;
-    ops_tensor w = with_place(at2(0, 4, 6), OPS_PLACE_HOST);
+    static float host[24];
+    ops_tensor w = with_data(with_place(at2(0, 4, 6), OPS_PLACE_HOST), host);
     assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_OK);
     assert_true(ops_matrix_bytes(m) >= 4 * 6 * sizeof(float));
 #define CALL(want, to, tx, act)                                                                    \
@@ -168,7 +190,9 @@ static void linear_refuses_and_takes_no_rows(void **state) {
     CALL(STATUS_BAD_SHAPE, with_dim(out, 0, -3), with_dim(x, 0, -3), OPS_ACT_NONE);
     CALL(STATUS_BAD_SHAPE, with_dim(out, 0, INT64_MAX), with_dim(x, 0, INT64_MAX), OPS_ACT_NONE);
     CALL(STATUS_BAD_SHAPE, at3(100, 3, 4, 1), x, OPS_ACT_NONE);
-    CALL(STATUS_UNSUPPORTED, out, with_dtype(x, OPS_DTYPE_F16), OPS_ACT_NONE);
+    CALL(STATUS_UNSUPPORTED, with_dtype(out, OPS_DTYPE_F16), x, OPS_ACT_NONE);
+    CALL(STATUS_UNSUPPORTED, out, with_dtype(x, OPS_DTYPE_I32), OPS_ACT_NONE);
+    CALL(test_device_is_cpu() ? STATUS_UNSUPPORTED : STATUS_OK, out, with_dtype(x, OPS_DTYPE_F16), OPS_ACT_NONE);
     CALL(STATUS_UNSUPPORTED, with_place(out, OPS_PLACE_HOST), x, OPS_ACT_NONE);
     CALL(STATUS_UNSUPPORTED, out, with_place(x, OPS_PLACE_HOST), OPS_ACT_NONE);
     CALL(STATUS_BAD_ARGUMENT, out, with_data(x, NULL), OPS_ACT_NONE);
@@ -238,26 +262,38 @@ static void an_index_outside_its_table_is_refused_before_anything_is_written(voi
     static const int32_t bad[] = {-1, 4, INT32_MAX, INT32_MIN};
     ops_tensor table = at2(0, 4, 6), out = at2(500, 2, 6), two = ids(0, 2), x = at2(100, 2, 6);
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        memset(memory + 500, 0x5A, 12 * sizeof *memory);
-        float before[12];
-        memcpy(before, memory + 500, sizeof before);
+        float fill[24], before[12], after[12];
+        memset(fill, 0x5A, sizeof fill);
+        ops_tensor place = at1(500, 24), seen = at1(500, 12);
+        assert_int_equal(ops_upload(ctx, &place, fill), STATUS_OK);
+        memcpy(before, fill, sizeof before);
         indices[0] = 1;
         indices[1] = bad[i];
-        assert_int_equal(ops_gather_rows(ctx, &out, &table, &two), STATUS_BAD_ARGUMENT);
-        assert_true(same_bits(before, memory + 500, 12));
+        push_indices();
+        /* before anything is written, or late, and then without the row that it names */
+#define UNTOUCHED(n_floats)                                                                        \
+    do {                                                                                           \
+        assert_int_equal(ops_download(ctx, after, &seen), STATUS_OK);                              \
+        int64_t n_ = test_device_is_cpu() ? 12 : (n_floats);                                       \
+        assert_true(same_bits(before + 12 - n_, after + 12 - n_, n_));                             \
+    } while (0)
+        assert_int_equal(late(ops_gather_rows(ctx, &out, &table, &two)), STATUS_BAD_ARGUMENT);
+        UNTOUCHED(6);
         ops_tensor target = at2(500, 4, 6);
-        assert_int_equal(ops_scatter_rows(ctx, &target, &x, &two), STATUS_BAD_ARGUMENT);
-        assert_true(same_bits(before, memory + 500, 12));
+        assert_int_equal(late(ops_scatter_rows(ctx, &target, &x, &two)), STATUS_BAD_ARGUMENT);
+        UNTOUCHED(0);
         ops_tensor cache = at3(500, 2, 2, 6);
-        assert_int_equal(ops_kv_write(ctx, &cache, &x, &two), STATUS_BAD_ARGUMENT);
+        assert_int_equal(late(ops_kv_write(ctx, &cache, &x, &two)), STATUS_BAD_ARGUMENT);
         ops_tensor cos = at2(200, 4, 1), sin = at2(210, 4, 1);
-        assert_int_equal(ops_rope(ctx, &out, &cos, &sin, &two, 2), STATUS_BAD_ARGUMENT);
-        assert_true(same_bits(before, memory + 500, 12));
+        assert_int_equal(late(ops_rope(ctx, &out, &cos, &sin, &two, 2)), STATUS_BAD_ARGUMENT);
+        UNTOUCHED(0);
+#undef UNTOUCHED
         assert_int_equal(ops_kv_copy_block(ctx, &cache, bad[i], 0), STATUS_BAD_ARGUMENT);
         assert_int_equal(ops_kv_copy_block(ctx, &cache, 0, bad[i]), STATUS_BAD_ARGUMENT);
     }
     indices[1] = 3;
-    assert_int_equal(ops_gather_rows(ctx, &out, &table, &two), STATUS_OK);
+    push_indices();
+    assert_int_equal(late(ops_gather_rows(ctx, &out, &table, &two)), STATUS_OK);
     ops_tensor thin = at2(0, 4, 5), flat = at3(0, 4, 1, 6);
     assert_int_equal(ops_gather_rows(ctx, &out, &thin, &two), STATUS_BAD_SHAPE);
     assert_int_equal(ops_gather_rows(ctx, &out, &flat, &two), STATUS_BAD_SHAPE);
@@ -329,7 +365,8 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
         {0, INT32_MAX, 0, 1, STATUS_BAD_ARGUMENT},
     };
     ops_tensor q = at2(0, 1, 4), out = at2(20, 1, 4), k = at3(40, 2, 2, 4), v = at3(80, 2, 2, 4);
-    ops_tensor tables = tensor_make(indices, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 2, (int64_t[]){1, 2});
+    ops_tensor tables = ids(0, 2);
+    tables = tensor_reshape(&tables, 2, (int64_t[]){1, 2});
     ops_tensor seq = ids(10, 1), pos = ids(11, 1), two = ids(10, 2);
     ops_attention_params p = {1, 1, 1.0f, 0};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -337,10 +374,12 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
         indices[1] = cases[i].second_block;
         indices[10] = cases[i].seq;
         indices[11] = cases[i].pos;
-        assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &seq, &pos, &p),
+        push_indices();
+        assert_int_equal(late(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &seq, &pos, &p)),
                          cases[i].want);
     }
     indices[0] = indices[1] = indices[10] = indices[11] = 0;
+    push_indices();
     ops_tensor no_tokens = at3(40, 2, 0, 4), deep = at3(40, 1, 2, 4);
     assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &two, &pos, &p),
                      STATUS_BAD_SHAPE);
@@ -377,11 +416,15 @@ static void progress_is_told_after_each_operator_that_had_work(void **state) {
 static int open_one(void **state) {
     (void)state;
     err e;
-    return ops_open(&ctx, &(ops_settings){.device = "cpu", .n_threads = 1}, &e) == STATUS_OK ? 0 : 1;
+    ctx = case_context_open(NULL, 1);
+    if (!ctx || ops_block_open(ctx, &block, 4096 * sizeof(float) + sizeof indices, &e) != STATUS_OK) return 1;
+    memory = block.data;
+    return 0;
 }
 
 static int close_one(void **state) {
     (void)state;
+    ops_block_close(&block);
     ops_close(&ctx);
     return 0;
 }
@@ -389,6 +432,7 @@ static int close_one(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening_refuses_what_is_not_there),
+        cmocka_unit_test(activations_keep_the_dtype_of_the_weights_where_the_device_has_it),
         cmocka_unit_test(no_threads_named_means_every_available_core),
         cmocka_unit_test(memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device),
         cmocka_unit_test(matrices_refuse_bad_weights),

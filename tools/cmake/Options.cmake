@@ -22,16 +22,21 @@ set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 # assert() is not used; CHECK is on in every build, so NDEBUG would change nothing but warnings.
 set(CMAKE_C_FLAGS_RELEASE "-O2 -g")
 set(CMAKE_C_FLAGS_DEBUG "-O1 -g")
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g")
+set(CMAKE_CXX_FLAGS_DEBUG "-O1 -g")
 
 # Strict C11 hides clock_gettime, mmap and friends; POSIX 2008 plus the few Linux calls we name.
 add_compile_definitions(_POSIX_C_SOURCE=200809L _DEFAULT_SOURCE MIPHA_VERSION="${PROJECT_VERSION}")
 # a*b+c must round the same way in every kernel variant: contraction is written out, never guessed.
-add_compile_options(-ffp-contract=off -fno-omit-frame-pointer)
+set(both "$<$<COMPILE_LANGUAGE:C,CXX>:-ffp-contract=off;-fno-omit-frame-pointer>")
+add_compile_options("${both}")
 if(MIPHA_SANITIZE)
-    add_compile_options(-fsanitize=${MIPHA_SANITIZE} -fno-sanitize-recover=all)
+    add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${MIPHA_SANITIZE};-fno-sanitize-recover=all>")
     add_link_options(-fsanitize=${MIPHA_SANITIZE})
 else()
-    add_compile_options(-fstack-protector-strong)
+    add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-fstack-protector-strong>)
     add_link_options(-Wl,-z,relro,-z,now)
 endif()
 if(MIPHA_FUZZ)
@@ -42,6 +47,6 @@ if(MIPHA_FUZZ)
 endif()
 
 add_library(mipha_warnings INTERFACE)
-target_compile_options(mipha_warnings INTERFACE
-    -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
+set(c_warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
     -Wundef -Wformat=2 -Wdouble-promotion -Werror)
+target_compile_options(mipha_warnings INTERFACE "$<$<COMPILE_LANGUAGE:C>:${c_warnings}>")

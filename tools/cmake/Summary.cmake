@@ -4,6 +4,7 @@ message(STATUS "mipha ${PROJECT_VERSION}, ${CMAKE_BUILD_TYPE}, ${CMAKE_C_COMPILE
 foreach(lib ZMQ PROTOBUF_C HIREDIS JPEG PNG WEBP JANSSON PCRE2 CRYPTO XXHASH)
     message(STATUS "  ${lib}: ${${lib}_VERSION}")
 endforeach()
+message(STATUS "  CUDA: ${MIPHA_CUDA_TEXT}")
 if(MIPHA_REDIS_SERVER)
     message(STATUS "  redis-server: ${MIPHA_REDIS_SERVER}")
 else()

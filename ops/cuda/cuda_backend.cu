@@ -1,0 +1,202 @@
+/* CUDA's table, and what all its operators share: memory, crossings, scratch, errors.
+ *
+ * One stream a context. Memory comes from cudaMalloc when a block, a matrix or larger scratch is opened, never between.
+ * Crossings go in pieces through two halves of pinned memory, so that they run at the bus's speed whatever the caller's
+ * memory is: an upload has read the caller's memory when it returns, a download has filled it.
+ *
+ * An index outside its table cannot be refused before the kernel that reads it runs. The kernel leaves the row alone
+ * and sets a word in host memory; the next sync answers BAD_ARGUMENT once. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "ops/cuda/cuda_internal.cuh"
+
+/* ---- errors -------------------------------------------------------------------------------- */
+
+status cuda_status(cudaError_t error, const char *call) {
+    if (error == cudaSuccess) return STATUS_OK;
+    log_error("cuda_failed", "call=\"%s\" error=\"%s\"", call, cudaGetErrorString(error));
+    return error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE;
+}
+
+status cuda_launched(const char *kernel) { return cuda_status(cudaGetLastError(), kernel); }
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+static status memory_open(void *state, void **data, size_t bytes, err *e) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    cudaError_t error = cudaMalloc(data, bytes);
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError(); /* said here, not by the next launch */
+        return fail(e, error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE,
+                    "ops: %zu bytes on device cuda:%d: %s", bytes, s->device, cudaGetErrorString(error));
+    }
+    error = cudaMemsetAsync(*data, 0, bytes, s->stream);
+    if (error == cudaSuccess) return STATUS_OK;
+    (void)cudaFree(*data);
+    *data = NULL;
+    return fail(e, STATUS_DEVICE, "ops: zeroing %zu bytes: %s", bytes, cudaGetErrorString(error));
+}
+
+static void memory_close(void *state, void *data, size_t bytes) {
+    (void)state;
+    (void)bytes;
+    (void)cudaFree(data); /* waits for what still uses it */
+}
+
+status cuda_scratch(cuda_state *s, void **data, size_t bytes) {
+    if (bytes > s->scratch_bytes) {
+        CUDA_TRY(cudaStreamSynchronize(s->stream)); /* the last operator may still use it */
+        CUDA_TRY(cudaFree(s->scratch));
+        s->scratch = NULL;
+        s->scratch_bytes = 0;
+        void *grown;
+        CUDA_TRY(cudaMalloc(&grown, bytes + bytes / 4));
+        s->scratch = static_cast<unsigned char *>(grown);
+        s->scratch_bytes = bytes + bytes / 4;
+    }
+    *data = s->scratch;
+    return STATUS_OK;
+}
+
+/* The half of the pinned memory that is free next. */
+static status next_half(cuda_state *s, unsigned char **half) {
+    s->half = 1 - s->half;
+    CUDA_TRY(cudaEventSynchronize(s->staged[s->half]));
+    *half = s->staging + (size_t)s->half * STAGING_BYTES;
+    return STATUS_OK;
+}
+
+status cuda_upload(cuda_state *s, void *device, const void *host, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += STAGING_BYTES) {
+        size_t n = bytes - at < STAGING_BYTES ? bytes - at : STAGING_BYTES;
+        unsigned char *half;
+        TRY(next_half(s, &half));
+        memcpy(half, static_cast<const unsigned char *>(host) + at, n);
+        CUDA_TRY(cudaMemcpyAsync(static_cast<unsigned char *>(device) + at, half, n, cudaMemcpyHostToDevice, s->stream));
+        CUDA_TRY(cudaEventRecord(s->staged[s->half], s->stream));
+    }
+    return STATUS_OK;
+}
+
+static status upload(void *state, void *device, const void *host, size_t bytes) {
+    return cuda_upload(static_cast<cuda_state *>(state), device, host, bytes);
+}
+
+static status download(void *state, void *host, const void *device, size_t bytes) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    for (size_t at = 0; at < bytes; at += STAGING_BYTES) {
+        size_t n = bytes - at < STAGING_BYTES ? bytes - at : STAGING_BYTES;
+        unsigned char *half;
+        TRY(next_half(s, &half));
+        CUDA_TRY(cudaMemcpyAsync(half, static_cast<const unsigned char *>(device) + at, n, cudaMemcpyDeviceToHost,
+                                 s->stream));
+        CUDA_TRY(cudaStreamSynchronize(s->stream));
+        memcpy(static_cast<unsigned char *>(host) + at, half, n);
+    }
+    return STATUS_OK;
+}
+
+static status sync_stream(void *state) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    CUDA_TRY(cudaStreamSynchronize(s->stream));
+    if (!*s->fault) return STATUS_OK;
+    *s->fault = 0;
+    return STATUS_BAD_ARGUMENT;
+}
+
+/* ---- opening ------------------------------------------------------------------------------- */
+
+static void backend_close(void *state) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    if (s->stream) (void)cudaStreamSynchronize(s->stream);
+    if (s->blas) (void)cublasLtDestroy(s->blas);
+    for (int i = 0; i < 2; i++)
+        if (s->staged[i]) (void)cudaEventDestroy(s->staged[i]);
+    if (s->staging) (void)cudaFreeHost(s->staging);
+    if (s->fault) (void)cudaFreeHost(s->fault);
+    (void)cudaFree(s->workspace);
+    (void)cudaFree(s->scratch);
+    if (s->stream) (void)cudaStreamDestroy(s->stream);
+    free(s);
+}
+
+static cudaError_t open_parts(cuda_state *s) {
+    cudaError_t error = cudaSetDevice(s->device);
+    if (error == cudaSuccess) error = cudaStreamCreate(&s->stream);
+    for (int i = 0; i < 2 && error == cudaSuccess; i++) error = cudaEventCreate(&s->staged[i]);
+    void *host;
+    if (error == cudaSuccess && (error = cudaHostAlloc(&host, sizeof *s->fault, cudaHostAllocMapped)) == cudaSuccess) {
+        s->fault = static_cast<int *>(host);
+        *s->fault = 0;
+    }
+    if (error == cudaSuccess && (error = cudaHostAlloc(&host, 2 * STAGING_BYTES, cudaHostAllocDefault)) == cudaSuccess)
+        s->staging = static_cast<unsigned char *>(host);
+    if (error == cudaSuccess) error = cudaMalloc(&s->workspace, WORKSPACE_BYTES);
+    return error;
+}
+
+static status backend_open(void **state, const ops_settings *settings, int device_index, char *text, size_t text_bytes,
+                           err *e) {
+    (void)settings;
+    int n_devices = 0;
+    cudaError_t error = cudaGetDeviceCount(&n_devices);
+    if (error != cudaSuccess || n_devices == 0) {
+        (void)cudaGetLastError();
+        return fail(e, STATUS_UNSUPPORTED, "ops: device cuda:%d: no CUDA device here (%s)", device_index,
+                    cudaGetErrorString(error));
+    }
+    if (device_index >= n_devices)
+        return fail(e, STATUS_UNSUPPORTED, "ops: device cuda:%d, the CUDA devices here are 0 to %d", device_index,
+                    n_devices - 1);
+    cuda_state *s = static_cast<cuda_state *>(calloc(1, sizeof *s));
+    if (!s) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a context");
+    s->device = device_index;
+    cudaDeviceProp properties;
+    error = cudaGetDeviceProperties(&properties, device_index);
+    if (error == cudaSuccess) error = open_parts(s);
+    cublasStatus_t blas = error == cudaSuccess ? cublasLtCreate(&s->blas) : CUBLAS_STATUS_SUCCESS;
+    if (error != cudaSuccess || blas != CUBLAS_STATUS_SUCCESS) {
+        status st = fail(e, STATUS_DEVICE, "ops: device cuda:%d: %s", device_index,
+                         error != cudaSuccess ? cudaGetErrorString(error) : cublasLtGetStatusString(blas));
+        backend_close(s);
+        return st;
+    }
+    (void)snprintf(text, text_bytes, "cuda:%d %.64s", device_index, properties.name);
+    *state = s;
+    return STATUS_OK;
+}
+
+/* ---- the table ----------------------------------------------------------------------------- */
+
+extern "C" const ops_backend cuda_backend = {
+    .name = "cuda",
+    .activations = OPS_ACTIVATION(OPS_DTYPE_F32) | OPS_ACTIVATION(OPS_DTYPE_F16) | OPS_ACTIVATION(OPS_DTYPE_BF16),
+    .open = backend_open,
+    .close = backend_close,
+    .memory_open = memory_open,
+    .memory_close = memory_close,
+    .upload = upload,
+    .download = download,
+    .sync = sync_stream,
+    .matrix_open = cuda_matrix_open,
+    .matrix_close = cuda_matrix_close,
+    .linear = cuda_linear,
+    .layer_norm = cuda_layer_norm,
+    .rms_norm = cuda_rms_norm,
+    .activate = cuda_activate,
+    .gate = cuda_gate,
+    .scale_columns = cuda_scale_columns,
+    .add_table = cuda_add_table,
+    .gather_rows = cuda_gather_rows,
+    .scatter_rows = cuda_scatter_rows,
+    .cast = cuda_cast,
+    .argmax_rows = cuda_argmax_rows,
+    .patch_rows = cuda_patch_rows,
+    .attention = cuda_attention,
+    .rope = cuda_rope,
+    .kv_copy_block = cuda_kv_copy_block,
+    .attention_paged = cuda_attention_paged,
+};

@@ -1,0 +1,131 @@
+/* Private to ops/cuda: the state of a context, its matrices, and the operators of the table.
+ *
+ * A file has kernels, `static __global__`, one thread's part in the first lines; a launcher that chooses grid and block;
+ * and the entry, which unpacks tensors. Arithmetic is f32 but for norms of f32 rows, which are summed in double.
+ * Products and sums are contracted nowhere but where fmaf is written (-fmad=false), as on the CPU. */
+#ifndef OPS_CUDA_CUDA_INTERNAL_CUH
+#define OPS_CUDA_CUDA_INTERNAL_CUH
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <math.h>
+
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/reduce.cuh"
+#include "ops/cuda/vec.cuh"
+#include "ops/ops_backend.h"
+
+#define STAGING_BYTES   ((size_t)8 << 20)  /* of each half of the pinned memory that crossings go through */
+#define WORKSPACE_BYTES ((size_t)32 << 20) /* cuBLASLt's; what it asks for on Hopper */
+#define ROW_MULTIPLE    64                 /* elements a row of weights is filled up to: a step of linear_few */
+#define SHARED_BYTES_DEFAULT 49152         /* a kernel that takes more says so before its launch */
+
+typedef struct {
+    int device;
+    cudaStream_t stream;
+    cublasLtHandle_t blas;
+    void *workspace;
+    int *fault; /* host memory that kernels see: set when an index lies outside its table, told by sync */
+    unsigned char *staging; /* two halves, and what says that a half was read */
+    cudaEvent_t staged[2];
+    int half;
+    unsigned char *scratch; /* grows to the largest need and is kept; one operator's at a time */
+    size_t scratch_bytes;
+} cuda_state;
+
+/* Weights as they lie in the checkpoint, each row filled up with zeros to row_elements. Blocks are taken apart:
+ * codes [n_out, row_elements] (q4: half as many bytes, in the order of the file), scales [n_out, row_elements / 32]. */
+typedef struct {
+    ops_matrix head; /* first, so that the two pointers are one */
+    int64_t row_elements;
+    unsigned char *weights;
+    __nv_bfloat16 *scales;
+    float *bias;    /* [n_out], zero where there is none */
+    void *own_bias; /* the same in the weights' dtype where that is exact and a half, or NULL */
+    bool has_many[2]; /* cuBLASLt has an algorithm for it: with a bias, with a bias and the tanh GELU */
+    cublasLtMatmulAlgo_t many[2];
+} cuda_matrix;
+
+/* The status of a CUDA call; one that failed is logged with its text. */
+MUST_USE status cuda_status(cudaError_t error, const char *call);
+#define CUDA_TRY(call)                                                 \
+    do {                                                               \
+        status try_status = cuda_status((call), #call);                \
+        if (try_status != STATUS_OK) return try_status;                \
+    } while (0)
+#define TRY(call)                                                      \
+    do {                                                               \
+        status try_status = (call);                                    \
+        if (try_status != STATUS_OK) return try_status;                \
+    } while (0)
+
+/* What a launcher ends with: whether its kernels could be started. */
+MUST_USE status cuda_launched(const char *kernel);
+
+/* At least this much, 256-aligned, contents undefined. Errors: NO_MEMORY, DEVICE. */
+MUST_USE status cuda_scratch(cuda_state *s, void **data, size_t bytes);
+
+/* Lets a kernel have this much shared memory. */
+template <typename K>
+static inline status cuda_allow_shared(K *kernel, size_t bytes) {
+    if (bytes <= SHARED_BYTES_DEFAULT) return STATUS_OK;
+    return cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+                       "cudaFuncSetAttribute");
+}
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline bool is_aligned16(const void *p) { return (uintptr_t)p % 16 == 0; }
+
+/* Runs the statement with T the type of an activations' dtype. */
+#define WITH_DTYPE(dtype, T, ...)                                      \
+    do {                                                               \
+        if ((dtype) == OPS_DTYPE_F16) {                                \
+            typedef __half T;                                          \
+            __VA_ARGS__;                                               \
+        } else if ((dtype) == OPS_DTYPE_BF16) {                        \
+            typedef __nv_bfloat16 T;                                   \
+            __VA_ARGS__;                                               \
+        } else {                                                       \
+            typedef float T;                                           \
+            __VA_ARGS__;                                               \
+        }                                                              \
+    } while (0)
+
+/* An activation of one f32: within 2e-7 |x| of the formulas in ops.h, and as they are at infinity and NaN. x is divided
+ * by 1 + exp, which goes to infinity and 1 without losing what is left of x. */
+static __device__ inline float activation(float x, ops_act act) {
+    switch (act) {
+    case OPS_ACT_GELU_TANH: return x / (1.0f + expf(-1.5957691216f * (x + 0.044715f * x * x * x)));
+    case OPS_ACT_GELU_ERF: return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
+    case OPS_ACT_QUICK_GELU: return x / (1.0f + expf(-1.702f * x));
+    case OPS_ACT_SILU: return x / (1.0f + expf(-x));
+    default: return x;
+    }
+}
+
+status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias, err *e);
+void cuda_matrix_close(void *state, ops_matrix *matrix);
+status cuda_upload(cuda_state *s, void *device, const void *host, size_t bytes);
+status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act, bool is_few);
+status cuda_layer_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, const ops_tensor *b,
+                       float eps);
+status cuda_rms_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);
+status cuda_activate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
+status cuda_gate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act);
+status cuda_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w);
+status cuda_add_table(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *table);
+status cuda_gather_rows(void *state, ops_tensor *out, const ops_tensor *table, const ops_tensor *ids);
+status cuda_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *to);
+status cuda_cast(void *state, ops_tensor *out, const ops_tensor *x);
+status cuda_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x);
+status cuda_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, int patch);
+status cuda_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k, const ops_tensor *v,
+                      int64_t length, const ops_attention_params *params);
+status cuda_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin, const ops_tensor *positions,
+                 int n_heads);
+status cuda_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t from);
+status cuda_attention_paged(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k_cache,
+                            const ops_tensor *v_cache, const ops_tensor *tables, const ops_tensor *row_seq,
+                            const ops_tensor *row_pos, const ops_attention_params *params);
+
+#endif

@@ -1,0 +1,183 @@
+/* out[r,o] = act(bias[o] + sum over i of x[r,i] w[o,i])
+ *
+ * Three ways, and which one is a fact about the matrix, the dtypes and the kind of row that the caller names:
+ *
+ *     many rows           linear_many.cu: cuBLASLt, one algorithm a matrix
+ *     few rows            linear_few.cu: tensor cores, weights streamed
+ *     everything else     the kernel below: any dtype with any other, any size, any alignment
+ *
+ * linear_tile: block -> 16 rows x 16 outputs; thread -> one of them. x and w go through shared memory in pieces of 32 k.
+ * The sum runs over k in order in one f32 accumulator with fmaf. Memory: x is read n_out / 16 times, w rows / 16 times;
+ * it is the plain version, and the one for f32 rows of a kind that comes in small numbers.
+ *
+ * Opening: a row of the file goes to a row here, filled up with zeros to a multiple of 64 elements; blocks of q8 and q4
+ * are taken apart into codes and scales, because 34 or 18 bytes have no alignment. */
+#include "ops/cuda/linear.cuh"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TILE       16
+#define TILE_K     32
+#define PART_ALIGN ((size_t)256)
+
+/* ---- opening ------------------------------------------------------------------------------- */
+
+static size_t align_part(size_t bytes) { return (bytes + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN; }
+
+static size_t row_bytes_here(const cuda_matrix *m) {
+    if (m->head.dtype == OPS_DTYPE_Q8) return (size_t)m->row_elements;
+    if (m->head.dtype == OPS_DTYPE_Q4) return (size_t)m->row_elements / 2;
+    return (size_t)m->row_elements * dtype_bytes(m->head.dtype);
+}
+
+/* Codes and scales of rows, or rows filled up with zeros: codes is zeroed. */
+static void take_rows_apart(const cuda_matrix *m, unsigned char *codes, unsigned char *scales, const ops_tensor *w) {
+    size_t from_bytes = dtype_row_bytes(w->dtype, m->head.n_in), to_bytes = row_bytes_here(m);
+    const unsigned char *from = static_cast<const unsigned char *>(w->data);
+    if (!dtype_is_quantized(w->dtype)) {
+        for (int64_t r = 0; r < m->head.n_out; r++, from += from_bytes, codes += to_bytes) memcpy(codes, from, from_bytes);
+        return;
+    }
+    size_t code_bytes = w->dtype == OPS_DTYPE_Q8 ? QUANT_BLOCK : QUANT_BLOCK / 2;
+    int64_t n_blocks = ceil_div(m->head.n_in, QUANT_BLOCK);
+    for (int64_t r = 0; r < m->head.n_out; r++, codes += to_bytes, scales += m->row_elements / QUANT_BLOCK * 2)
+        for (int64_t b = 0; b < n_blocks; b++, from += 2 + code_bytes) {
+            memcpy(scales + 2 * b, from, 2);
+            memcpy(codes + (size_t)b * code_bytes, from + 2, code_bytes);
+        }
+}
+
+/* bias in f32, and in the weights' dtype where all its values are exact in it. */
+static status upload_bias(cuda_state *s, cuda_matrix *m, const ops_tensor *bias) {
+    size_t n = (size_t)m->head.n_out;
+    float *wide = static_cast<float *>(calloc(n, sizeof *wide));
+    uint16_t *own = static_cast<uint16_t *>(calloc(n, sizeof *own));
+    status st = wide && own ? STATUS_OK : STATUS_NO_MEMORY;
+    bool is_exact = m->own_bias != NULL;
+    for (size_t i = 0; bias && st == STATUS_OK && i < n; i++) {
+        wide[i] = tensor_value(bias, (int64_t)i);
+        bool is_f16 = m->head.dtype == OPS_DTYPE_F16;
+        own[i] = is_f16 ? f32_to_f16(wide[i]) : f32_to_bf16(wide[i]);
+        is_exact = is_exact && (is_f16 ? f16_to_f32(own[i]) : bf16_to_f32(own[i])) == wide[i];
+    }
+    if (st == STATUS_OK) st = cuda_upload(s, m->bias, wide, n * sizeof *wide);
+    if (st == STATUS_OK && is_exact) st = cuda_upload(s, m->own_bias, own, n * sizeof *own);
+    if (!is_exact) m->own_bias = NULL;
+    free(wide);
+    free(own);
+    return st;
+}
+
+static status upload_weights(cuda_state *s, cuda_matrix *m, const ops_tensor *w) {
+    size_t bytes = (size_t)m->head.n_out * row_bytes_here(m);
+    if (!dtype_is_quantized(w->dtype) && m->row_elements == m->head.n_in) return cuda_upload(s, m->weights, w->data, bytes);
+    size_t scale_bytes = (size_t)(m->head.n_out * (m->row_elements / QUANT_BLOCK)) * 2;
+    unsigned char *codes = static_cast<unsigned char *>(calloc(bytes, 1));
+    unsigned char *scales = static_cast<unsigned char *>(calloc(scale_bytes, 1));
+    status st = codes && scales ? STATUS_OK : STATUS_NO_MEMORY;
+    if (st == STATUS_OK) {
+        take_rows_apart(m, codes, scales, w);
+        st = cuda_upload(s, m->weights, codes, bytes);
+    }
+    if (st == STATUS_OK && m->scales) st = cuda_upload(s, m->scales, scales, scale_bytes);
+    free(codes);
+    free(scales);
+    return st;
+}
+
+static status open_memory(cuda_matrix *m) {
+    size_t weights = align_part((size_t)m->head.n_out * row_bytes_here(m));
+    size_t scales = dtype_is_quantized(m->head.dtype) ? align_part((size_t)(m->head.n_out * m->row_elements / QUANT_BLOCK) * 2) : 0;
+    size_t bias = align_part((size_t)m->head.n_out * sizeof(float)), own = align_part((size_t)m->head.n_out * 2);
+    m->head.bytes = weights + scales + bias + own;
+    void *data;
+    cudaError_t error = cudaMalloc(&data, m->head.bytes);
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        return error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE;
+    }
+    m->weights = static_cast<unsigned char *>(data);
+    m->scales = scales ? reinterpret_cast<__nv_bfloat16 *>(m->weights + weights) : NULL;
+    m->bias = reinterpret_cast<float *>(m->weights + weights + scales);
+    m->own_bias = m->head.dtype == OPS_DTYPE_F32 ? NULL : m->weights + weights + scales + bias;
+    return STATUS_OK;
+}
+
+status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias, err *e) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    cuda_matrix *m = static_cast<cuda_matrix *>(calloc(1, sizeof *m));
+    if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
+    m->head.n_out = w->dims[0];
+    m->head.n_in = w->dims[1];
+    m->head.dtype = w->dtype;
+    m->row_elements = ceil_div(m->head.n_in, ROW_MULTIPLE) * ROW_MULTIPLE;
+    status st = open_memory(m);
+    if (st == STATUS_OK) st = upload_weights(s, m, w);
+    if (st == STATUS_OK) st = upload_bias(s, m, bias);
+    if (st == STATUS_OK) st = cuda_many_choose(s, m);
+    if (st != STATUS_OK) {
+        st = fail(e, st, "ops: a matrix of %lld x %lld on device cuda:%d: %s", (long long)m->head.n_out,
+                  (long long)m->head.n_in, s->device, status_text((int)st));
+        cuda_matrix_close(s, &m->head);
+        return st;
+    }
+    *matrix = &m->head;
+    return STATUS_OK;
+}
+
+void cuda_matrix_close(void *state, ops_matrix *matrix) {
+    (void)state;
+    cuda_matrix *m = reinterpret_cast<cuda_matrix *>(matrix);
+    (void)cudaFree(m->weights); /* where the memory begins */
+    free(m);
+}
+
+/* ---- any rows, any weights ----------------------------------------------------------------- */
+
+template <typename T, typename O>
+static __global__ void linear_tile(O *out, const T *x, weight_view w, const float *bias, int64_t rows, int64_t n_in,
+                                   int64_t n_out, ops_act act) {
+    SHARED_MEMORY(memory);
+    float *x_tile = reinterpret_cast<float *>(memory);      /* [TILE, TILE_K + 1] */
+    float *w_tile = x_tile + TILE * (TILE_K + 1);            /* the same of outputs */
+    int64_t first_row = (int64_t)blockIdx.y * TILE, first_out = (int64_t)blockIdx.x * TILE;
+    int row = (int)threadIdx.x / TILE, col = (int)threadIdx.x % TILE;
+    float sum = 0.0f;
+    for (int64_t k0 = 0; k0 < n_in; k0 += TILE_K) {
+        for (int i = (int)threadIdx.x; i < TILE * TILE_K; i += TILE * TILE) {
+            int line = i / TILE_K, k = i % TILE_K;
+            bool in_x = first_row + line < rows && k0 + k < n_in, in_w = first_out + line < n_out && k0 + k < n_in;
+            x_tile[line * (TILE_K + 1) + k] = in_x ? to_f32(x[(first_row + line) * n_in + k0 + k]) : 0.0f;
+            w_tile[line * (TILE_K + 1) + k] = in_w ? weight_at(&w, first_out + line, k0 + k) : 0.0f;
+        }
+        __syncthreads();
+        for (int k = 0; k < TILE_K && k0 + k < n_in; k++)
+            sum = fmaf(x_tile[row * (TILE_K + 1) + k], w_tile[col * (TILE_K + 1) + k], sum);
+        __syncthreads();
+    }
+    if (first_row + row < rows && first_out + col < n_out)
+        from_f32(&out[(first_row + row) * n_out + first_out + col], activation(sum + bias[first_out + col], act));
+}
+
+template <typename T, typename O>
+static void launch_tile(cuda_state *s, const linear_job *j) {
+    dim3 grid((unsigned)ceil_div(j->m->head.n_out, TILE), (unsigned)ceil_div(j->rows, TILE));
+    LAUNCH((linear_tile<T, O>), grid, TILE * TILE, 2 * TILE * (TILE_K + 1) * sizeof(float), s->stream,
+           static_cast<O *>(j->out), static_cast<const T *>(j->x), weights_of(j->m), j->m->bias, j->rows,
+           j->m->head.n_in, j->m->head.n_out, j->act);
+}
+
+status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act,
+                   bool is_few) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    linear_job j = {reinterpret_cast<const cuda_matrix *>(matrix), out->data, x->data, x->dtype, out->dtype, x->dims[0],
+                    act};
+    if (is_few && fits_tensor_cores(&j)) return cuda_few_run(s, &j);
+    if (!is_few && cuda_many_takes(&j)) return cuda_many_run(s, &j);
+    WITH_DTYPE(x->dtype, T, {
+        if (out->dtype == x->dtype) launch_tile<T, T>(s, &j);
+        else launch_tile<T, float>(s, &j);
+    });
+    return cuda_launched("linear_tile");
+}

@@ -1,0 +1,56 @@
+/* Private to the three files of ops/cuda that multiply: what they are called with, and how a sum becomes a result. */
+#ifndef OPS_CUDA_LINEAR_CUH
+#define OPS_CUDA_LINEAR_CUH
+
+#include "ops/cuda/cuda_internal.cuh"
+
+typedef struct {
+    const cuda_matrix *m;
+    void *out; /* of x's dtype, or f32 */
+    const void *x;
+    ops_dtype dtype, out_dtype;
+    int64_t rows;
+    ops_act act;
+} linear_job;
+
+/* Weights as a kernel sees them. */
+typedef struct {
+    const unsigned char *data;
+    const __nv_bfloat16 *scales; /* of blocks only */
+    int64_t row_elements;
+    ops_dtype dtype;
+} weight_view;
+
+static inline weight_view weights_of(const cuda_matrix *m) {
+    weight_view w = {m->weights, m->scales, m->row_elements, m->head.dtype};
+    return w;
+}
+
+/* One weight, as exact as f32 holds it. */
+static __device__ inline float weight_at(const weight_view *w, int64_t o, int64_t k) {
+    int64_t at = o * w->row_elements + k;
+    if (w->dtype == OPS_DTYPE_F32) return reinterpret_cast<const float *>(w->data)[at];
+    if (w->dtype == OPS_DTYPE_F16) return to_f32(reinterpret_cast<const __half *>(w->data)[at]);
+    if (w->dtype == OPS_DTYPE_BF16) return to_f32(reinterpret_cast<const __nv_bfloat16 *>(w->data)[at]);
+    float scale = to_f32(w->scales[at / QUANT_BLOCK]);
+    if (w->dtype == OPS_DTYPE_Q8) return (float)reinterpret_cast<const signed char *>(w->data)[at] * scale;
+    int j = (int)(k % QUANT_BLOCK);
+    int code = w->data[at / QUANT_BLOCK * (QUANT_BLOCK / 2) + j % (QUANT_BLOCK / 2)] >> (j < QUANT_BLOCK / 2 ? 0 : 4) & 15;
+    return (float)(code - 8) * scale;
+}
+
+/* Tensor cores want rows that begin at multiples of 16 bytes. */
+static inline bool fits_tensor_cores(const linear_job *j) {
+    bool is_half = j->dtype != OPS_DTYPE_F32;
+    bool same = j->m->head.dtype == j->dtype || dtype_is_quantized(j->m->head.dtype);
+    return is_half && same && j->m->head.n_in % CHUNK == 0 && is_aligned16(j->x);
+}
+
+MUST_USE status cuda_few_run(cuda_state *s, const linear_job *j); /* fits_tensor_cores */
+
+/* Chooses the algorithm for the matrix once; has_many says whether there is one. */
+MUST_USE status cuda_many_choose(cuda_state *s, cuda_matrix *m);
+bool cuda_many_takes(const linear_job *j);
+MUST_USE status cuda_many_run(cuda_state *s, const linear_job *j); /* cuda_many_takes */
+
+#endif

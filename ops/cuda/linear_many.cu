@@ -1,0 +1,200 @@
+/* Many rows: cuBLASLt, f32 sums, one algorithm a matrix.
+ *
+ * The algorithm is asked for once, when the matrix opens, as if there were 2048 rows, and used for every number of rows.
+ * Only algorithms with one piece of K are taken (split-K 1, no reduction between blocks), so an element is summed over
+ * k by one block in the order of that algorithm's tile loop, whatever the number of rows: a row's bits do not depend
+ * on its neighbours. The bias, and with it the tanh GELU, is added to the f32 sum by cuBLASLt where the library offers
+ * that; other activations follow as a pass of their own over the rounded result.
+ *
+ * Weights in blocks are made halves of the rows' dtype in scratch, a panel of outputs at a time, just before they are
+ * multiplied; a weight is rounded to that dtype once, a relative 2^-9 (bf16) or 2^-11. f32 is multiplied as f32, never
+ * as TF32: it is the mode that parity is checked in.
+ *
+ * cuBLASLt counts columns first: out' [n_out, rows] = w' [n_in, n_out] transposed times x' [n_in, rows]. */
+#include "ops/cuda/linear.cuh"
+
+#include "base/log.h"
+
+#define ROWS_NOMINAL  2048
+#define ALGORITHMS    16
+#define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
+#define THREADS       256
+
+static cudaDataType_t type_of(ops_dtype dtype) {
+    return dtype == OPS_DTYPE_F32 ? CUDA_R_32F : dtype == OPS_DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+static status blas_status(cublasStatus_t blas, const char *call) {
+    if (blas == CUBLAS_STATUS_SUCCESS) return STATUS_OK;
+    log_error("cublas_failed", "call=%s error=\"%s\"", call, cublasLtGetStatusString(blas));
+    return STATUS_DEVICE;
+}
+#define BLAS_TRY(call) TRY(blas_status((call), #call))
+
+/* What a product is described with. */
+typedef struct {
+    cublasLtMatmulDesc_t product;
+    cublasLtMatrixLayout_t w, x, out;
+} description;
+
+static void description_close(description *d) {
+    if (d->out) (void)cublasLtMatrixLayoutDestroy(d->out);
+    if (d->x) (void)cublasLtMatrixLayoutDestroy(d->x);
+    if (d->w) (void)cublasLtMatrixLayoutDestroy(d->w);
+    if (d->product) (void)cublasLtMatmulDescDestroy(d->product);
+}
+
+/* bias NULL: none is added. n_out: of this panel; the rows of out are out_stride apart. */
+static status description_open(description *d, ops_dtype dtype, int64_t n_in, int64_t n_out, int64_t w_stride,
+                               int64_t out_stride, int64_t rows, const void *bias, int gelu) {
+    cudaDataType_t type = type_of(dtype);
+    cublasOperation_t transposed = CUBLAS_OP_T;
+    cublasLtEpilogue_t epilogue = !bias ? CUBLASLT_EPILOGUE_DEFAULT
+                                  : gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+    BLAS_TRY(cublasLtMatmulDescCreate(&d->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    if (bias) BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->w, type, (uint64_t)n_in, (uint64_t)n_out, w_stride));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->x, type, (uint64_t)n_in, (uint64_t)rows, n_in));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->out, type, (uint64_t)n_out, (uint64_t)rows, out_stride));
+    return STATUS_OK;
+}
+
+/* ---- choosing ------------------------------------------------------------------------------ */
+
+static bool sums_in_one_piece(const cublasLtMatmulAlgo_t *algorithm) {
+    int32_t pieces = 0;
+    uint32_t scheme = 0;
+    size_t written;
+    return cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &pieces, sizeof pieces,
+                                                &written) == CUBLAS_STATUS_SUCCESS &&
+           cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof scheme,
+                                                &written) == CUBLAS_STATUS_SUCCESS &&
+           pieces <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
+}
+
+static status ask(cuda_state *s, cuda_matrix *m, int gelu, description *d, cublasLtMatmulPreference_t preference) {
+    uint32_t alignment = 16;
+    size_t workspace = WORKSPACE_BYTES;
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    BLAS_TRY(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                  sizeof workspace));
+    for (size_t i = 0; i < sizeof alignments / sizeof *alignments; i++)
+        BLAS_TRY(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment, sizeof alignment));
+    cublasLtMatmulHeuristicResult_t found[ALGORITHMS];
+    int n = 0;
+    cublasStatus_t blas = cublasLtMatmulAlgoGetHeuristic(s->blas, d->product, d->w, d->x, d->out, d->out, preference,
+                                                         ALGORITHMS, found, &n);
+    for (int i = 0; blas == CUBLAS_STATUS_SUCCESS && i < n && !m->has_many[gelu]; i++) {
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || !sums_in_one_piece(&found[i].algo)) continue;
+        m->many[gelu] = found[i].algo;
+        m->has_many[gelu] = true;
+    }
+    return STATUS_OK; /* none: linear_tile takes the matrix */
+}
+
+/* The dtype its products run in. */
+static ops_dtype product_dtype(const cuda_matrix *m) {
+    return dtype_is_quantized(m->head.dtype) ? OPS_DTYPE_BF16 : m->head.dtype;
+}
+
+static status choose(cuda_state *s, cuda_matrix *m, int gelu) {
+    description d = {};
+    cublasLtMatmulPreference_t preference = NULL;
+    bool is_quantized = dtype_is_quantized(m->head.dtype);
+    int64_t n_out = is_quantized && m->head.n_out > PANEL_OUTPUTS ? PANEL_OUTPUTS : m->head.n_out;
+    status st = description_open(&d, product_dtype(m), m->head.n_in, n_out, m->row_elements, m->head.n_out, ROWS_NOMINAL,
+                                 m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
+    if (st == STATUS_OK) st = blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+    if (st == STATUS_OK) st = ask(s, m, gelu, &d, preference);
+    if (preference) (void)cublasLtMatmulPreferenceDestroy(preference);
+    description_close(&d);
+    return st;
+}
+
+status cuda_many_choose(cuda_state *s, cuda_matrix *m) {
+    if (m->head.n_in % CHUNK != 0 || m->head.n_out % CHUNK != 0) return STATUS_OK;
+    TRY(choose(s, m, 0));
+    return m->own_bias ? choose(s, m, 1) : STATUS_OK;
+}
+
+bool cuda_many_takes(const linear_job *j) {
+    return j->m->has_many[0] && j->dtype == product_dtype(j->m) && j->out_dtype == j->dtype && is_aligned16(j->x) &&
+           is_aligned16(j->out);
+}
+
+/* ---- what stands around the product -------------------------------------------------------- */
+
+/* thread -> a chunk of eight weights of one output. */
+static __global__ void dequantize_chunk_per_thread(__nv_bfloat16 *out, weight_view w, int64_t first, int64_t n_out) {
+    int64_t chunks = w.row_elements / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t o = at / chunks, k = at % chunks * CHUNK;
+    if (o >= n_out) return;
+    float v[CHUNK];
+    for (int i = 0; i < CHUNK; i++) v[i] = weight_at(&w, first + o, k + i);
+    store_chunk(out + o * w.row_elements + k, v, CHUNK, true);
+}
+
+/* thread -> a chunk of eight results of one row: out = act(out + bias), bias NULL where it was added. */
+template <typename T>
+static __global__ void finish_chunk_per_thread(T *out, const float *bias, int64_t rows, int64_t n_out, ops_act act) {
+    int64_t chunks = n_out / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t r = at / chunks, o = at % chunks * CHUNK;
+    if (r >= rows) return;
+    float v[CHUNK];
+    load_chunk(v, out + r * n_out + o, CHUNK, true);
+    for (int i = 0; i < CHUNK; i++) v[i] = activation(bias ? v[i] + bias[o + i] : v[i], act);
+    store_chunk(out + r * n_out + o, v, CHUNK, true);
+}
+
+static status finish(cuda_state *s, const linear_job *j, const float *bias, ops_act act) {
+    if (!bias && act == OPS_ACT_NONE) return STATUS_OK;
+    int64_t n_chunks = j->rows * (j->m->head.n_out / CHUNK);
+    WITH_DTYPE(j->dtype, T, {
+        LAUNCH((finish_chunk_per_thread<T>), (unsigned)ceil_div(n_chunks, THREADS), THREADS, 0, s->stream,
+               static_cast<T *>(j->out), bias, j->rows, j->m->head.n_out, act);
+    });
+    return cuda_launched("finish_chunk_per_thread");
+}
+
+/* ---- running ------------------------------------------------------------------------------- */
+
+/* n_out outputs from `first`, whose weights are w. */
+static status multiply(cuda_state *s, const linear_job *j, const void *w, int64_t first, int64_t n_out, const void *bias,
+                       int gelu) {
+    const cuda_matrix *m = j->m;
+    const float one = 1.0f, zero = 0.0f;
+    unsigned char *out = static_cast<unsigned char *>(j->out) + (size_t)first * dtype_bytes(j->dtype);
+    if (bias) bias = static_cast<const unsigned char *>(bias) + (size_t)first * dtype_bytes(j->dtype);
+    description d = {};
+    status st = description_open(&d, j->dtype, m->head.n_in, n_out, m->row_elements, m->head.n_out, j->rows, bias, gelu);
+    if (st == STATUS_OK)
+        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, j->x, d.x, &zero, out, d.out, out, d.out,
+                                        &m->many[gelu], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
+    description_close(&d);
+    return st;
+}
+
+status cuda_many_run(cuda_state *s, const linear_job *j) {
+    const cuda_matrix *m = j->m;
+    const void *bias = j->dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias;
+    int gelu = j->act == OPS_ACT_GELU_TANH && m->has_many[1]; /* of f32 rows never: own_bias is for halves */
+    ops_act act = gelu ? OPS_ACT_NONE : j->act;
+    if (!dtype_is_quantized(m->head.dtype)) {
+        TRY(multiply(s, j, m->weights, 0, m->head.n_out, bias, gelu));
+        return finish(s, j, bias ? NULL : m->bias, act);
+    }
+    void *panel;
+    TRY(cuda_scratch(s, &panel, (size_t)(PANEL_OUTPUTS * m->row_elements) * sizeof(__nv_bfloat16)));
+    for (int64_t first = 0; first < m->head.n_out; first += PANEL_OUTPUTS) {
+        int64_t n = m->head.n_out - first < PANEL_OUTPUTS ? m->head.n_out - first : PANEL_OUTPUTS;
+        LAUNCH(dequantize_chunk_per_thread, (unsigned)ceil_div(n * m->row_elements / CHUNK, THREADS), THREADS, 0,
+               s->stream, static_cast<__nv_bfloat16 *>(panel), weights_of(m), first, n);
+        TRY(cuda_launched("dequantize_chunk_per_thread"));
+        TRY(multiply(s, j, panel, first, n, bias, gelu));
+    }
+    return finish(s, j, bias ? NULL : m->bias, act);
+}

@@ -1,0 +1,52 @@
+# Whether the CUDA backend of ops/ is built: MIPHA_HAS_CUDA, and in MIPHA_CUDA_TEXT the line of the summary.
+#
+# It needs nvcc (12 or later) and cuBLASLt: header and library from the toolkit, or from the folder that the Python
+# package nvidia-cublas has them in (site-packages/nvidia/cu13 or nvidia/cublas), named by MIPHA_CUBLAS_DIR.
+set(MIPHA_CUDA AUTO CACHE STRING "CUDA backend: AUTO (if everything it needs is there), ON or OFF")
+set(MIPHA_CUDA_ARCHITECTURES "80;89;90" CACHE STRING "GPU architectures to build for")
+set(MIPHA_CUBLAS_DIR "" CACHE PATH "A folder with include/cublasLt.h and lib/libcublasLt.so, where the toolkit lacks them")
+set_property(CACHE MIPHA_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+set(MIPHA_HAS_CUDA OFF)
+set(missing)
+if(NOT MIPHA_CUDA)
+    set(MIPHA_CUDA_TEXT "off (MIPHA_CUDA)")
+    return()
+endif()
+
+find_program(MIPHA_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_PATH /usr/local/cuda/bin PATH_SUFFIXES bin)
+if(NOT CMAKE_CUDA_COMPILER AND MIPHA_NVCC)
+    set(CMAKE_CUDA_COMPILER ${MIPHA_NVCC})
+endif()
+if(MIPHA_NVCC OR CMAKE_CUDA_COMPILER)
+    get_filename_component(toolkit "${CMAKE_CUDA_COMPILER}" REALPATH)
+    get_filename_component(toolkit "${toolkit}" DIRECTORY)
+    get_filename_component(toolkit "${toolkit}" DIRECTORY)
+    find_path(MIPHA_CUBLASLT_INCLUDE cublasLt.h HINTS ${MIPHA_CUBLAS_DIR} ${toolkit} PATH_SUFFIXES include)
+    find_library(MIPHA_CUBLASLT_LIBRARY NAMES cublasLt libcublasLt.so.13 libcublasLt.so.12
+        HINTS ${MIPHA_CUBLAS_DIR} ${toolkit} PATH_SUFFIXES lib lib64 targets/x86_64-linux/lib)
+    if(NOT MIPHA_CUBLASLT_INCLUDE OR NOT MIPHA_CUBLASLT_LIBRARY)
+        list(APPEND missing "cublasLt (header and library: MIPHA_CUBLAS_DIR)")
+    endif()
+else()
+    list(APPEND missing "nvcc")
+endif()
+
+if(missing)
+    list(JOIN missing ", " missing)
+    set(MIPHA_CUDA_TEXT "not built: ${missing} not found; devices are \"cpu\" only")
+    if(NOT MIPHA_CUDA STREQUAL "AUTO")
+        message(FATAL_ERROR "MIPHA_CUDA is ${MIPHA_CUDA}, but not found: ${missing}")
+    endif()
+    return()
+endif()
+
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_ARCHITECTURES ${MIPHA_CUDA_ARCHITECTURES})
+enable_language(CUDA)
+set(CMAKE_CUDA_FLAGS_RELEASE "-O2 -g")
+add_library(mipha_cublaslt INTERFACE)
+target_include_directories(mipha_cublaslt SYSTEM INTERFACE ${MIPHA_CUBLASLT_INCLUDE})
+target_link_libraries(mipha_cublaslt INTERFACE ${MIPHA_CUBLASLT_LIBRARY})
+set(MIPHA_HAS_CUDA ON)
+set(MIPHA_CUDA_TEXT "nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${MIPHA_CUDA_ARCHITECTURES}, ${MIPHA_CUBLASLT_LIBRARY}")
