@@ -157,7 +157,7 @@ static void generate_with_the_template_written_out_gives_the_answer_of_annotate(
 static void generate_refuses_an_image_mark_without_image_and_a_bad_image(void **state) {
     const world *w = *state;
     gives(WORDS("generate", "--raw-prompt", "<image> What?"), 1, "",
-          "bad_prompt: raw prompt holds <image> but there is no image");
+          "bad_prompt: raw prompt holds <image> 1 time, there are 0 images");
     gives(WORDS("generate", "--image", w->text_file, "--raw-prompt", "<image>"), 1, "", "image_undecodable: ");
     ended_run r = ended_run_of(WORDS("generate", "--image", w->text_file, "--raw-prompt", "<image>", "--json"),
                                WAIT_MS);
