@@ -174,7 +174,7 @@ static void send_work(broker *b, const action *a) {
     message m = about_item(is_vision ? MESSAGE_ENCODE : MESSAGE_GENERATE, a);
     if (a->work.has_image) {
         m.has_image = true;
-        m.flags = MESSAGE_FLAG_IMAGE | (a->work.image.flags & MESSAGE_FLAG_EXIF);
+        m.flags = MESSAGE_FLAG_IMAGE | (a->work.image.flags & MESSAGE_FLAGS_OF_IMAGE);
         memcpy(m.image_sha256, a->work.image.digest, sizeof m.image_sha256);
     }
     if (is_vision) {
@@ -268,7 +268,7 @@ static void take_submit(broker *b, uint64_t peer, wire_message *in) {
             return;
         }
         memcpy(ev.submit.image.digest, digest, sizeof digest);
-        ev.submit.image.flags = (unsigned char)(m->flags & MESSAGE_FLAG_EXIF);
+        ev.submit.image.flags = (unsigned char)(m->flags & MESSAGE_FLAGS_OF_IMAGE);
         ev.submit.image_bytes = (uint32_t)wire_payload_bytes(in->payload);
         ev.submit.image_payload = payload_add_frames(&b->payloads, &in->payload);
     }

@@ -29,8 +29,8 @@ static const option_row rows[] = {
      "a question for every image; may be repeated (without any: \"" DEFAULT_PROMPT "\")"},
     {"prompts", 0, OPTION_STRING, "FILE", NULL, 0, 0, "questions from a file, one a line"},
     {"input", 'i', OPTION_STRING, "ITEMS.jsonl", NULL, 0, 0,
-     "items, one JSON object a line: id, image (path or data: URL; none: text alone), prompt or prompts, turns "
-     "before them, adapter; - is standard input"},
+     "items, one JSON object a line: id, image (path or data: URL; none: text alone) or a list of images, prompt or "
+     "prompts, turns before them, adapter; - is standard input"},
     {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output"},
     {"resume", 0, OPTION_FLAG, NULL, NULL, 0, 0, "finish an interrupted run: keep what OUT.jsonl has"},
     {"overwrite", 0, OPTION_FLAG, NULL, NULL, 0, 0, "replace an OUT.jsonl that has results in it"},
@@ -115,6 +115,8 @@ typedef struct ticket {
     struct ticket *next, **link; /* in run.tickets */
     size_t idx;
     char *image;
+    char *images[MESSAGE_IMAGES_MAX];
+    size_t n_images;
     char **prompts; /* NULL: the plan's defaults */
     const char *const *shared_prompts;
     size_t n_prompts;
@@ -124,6 +126,7 @@ static void ticket_close(ticket *t) {
     *t->link = t->next;
     if (t->next) t->next->link = t->link;
     for (size_t i = 0; t->prompts && i < t->n_prompts; i++) free(t->prompts[i]);
+    for (size_t i = 0; i < t->n_images; i++) free(t->images[i]);
     free(t->prompts);
     free(t->image);
     free(t);
@@ -140,6 +143,8 @@ static ticket *ticket_open(run *r, size_t idx, const plan_item *item, const prom
     t->n_prompts = item->n_prompts;
     t->image = item->image ? strdup(item->image) : NULL;
     bool ok = t->image || !item->image;
+    t->n_images = item->n_images;
+    for (size_t i = 0; i < t->n_images; i++) ok = (t->images[i] = strdup(item->images[i])) && ok;
     if (item->prompts == defaults->texts) {
         t->shared_prompts = item->prompts;
     } else if (ok && (t->prompts = calloc(item->n_prompts, sizeof *t->prompts))) {
@@ -159,7 +164,8 @@ static status take_result(run *r, const client_event *event, err *e) {
     status st = STATUS_OK;
     /* What was cancelled by the person who stopped the run is left for --resume. */
     if (!(r->is_stopping && event->code == STATUS_CANCELLED)) {
-        result_subject subject = {plan_id(r->p, t->idx), t->image, t->shared_prompts, t->n_prompts, r->exif};
+        result_subject subject = {plan_id(r->p, t->idx), t->image, t->shared_prompts, t->n_prompts, r->exif,
+                                  (const char *const *)t->images, t->n_images};
         st = check_model(r, event, e);
         if (st == STATUS_OK) st = write_item(r, &subject, event, e);
     }
@@ -172,7 +178,8 @@ static status take_result(run *r, const client_event *event, err *e) {
 /* ---- items in -------------------------------------------------------------------------------- */
 
 static status write_failed_item(run *r, const plan_item *item, status code, const char *why, err *e) {
-    result_subject subject = {item->id, item->image, item->prompts, item->n_prompts, r->exif};
+    result_subject subject = {item->id, item->image, item->prompts, item->n_prompts, r->exif, item->images,
+                              item->n_images};
     client_event event = result_event_failed(code, why);
     return write_item(r, &subject, &event, e);
 }
@@ -186,7 +193,8 @@ static status submit_loaded(run *r, const prompt_list *defaults, err *e) {
     request asked = {.questions = questions, .n_questions = loaded->n_prompts, .sampling = r->sampling,
                      .template_name = r->template_name,
                      .adapter = loaded->adapter ? loaded->adapter : r->adapter};
-    client_item item = {.image = loaded->data, .request = &asked, .flags = r->exif ? MESSAGE_FLAG_EXIF : 0};
+    client_item item = {.image = loaded->data, .images = loaded->all_data, .n_images = loaded->n_images,
+                        .request = &asked, .flags = r->exif ? MESSAGE_FLAG_EXIF : 0};
     client_item_id(&item.id, r->digest, loaded->id);
     ticket *t = ticket_open(r, r->next - 1, loaded, defaults);
     if (!t) return fail(e, STATUS_NO_MEMORY, "item \"%.200s\": out of memory", loaded->id);
@@ -218,7 +226,7 @@ static status fill_window(run *r, const prompt_list *defaults, bool *has_more, e
         status st;
         if (r->loaded.code != STATUS_OK)
             st = write_failed_item(r, &r->loaded, r->loaded.code, r->loaded.why, e);
-        else if (!client_has_room(r->c, r->loaded.data.len_bytes))
+        else if (!client_has_room(r->c, r->loaded.n_bytes))
             return STATUS_OK;
         else
             st = submit_loaded(r, defaults, e);

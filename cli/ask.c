@@ -1,4 +1,4 @@
-/* `mipha ask`: one image, questions typed in, each answered on its own as its tokens come.
+/* `mipha ask`: one image or some, questions typed in, each answered on its own as its tokens come.
  *
  * The client has to be polled while the person thinks, or the broker would take us for gone, so standard
  * input is watched by the same poll that waits for answers. */
@@ -19,25 +19,26 @@ static const option_row rows[] = {
     TEMPLATE_ROW,
     USE_ADAPTER_ROW,
     SAMPLING_ROWS,
-    {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0, "turn the photo upright as its EXIF orientation says"},
+    {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0, "turn photos upright as their EXIF orientation says"},
     SERVICE_ROWS,
     {0}};
 
 const option_table ask_table = {
     .program = "mipha ask",
-    .positional = "IMAGE",
-    .purpose = "ask questions about one image; answers appear as they are made",
+    .positional = "IMAGE...",
+    .purpose = "ask questions about an image, or about several together; answers appear as they are made",
     .example = "  mipha ask photo.jpg\n"
                "  mipha ask photo.jpg -p \"What does the sign say?\"\n"
+               "  mipha ask before.jpg after.jpg -p \"What has changed?\"\n"
                "  echo \"How many dogs are there?\" | mipha ask photo.jpg\n",
     .rows = rows,
     .positional_min = 1,
-    .positional_max = 1};
+    .positional_max = MESSAGE_IMAGES_MAX};
 
 typedef struct {
     client *c;
-    buf image;
-    unsigned char image_sha256[HASH_SHA256_BYTES];
+    several_images images;
+    unsigned char image_sha256[HASH_SHA256_BYTES]; /* of the only one */
     request_sampling sampling;
     const char *template_name; /* NULL: the checkpoint's own */
     const char *adapter;       /* NULL: none */
@@ -113,7 +114,7 @@ static status ask(dialogue *d, const char *prompt, err *e) {
     request_question question = {.prompt = prompt};
     request r = {.questions = &question, .n_questions = 1, .sampling = d->sampling,
                  .template_name = d->template_name, .adapter = d->adapter};
-    client_item item = {.image = {d->image.data, d->image.len_bytes}, .image_sha256 = d->image_sha256,
+    client_item item = {.images = d->images.data, .n_images = d->images.n, .image_sha256 = d->image_sha256,
                         .request = &r, .flags = d->flags};
     client_random_id(&item.id);
     err why;
@@ -215,13 +216,13 @@ status ask_run(const options *o, int *exit_code, err *e) {
     status st = sampling_from_options(&d.sampling, o, e);
     if (st == STATUS_OK) st = template_from_options(&d.template_name, o, e);
     if (st == STATUS_OK) st = adapter_from_options(&d.adapter, o, e);
-    if (st == STATUS_OK) st = one_image_read(&d.image, o->positional[0], e);
+    if (st == STATUS_OK) st = several_images_read(&d.images, (const char *const *)o->positional, (size_t)o->n_positional, e);
     if (st != STATUS_OK) return st;
-    hash_sha256(d.image_sha256, d.image.data, d.image.len_bytes);
+    hash_sha256(d.image_sha256, d.images.data[0].data, d.images.data[0].len_bytes);
     buf_init(&d.typed, 4 * MESSAGE_PROMPT_BYTES_MAX);
     st = run_dialogue(&d, o, exit_code, e);
     buf_deinit(&d.typed);
-    buf_deinit(&d.image);
+    several_images_deinit(&d.images);
     if (st == STATUS_OK) *exit_code = d.has_failed ? EXIT_SOME_FAILED : EXIT_ALL_ANSWERED;
     return st;
 }

@@ -9,11 +9,12 @@
 #include "cli/terminal_text.h"
 
 static const option_row rows[] = {
-    {"image", 0, OPTION_STRING, "FILE", NULL, 0, 0, "the image; <image> in the prompt says where it goes"},
+    {"image", 0, OPTION_LIST, "FILE", NULL, 0, 0,
+     "the image; <image> in the prompt says where it goes. May be repeated: one <image> for each, in order"},
     {"raw-prompt", 'r', OPTION_STRING, "TEXT", NULL, 0, 0, "the whole prompt; nothing is added to it"},
     USE_ADAPTER_ROW,
     SAMPLING_ROWS,
-    {"exif", 0, OPTION_FLAG, NULL, NULL, 0, 0, "turn the photo upright as its EXIF orientation says"},
+    {"exif", 0, OPTION_FLAG, NULL, NULL, 0, 0, "turn photos upright as their EXIF orientation says"},
     {"json", 0, OPTION_FLAG, NULL, NULL, 0, 0, "print the result line instead of the text"},
     SERVICE_ROWS,
     {0}};
@@ -22,6 +23,7 @@ const option_table generate_table = {
     .program = "mipha generate",
     .purpose = "continue a raw prompt, with or without an image",
     .example = "  mipha generate --image photo.jpg --raw-prompt $'USER: <image>\\nWhat is this? ASSISTANT:'\n"
+               "  mipha generate --image a.jpg --image b.jpg --raw-prompt 'USER: <image> or <image>? ASSISTANT:'\n"
                "  mipha generate --raw-prompt \"Once upon a time\" -n 40 --json\n",
     .rows = rows};
 
@@ -31,8 +33,10 @@ static status print_event(const options *o, const char *prompt, const client_eve
     if (options_flag(o, "json")) {
         buf lines;
         buf_init(&lines, RESULT_LINES_BYTES_MAX);
-        const char *image = options_string(o, "image");
-        result_subject subject = {image ? image : "generate", image, &prompt, 1, options_flag(o, "exif")};
+        const char *const *images;
+        size_t n = options_list(o, "image", &images);
+        result_subject subject = {n ? images[0] : "generate", n == 1 ? images[0] : NULL, &prompt, 1,
+                                  options_flag(o, "exif"), images, n > 1 ? n : 0};
         status st = result_lines_append(&lines, &subject, event, e);
         if (st == STATUS_OK) (void)fwrite(lines.data, 1, lines.len_bytes, stdout);
         buf_deinit(&lines);
@@ -47,9 +51,9 @@ static status print_event(const options *o, const char *prompt, const client_eve
     return fail(e, a->code, "%s: %.400s", status_code((int)a->code), a->message);
 }
 
-static status generate(client *c, const options *o, const request *r, const buf *image, int *exit_code,
+static status generate(client *c, const options *o, const request *r, const several_images *images, int *exit_code,
                        err *e) {
-    client_item item = {.image = {image->data, image->len_bytes}, .request = r,
+    client_item item = {.images = images->data, .n_images = images->n, .request = r,
                         .flags = options_flag(o, "exif") ? MESSAGE_FLAG_EXIF : 0};
     client_random_id(&item.id);
     status st = client_submit(c, &item, e);
@@ -73,9 +77,10 @@ status generate_run(const options *o, int *exit_code, err *e) {
     status st = sampling_from_options(&r.sampling, o, e);
     if (st == STATUS_OK) st = adapter_from_options(&r.adapter, o, e);
     if (st != STATUS_OK) return st;
-    buf image = {0};
-    const char *path = options_string(o, "image");
-    if (path) st = one_image_read(&image, path, e);
+    several_images images;
+    const char *const *paths;
+    size_t n = options_list(o, "image", &paths);
+    st = several_images_read(&images, paths, n, e);
     if (st != STATUS_OK) return st;
     service s;
     client_settings settings = {.name = "generate", .window_items = 1};
@@ -83,9 +88,9 @@ status generate_run(const options *o, int *exit_code, err *e) {
     if (st != STATUS_OK) {
         *exit_code = service_exit_code(st);
     } else {
-        st = generate(s.client, o, &r, &image, exit_code, e);
+        st = generate(s.client, o, &r, &images, exit_code, e);
         service_close(&s);
     }
-    buf_deinit(&image);
+    several_images_deinit(&images);
     return st;
 }

@@ -200,6 +200,45 @@ static char *below(const char *dir, const char *path) {
     return whole;
 }
 
+static bool is_data_url(const char *image) { return strncmp(image, "data:", 5) == 0; }
+
+static const char *shown_as(const char *image) { return is_data_url(image) ? "data:" : image; }
+
+static status load_image(plan *p, const char *image, plan_item *item, err *e) {
+    size_t n_before = p->data.len_bytes;
+    status st;
+    if (is_data_url(image)) {
+        st = read_data_url(p, image, item, e);
+    } else {
+        char *path = below(p->manifest_dir, image);
+        if (!path) return fail(e, STATUS_NO_MEMORY, "image: out of memory");
+        st = read_image(p, path, item, e);
+        free(path);
+    }
+    if (st == STATUS_OK && item->code == STATUS_OK && p->data.len_bytes == n_before)
+        item_fails(item, STATUS_IMAGE_UNDECODABLE, "data URL: no bytes");
+    return st;
+}
+
+/* One after another into the same buffer, which may move while it grows. All of them are named to people even when
+ * one cannot be read. */
+static status load_images(plan *p, const plan_line *line, plan_item *item, err *e) {
+    size_t ends[MESSAGE_IMAGES_MAX];
+    for (size_t i = 0; i < line->n_images; i++) item->images[i] = shown_as(line->images[i]);
+    for (size_t i = 0; i < line->n_images && item->code == STATUS_OK; i++) {
+        status st = load_image(p, line->images[i], item, e);
+        if (st != STATUS_OK) return st;
+        ends[i] = p->data.len_bytes;
+        if (item->code == STATUS_OK) continue;
+        err why;
+        IGNORE(fail(&why, item->code, "image %zu of %zu: %.400s", i + 1, line->n_images, item->why), "it is said below");
+        item_fails(item, why.code, why.text);
+    }
+    for (size_t i = 0, at = 0; i < line->n_images && item->code == STATUS_OK; at = ends[i++])
+        item->all_data[i] = (bytes){p->data.data + at, ends[i] - at};
+    return STATUS_OK;
+}
+
 static status load_line(plan *p, const plan_entry *entry, plan_item *item, err *e) {
     plan_line line;
     json_decref(p->object);
@@ -223,17 +262,10 @@ static status load_line(plan *p, const plan_entry *entry, plan_item *item, err *
     item->turns = p->line_turns;
     item->n_turns = line.n_turns;
     item->adapter = line.adapter;
-    if (!line.image) return STATUS_OK;
-    if (strncmp(line.image, "data:", 5) == 0) {
-        item->image = "data:";
-        return read_data_url(p, line.image, item, e);
-    }
-    item->image = line.image;
-    char *path = below(p->manifest_dir, line.image);
-    if (!path) return fail(e, STATUS_NO_MEMORY, "image: out of memory");
-    st = read_image(p, path, item, e);
-    free(path);
-    return st;
+    item->n_images = line.n_images;
+    if (!line.image) return load_images(p, &line, item, e);
+    item->image = shown_as(line.image);
+    return load_image(p, line.image, item, e);
 }
 
 status plan_load(plan *p, size_t idx, plan_item *item, err *e) {
@@ -247,9 +279,8 @@ status plan_load(plan *p, size_t idx, plan_item *item, err *e) {
     } else {
         st = load_line(p, entry, item, e);
     }
-    if (st != STATUS_OK) return st;
-    if (item->code == STATUS_OK && item->image && p->data.len_bytes == 0)
-        item_fails(item, STATUS_IMAGE_UNDECODABLE, "data URL: no bytes");
-    if (item->code == STATUS_OK) item->data = (bytes){p->data.data, p->data.len_bytes};
+    if (st != STATUS_OK || item->code != STATUS_OK) return st;
+    if (item->image) item->data = (bytes){p->data.data, p->data.len_bytes};
+    item->n_bytes = p->data.len_bytes;
     return STATUS_OK;
 }

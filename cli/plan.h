@@ -20,7 +20,7 @@
 #include "base/hash.h"
 #include "proto/request.h"
 
-#define PLAN_LINE_BYTES_MAX (100u << 20) /* an image of MESSAGE_IMAGE_BYTES_MAX in base64, and the rest */
+#define PLAN_LINE_BYTES_MAX (100u << 20) /* images of MESSAGE_IMAGE_BYTES_MAX in base64, and the rest */
 #define PLAN_ID_BYTES_MAX   4096
 #define PLAN_ITEMS_MAX      50000000u
 
@@ -38,13 +38,17 @@ typedef struct {
 /* One item, loaded. Views live until the next plan_load or plan_close. */
 typedef struct {
     const char *id;        /* valid UTF-8, unique in the plan */
-    const char *image;     /* for people and the result line: the path, or "data:"; NULL: none */
+    const char *image;     /* for people and the result line: the path, or "data:"; NULL: none, or several */
+    const char *images[MESSAGE_IMAGES_MAX]; /* of an item with several: n_images of them, likewise */
+    size_t n_images;       /* 0, or 2 .. MESSAGE_IMAGES_MAX */
     const char *const *prompts;
     size_t n_prompts;
     const request_turn *turns; /* what was said about the image before, n_turns of them */
     size_t n_turns;
     const char *adapter;   /* served under this name; NULL: the item names none */
     bytes data;            /* the image file's bytes; empty when code is not OK */
+    bytes all_data[MESSAGE_IMAGES_MAX]; /* those of images */
+    size_t n_bytes;        /* of one or all */
     status code;           /* OK, IMAGE_UNREADABLE, IMAGE_TOO_LARGE: this item's failure */
     char why[ERR_TEXT_BYTES];
 } plan_item;

@@ -52,7 +52,9 @@ MUST_USE status plan_add_manifest(plan *p, const char *name, FILE *complaints, e
 
 /* What a line says; views of object. The parts of a broken line are named in e (BAD_FORMAT). */
 typedef struct {
-    const char *id, *image; /* image NULL: none */
+    const char *id, *image; /* image NULL: none, or several */
+    const char *images[MESSAGE_IMAGES_MAX];
+    size_t n_images; /* 0, or 2 .. MESSAGE_IMAGES_MAX */
     const char *prompts[MESSAGE_QUESTIONS_MAX];
     size_t n_prompts; /* 0: none of its own */
     request_turn turns[MESSAGE_TURNS_MAX];

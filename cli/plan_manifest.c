@@ -1,5 +1,6 @@
-/* The manifest: one JSON object a line, `id`, `image` (none: text alone), `prompt` or `prompts`, `turns`: what was asked
- * about the image and answered before, and `adapter`: the name of a served one. Other keys are left to whoever wrote them.
+/* The manifest: one JSON object a line, `id`, `image` or `images` (none: text alone), `prompt` or `prompts`, `turns`: what
+ * was asked about the image and answered before, and `adapter`: the name of a served one. Other keys are left to whoever
+ * wrote them.
  *
  * A broken line is reported by its number and left out; it costs no other line its answer. The file is
  * read once here to check it, and each line again when its item is due, at the offset noted now. Standard
@@ -70,6 +71,33 @@ static status take_text(const char **out, const json_t *object, const char *key,
     return STATUS_OK;
 }
 
+static status take_image(const char **out, const json_t *value, err *e) {
+    if (!json_is_string(value)) return fail(e, STATUS_BAD_FORMAT, "an image of \"images\" is not text");
+    size_t n = json_string_length(value);
+    if (n < 1 || n > PLAN_LINE_BYTES_MAX)
+        return fail(e, STATUS_BAD_FORMAT, "an image of \"images\" has %zu bytes, allowed are 1 to %u", n, PLAN_LINE_BYTES_MAX);
+    *out = json_string_value(value);
+    return STATUS_OK;
+}
+
+/* A list of one image is that image. */
+static status take_images(plan_line *line, const json_t *object, err *e) {
+    const json_t *many = json_object_get(object, "images");
+    if (json_object_get(object, "image")) {
+        if (many) return fail(e, STATUS_BAD_FORMAT, "both image and images");
+        return take_text(&line->image, object, "image", PLAN_LINE_BYTES_MAX, e);
+    }
+    if (!many) return STATUS_OK;
+    size_t n = json_array_size(many);
+    if (n < 1 || n > MESSAGE_IMAGES_MAX)
+        return fail(e, STATUS_BAD_FORMAT, "images is not a list of 1 to %d texts", MESSAGE_IMAGES_MAX);
+    if (n == 1) return take_image(&line->image, json_array_get(many, 0), e);
+    status st = STATUS_OK;
+    for (size_t i = 0; i < n && st == STATUS_OK; i++) st = take_image(&line->images[i], json_array_get(many, i), e);
+    line->n_images = n;
+    return st;
+}
+
 status plan_line_parse(json_t **object, plan_line *line, const char *text, size_t n_bytes, err *e) {
     json_error_t where;
     *line = (plan_line){0};
@@ -80,8 +108,7 @@ status plan_line_parse(json_t **object, plan_line *line, const char *text, size_
     else if (!json_is_object(*object))
         st = fail(e, STATUS_BAD_FORMAT, "not a JSON object");
     if (st == STATUS_OK) st = take_text(&line->id, *object, "id", PLAN_ID_BYTES_MAX, e);
-    if (st == STATUS_OK && json_object_get(*object, "image"))
-        st = take_text(&line->image, *object, "image", PLAN_LINE_BYTES_MAX, e);
+    if (st == STATUS_OK) st = take_images(line, *object, e);
     if (st == STATUS_OK && json_object_get(*object, "adapter"))
         st = take_text(&line->adapter, *object, "adapter", MESSAGE_NAME_BYTES_MAX, e);
     if (st == STATUS_OK) st = take_prompts(line, *object, e);
@@ -147,9 +174,11 @@ static status add_line(plan *p, const line_reader *r, size_t line_no, err *why, 
                         .line_no = line_no, .n_prompts = (uint32_t)line.n_prompts};
     plan_hash_text(p, line.id);
     plan_hash_text(p, line.image ? line.image : "");
-    char counts[64]; /* so that a prompt cannot pass for the next line's id */
-    (void)snprintf(counts, sizeof counts, "%zu %zu %d", line.n_prompts, line.n_turns, line.adapter != NULL);
+    char counts[96]; /* so that a prompt cannot pass for the next line's id */
+    int n = snprintf(counts, sizeof counts, "%zu %zu %d", line.n_prompts, line.n_turns, line.adapter != NULL);
+    if (line.n_images) (void)snprintf(counts + n, sizeof counts - (size_t)n, " %zu", line.n_images);
     plan_hash_text(p, counts);
+    for (size_t i = 0; i < line.n_images; i++) plan_hash_text(p, line.images[i]);
     for (size_t i = 0; i < line.n_prompts; i++) plan_hash_text(p, line.prompts[i]);
     for (size_t i = 0; i < line.n_turns; i++) {
         plan_hash_text(p, line.turns[i].question);

@@ -41,6 +41,12 @@ static json_t *ids_of(const int32_t *ids, size_t n) {
     return list;
 }
 
+static json_t *texts_of(const char *const *texts, size_t n) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++) (void)json_array_append_new(list, text_or_empty(texts[i]));
+    return list;
+}
+
 static json_t *logprobs_of(const answer *a) {
     json_t *list = json_array();
     for (size_t i = 0; i < a->n_tokens; i++) {
@@ -83,9 +89,10 @@ static json_t *line_of(const result_subject *subject, const client_event *event,
     const answer *a = is_answered ? &event->outcome.answers[idx] : &failed;
     const vision_report *v = &event->vision;
 
-    json_t *line = json_pack("{s:s, s:o, s:o, s:I, s:o, s:o, s:o, s:s, s:o, s:b}",
+    json_t *line = json_pack("{s:s, s:o, s:o*, s:o, s:I, s:o, s:o, s:o, s:s, s:o, s:b}",
                              "id", subject->id,
                              "image", subject->image ? text_or_empty(subject->image) : json_null(),
+                             "images", subject->n_images ? texts_of(subject->images, subject->n_images) : NULL,
                              "image_sha256", sha256_of(event),
                              "prompt_index", (json_int_t)idx,
                              "prompt", text_or_empty(subject->prompts[idx]),

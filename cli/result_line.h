@@ -17,10 +17,12 @@
 /* What was asked, for the lines; the event says what came back. */
 typedef struct {
     const char *id;    /* valid UTF-8 */
-    const char *image; /* shown as it is; NULL: no image */
+    const char *image; /* shown as it is; NULL: none, or several */
     const char *const *prompts;
     size_t n_prompts;
     bool exif;
+    const char *const *images; /* n_images of them when they are several */
+    size_t n_images;           /* 0, or 2 and more */
 } result_subject;
 
 /* event: a CLIENT_RESULT. Appends n_prompts lines, each ended by a newline. Errors: NO_MEMORY, TOO_LARGE. */

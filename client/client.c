@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "client/outstanding.h"
+#include "proto/bundle.h"
 #include "proto/socket.h"
 
 #define OPEN_TIMEOUT_MS    10000
@@ -520,6 +521,34 @@ bool client_has_room(const client *c, size_t image_bytes) {
     return c->n_unanswered < n_max && c->unanswered_bytes + image_bytes <= c->window_bytes;
 }
 
+/* One image may be given in either way. */
+static size_t n_images_of(const client_item *item) { return item->n_images ? item->n_images : item->image.len_bytes > 0; }
+
+static const bytes *images_of(const client_item *item) { return item->n_images ? item->images : &item->image; }
+
+static size_t image_bytes_of(const client_item *item) {
+    size_t n_bytes = 0;
+    for (size_t i = 0; i < n_images_of(item); i++) n_bytes += images_of(item)[i].len_bytes;
+    return n_bytes;
+}
+
+static status check_images(const client_item *item, err *e) {
+    size_t n = n_images_of(item), n_bytes = 0;
+    if (n > MESSAGE_IMAGES_MAX)
+        return fail(e, STATUS_BAD_ARGUMENT, "item of %zu images, limit %d", n, MESSAGE_IMAGES_MAX);
+    for (size_t i = 0; i < n; i++) {
+        size_t len_bytes = images_of(item)[i].len_bytes;
+        if (len_bytes == 0) return fail(e, STATUS_BAD_ARGUMENT, "image %zu of %zu is empty", i + 1, n);
+        if (len_bytes > MESSAGE_IMAGE_BYTES_MAX)
+            return fail(e, STATUS_TOO_LARGE, "image of %zu bytes, limit %u", len_bytes, MESSAGE_IMAGE_BYTES_MAX);
+        n_bytes += len_bytes;
+    }
+    if (n > 1 && n_bytes > MESSAGE_IMAGE_BYTES_MAX - BUNDLE_HEADER_BYTES_MAX)
+        return fail(e, STATUS_TOO_LARGE, "%zu images of %zu bytes together, limit %u", n, n_bytes,
+                    MESSAGE_IMAGE_BYTES_MAX - BUNDLE_HEADER_BYTES_MAX);
+    return STATUS_OK;
+}
+
 static status check_item(const client *c, const client_item *item, err *e) {
     const request *r = item->request;
     if (r->n_questions < 1 || r->n_questions > MESSAGE_QUESTIONS_MAX)
@@ -529,9 +558,8 @@ static status check_item(const client *c, const client_item *item, err *e) {
         if (strlen(r->questions[q].prompt) > MESSAGE_PROMPT_BYTES_MAX)
             return fail(e, STATUS_PROMPT_TOO_LONG, "question %zu has %zu bytes, limit %d", q,
                         strlen(r->questions[q].prompt), MESSAGE_PROMPT_BYTES_MAX);
-    if (item->image.len_bytes > MESSAGE_IMAGE_BYTES_MAX)
-        return fail(e, STATUS_TOO_LARGE, "image of %zu bytes, limit %u", item->image.len_bytes,
-                    MESSAGE_IMAGE_BYTES_MAX);
+    status st = check_images(item, e);
+    if (st != STATUS_OK) return st;
     if (outstanding_find(c->items, &item->id)) {
         char id[ITEM_ID_TEXT_BYTES];
         return fail(e, STATUS_BAD_ARGUMENT, "item %s is outstanding already",
@@ -540,37 +568,63 @@ static status check_item(const client *c, const client_item *item, err *e) {
     return STATUS_OK;
 }
 
-static uint32_t cost_of(const request *r, bool has_image) {
-    uint64_t cost = has_image ? IMAGE_COST : 0;
+static uint32_t cost_of(const request *r, size_t n_images) {
+    uint64_t cost = IMAGE_COST * (uint64_t)n_images;
     for (size_t q = 0; q < r->n_questions; q++)
         cost += strlen(r->questions[q].prompt) / 4 + 1 + r->sampling.max_new_tokens;
     return cost > UINT32_MAX ? UINT32_MAX : (uint32_t)cost;
+}
+
+/* Also says in the request which images they are, by their hashes. */
+static status fill_bundle(outstanding_item *i, request *r, unsigned char (*hashes)[HASH_SHA256_BYTES],
+                          const client_item *item, err *e) {
+    unsigned char head[BUNDLE_HEADER_BYTES_MAX];
+    bytes parts[1 + MESSAGE_IMAGES_MAX] = {{head, bundle_header(head, item->images, item->n_images)}};
+    for (size_t k = 0; k < item->n_images; k++) {
+        parts[1 + k] = item->images[k];
+        hash_sha256(hashes[k], item->images[k].data, item->images[k].len_bytes);
+    }
+    r->images = (const unsigned char(*)[HASH_SHA256_BYTES])hashes;
+    r->n_images = item->n_images;
+    i->flags |= MESSAGE_FLAG_BUNDLE;
+    status st = wire_payload_open_parts(&i->image, parts, 1 + item->n_images, e);
+    if (st == STATUS_OK) wire_payload_sha256(i->image, i->image_sha256);
+    return st;
+}
+
+static status fill_image(outstanding_item *i, const client_item *item, err *e) {
+    const bytes *image = images_of(item);
+    if (item->image_sha256)
+        memcpy(i->image_sha256, item->image_sha256, sizeof i->image_sha256);
+    else
+        hash_sha256(i->image_sha256, image->data, image->len_bytes);
+    return wire_payload_open(&i->image, image->data, image->len_bytes, e);
 }
 
 static status fill_item(outstanding_item *i, const client_item *item, err *e) {
     i->tag = item->tag;
     i->state = ITEM_QUEUED;
     i->n_questions = (uint32_t)item->request->n_questions;
-    bool has_image = item->image.len_bytes > 0;
+    size_t n_images = n_images_of(item);
     i->flags = item->flags & (MESSAGE_FLAG_EXIF | MESSAGE_FLAG_STREAM);
-    if (has_image) i->flags |= MESSAGE_FLAG_IMAGE;
-    i->cost = cost_of(item->request, has_image);
+    if (n_images > 0) i->flags |= MESSAGE_FLAG_IMAGE;
+    i->cost = cost_of(item->request, n_images);
     i->priority = item->priority;
+    request asked = *item->request;
+    asked.images = NULL;
+    asked.n_images = 0;
+    unsigned char hashes[MESSAGE_IMAGES_MAX][HASH_SHA256_BYTES];
+    status st = n_images > 1    ? fill_bundle(i, &asked, hashes, item, e)
+                : n_images == 1 ? fill_image(i, item, e)
+                                : STATUS_OK;
+    if (st != STATUS_OK) return st;
+    i->image_bytes = image_bytes_of(item);
     buf_init(&i->body, MESSAGE_ENVELOPE_BYTES_MAX - 64 * 1024);
-    status st = request_encode(item->request, &i->body);
+    st = request_encode(&asked, &i->body);
     if (st != STATUS_OK) return fail(e, st, "request: %s", status_text((int)st));
     if (item->flags & MESSAGE_FLAG_STREAM) {
         i->tokens_seen = calloc(i->n_questions, sizeof *i->tokens_seen);
         if (!i->tokens_seen) return fail(e, STATUS_NO_MEMORY, "item: out of memory");
-    }
-    if (has_image) {
-        i->image_bytes = item->image.len_bytes;
-        st = wire_payload_open(&i->image, item->image.data, item->image.len_bytes, e);
-        if (st != STATUS_OK) return st;
-        if (item->image_sha256)
-            memcpy(i->image_sha256, item->image_sha256, sizeof i->image_sha256);
-        else
-            hash_sha256(i->image_sha256, item->image.data, item->image.len_bytes);
     }
     /* Streaming changes who is told, not what is asked: it is not part of the identity. */
     request_digest(i->digest, i->image_sha256, i->flags & ~(uint32_t)MESSAGE_FLAG_STREAM,
@@ -581,7 +635,7 @@ static status fill_item(outstanding_item *i, const client_item *item, err *e) {
 status client_submit(client *c, const client_item *item, err *e) {
     status st = check_item(c, item, e);
     if (st != STATUS_OK) return st;
-    if (!client_has_room(c, item->image.len_bytes))
+    if (!client_has_room(c, image_bytes_of(item)))
         return fail(e, STATUS_BUSY, "%zu items are unanswered; the window is full",
                     c->n_unanswered);
     outstanding_item *i = outstanding_add(c->items, &item->id);

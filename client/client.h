@@ -36,9 +36,11 @@ typedef struct {
 typedef struct {
     item_id id;             /* chosen by the caller: same id and same content is the same item */
     void *tag;              /* handed back in every event of this item */
-    bytes image;            /* source bytes of an image file, copied; empty: no image */
+    bytes image;            /* source bytes of an image file, copied; empty: none, or those of images */
     const unsigned char *image_sha256; /* of image, when the caller has it already; else NULL */
-    const request *request; /* only read during the call */
+    const bytes *images;    /* instead of image: n_images of them, in the order in which they are shown */
+    size_t n_images;        /* 0 .. MESSAGE_IMAGES_MAX */
+    const request *request; /* only read during the call; its hashes of images are left to the client */
     uint32_t flags;         /* MESSAGE_FLAG_EXIF, MESSAGE_FLAG_STREAM */
     int32_t priority;       /* lower first */
     uint64_t deadline_ms;   /* from now; 0: none */
@@ -67,7 +69,7 @@ typedef struct {
     vision_report vision;  /* zeros when there was no image, or it was not reached; features_cached also
                             * when the encoding of an equal image served this item too */
     bool has_image;
-    unsigned char image_sha256[HASH_SHA256_BYTES];
+    unsigned char image_sha256[HASH_SHA256_BYTES]; /* of the file; of several, of their bundle */
     bool has_fingerprints; /* of the model that answered */
     unsigned char model_fingerprint[HASH_SHA256_BYTES];
     unsigned char tower_fingerprint[HASH_SHA256_BYTES];
@@ -86,10 +88,10 @@ MUST_USE status client_open(client **c, void *zmq_context, const char *endpoint,
 void client_close(client **c);
 
 /* Errors: BUSY (the window is full, or the broker is away and the window is), BAD_ARGUMENT (the id is
- * outstanding already; a limit of proto/message.h), TOO_LARGE (image), NO_MEMORY. */
+ * outstanding already; a limit of proto/message.h), TOO_LARGE (the image, or all of them), NO_MEMORY. */
 MUST_USE status client_submit(client *c, const client_item *item, err *e);
 
-/* True when client_submit of an image of that size would not answer BUSY. */
+/* True when client_submit of an image of that size, or of several together, would not answer BUSY. */
 bool client_has_room(const client *c, size_t image_bytes);
 
 /* The next event. timeout_ms -1: wait for ever, 0: only look. TIMEOUT: none came; INTERRUPTED: a watched

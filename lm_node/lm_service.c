@@ -1,6 +1,6 @@
 /* Jobs become questions of the scheduler; tokens become text; the answers of a job go out together.
  *
- * The features of an image are only fetched when its prefix is not resident: from the cache, or from the
+ * The features of images are only fetched when their prefix is not resident: from the cache, or from the
  * job itself when the cache was away. A miss is told to the broker, which has the image encoded again: it
  * is nobody's fault. */
 #include "lm_node/lm_service.h"
@@ -45,6 +45,8 @@ typedef struct service_job {
     question_state *questions;
     const prompt_template *form;
     int adapter;
+    int n_images;
+    scheduler_image image; /* all of them, when there are any */
     int32_t stop_id; /* ends an answer besides the tokenizer's own end; -1: nothing does */
     size_t n_unfinished;
     int64_t started_us;
@@ -56,7 +58,8 @@ struct lm_service {
     ops_ctx *ctx;
     scheduler *scheduler;
     service_job *jobs;
-    buf features; /* of the job being started */
+    buf blobs;    /* as they were fetched for the job being started */
+    buf features; /* of its images, one after another */
     int32_t *ids; /* of the question being built */
 };
 
@@ -118,11 +121,10 @@ static void finish_job(lm_service *s, service_job *j) {
     for (size_t i = 0; i < j->request.n_questions; i++)
         answers[i] = answer_of(&j->questions[i], j->started_us);
     const model_config *c = model_get_config(s->parts.model);
-    bool has_image = (j->work->wire.in.m.flags & MESSAGE_FLAG_IMAGE) != 0;
     outcome o = {.answers = answers,
                  .n_answers = j->request.n_questions,
                  .model_name = c->name,
-                 .image_tokens = has_image ? (uint32_t)c->tower.n_tokens : 0,
+                 .image_tokens = (uint32_t)j->n_images * (uint32_t)c->tower.n_tokens,
                  .wait_us = (uint64_t)(j->started_us - j->work->received_us)};
     buf body;
     buf_init(&body, MESSAGE_ENVELOPE_BYTES_MAX - 4096);
@@ -249,13 +251,12 @@ static uint64_t stream_of(const service_job *j, size_t i) {
 static scheduler_question question_of(service_job *j, size_t i, const int32_t *ids, size_t n_ids,
                                       const void *features) {
     const request_sampling *p = &j->request.sampling;
-    const message *m = &j->work->wire.in.m;
     scheduler_question q = {.user = j,
                             .question_idx = (int)i,
                             .adapter = j->adapter,
                             .ids = ids,
                             .n_ids = (int)n_ids,
-                            .image = {.flags = m->flags & MESSAGE_FLAG_EXIF},
+                            .image = j->image,
                             .features = features,
                             .max_new_tokens = (int)p->max_new_tokens,
                             .sampling = {.temperature = p->temperature,
@@ -265,63 +266,71 @@ static scheduler_question question_of(service_job *j, size_t i, const int32_t *i
                                          .n_logprobs = (int)p->n_logprobs,
                                          .seed = p->seed,
                                          .stream = stream_of(j, i)}};
-    memcpy(q.image.sha256, m->image_sha256, sizeof q.image.sha256);
     return q;
 }
 
-/* The blob of the job's features: it came with the job when the cache was away, else it is in the cache. */
-static status find_blob(lm_service *s, const service_job *j, const cache_key *key, blob *b) {
-    const wire_payload *handed = j->work->wire.payload;
-    if (!handed) return cache_get(s->parts.cache, b, &s->features, key);
-    size_t n = wire_payload_bytes(handed);
-    buf_clear(&s->features);
-    unsigned char *to = buf_reserve(&s->features, n);
+/* The blobs that came with the job because the cache was away, one for each image and of equal sizes. */
+static status gather_handed(lm_service *s, const service_job *j) {
+    size_t n = wire_payload_bytes(j->work->wire.payload);
+    buf_clear(&s->blobs);
+    unsigned char *to = buf_reserve(&s->blobs, n);
     if (!to) return STATUS_NOT_FOUND;
-    wire_payload_copy(handed, to);
-    s->features.len_bytes = n;
+    wire_payload_copy(j->work->wire.payload, to);
+    s->blobs.len_bytes = n;
+    return STATUS_OK;
+}
+
+/* The blob of the job's image i: it came with the job when the cache was away, else it is in the cache. */
+static status find_blob(lm_service *s, const service_job *j, int i, blob *b) {
+    const message *m = &j->work->wire.in.m;
+    const unsigned char *sha256 = j->request.n_images ? j->request.images[i] : m->image_sha256;
+    cache_key key;
+    cache_key_make(&key, model_tower_fingerprint(s->parts.model),
+                   (cache_preprocess){VISION_PREPROCESS_VERSION, (m->flags & MESSAGE_FLAG_EXIF) != 0}, sha256);
+    if (!j->work->wire.payload) return cache_get(s->parts.cache, b, &s->blobs, &key);
+    size_t each = s->blobs.len_bytes / (size_t)j->n_images;
     err e;
-    status st = blob_decode(b, (bytes){s->features.data, n}, key, &e);
-    if (st != STATUS_OK) log_warn("features_refused", "key=%s reason=\"%s\"", key->text, e.text);
+    status st = blob_decode(b, (bytes){s->blobs.data + (size_t)i * each, each}, &key, &e);
+    if (st != STATUS_OK) log_warn("features_refused", "key=%s reason=\"%s\"", key.text, e.text);
     return st;
 }
 
-/* The features of the job's image, fetched once. NOT_FOUND: nowhere to be had, or not as they should be. */
+/* The features of the job's images, fetched once. NOT_FOUND: some are nowhere to be had, or not as they should
+ * be. */
 static status fetch_features(lm_service *s, const service_job *j, const void **features) {
-    const message *m = &j->work->wire.in.m;
     const model_config *c = model_get_config(s->parts.model);
-    if (*features) return STATUS_OK;
-    cache_key key;
-    cache_key_make(&key, model_tower_fingerprint(s->parts.model),
-                   (cache_preprocess){VISION_PREPROCESS_VERSION, (m->flags & MESSAGE_FLAG_EXIF) != 0},
-                   m->image_sha256);
-    blob b;
-    status st = find_blob(s, j, &key, &b);
-    if (st != STATUS_OK) return st;
     size_t want = (size_t)c->tower.n_tokens * (size_t)c->tower.hidden *
                   dtype_bytes(model_tower_dtype(s->parts.model));
-    if ((int)b.n_tokens != c->tower.n_tokens || (int)b.width != c->tower.hidden ||
-        b.values.len_bytes != want)
-        return STATUS_NOT_FOUND;
-    *features = b.values.data;
-    return STATUS_OK;
+    if (*features) return STATUS_OK;
+    status st = j->work->wire.payload ? gather_handed(s, j) : STATUS_OK;
+    buf_clear(&s->features);
+    for (int i = 0; i < j->n_images && st == STATUS_OK; i++) {
+        blob b;
+        st = find_blob(s, j, i, &b);
+        if (st == STATUS_OK && ((int)b.n_tokens != c->tower.n_tokens || (int)b.width != c->tower.hidden ||
+                                b.values.len_bytes != want))
+            st = STATUS_NOT_FOUND;
+        if (st == STATUS_OK) st = buf_append(&s->features, b.values.data, want);
+    }
+    if (st == STATUS_OK) *features = s->features.data;
+    return st;
 }
 
 /* Submits one question. NOT_FOUND: the features are missing; any other failure is the question's own. */
 static status start_question(lm_service *s, service_job *j, size_t i, const void **features, err *e) {
     const request_question *asked = &j->request.questions[i];
-    bool has_image = (j->work->wire.in.m.flags & MESSAGE_FLAG_IMAGE) != 0;
     size_t n_ids = 0;
     status st = open_question(j, i, e);
     if (st == STATUS_OK)
         st = prompt_build(s->ids, &n_ids, PROMPT_IDS_MAX, model_get_tokenizer(s->parts.model), j->form, asked,
-                          has_image, e);
+                          (size_t)j->n_images, e);
     if (st != STATUS_OK) return st;
-    bool wants_image = false;
-    for (size_t k = 0; k < n_ids; k++) wants_image |= s->ids[k] == PROMPT_IMAGE_ID;
-    j->questions[i].prompt_tokens = (uint32_t)(n_ids - wants_image);
+    size_t n_places = 0;
+    for (size_t k = 0; k < n_ids; k++) n_places += s->ids[k] == PROMPT_IMAGE_ID;
+    j->questions[i].prompt_tokens = (uint32_t)(n_ids - n_places);
     scheduler_question q = question_of(j, i, s->ids, n_ids, NULL);
     if (sampler_params_check(&q.sampling, e) != STATUS_OK) return e->code;
-    if (wants_image && !scheduler_has_prefix(s->scheduler, &q)) {
+    if (n_places > 0 && !scheduler_has_prefix(s->scheduler, &q)) {
         if (fetch_features(s, j, features) != STATUS_OK) return STATUS_NOT_FOUND;
         q.features = *features;
     }
@@ -368,6 +377,21 @@ static status choose_adapter(const lm_service *s, service_job *j, err *e) {
                 model_n_served(m), model_served_name(m, 1));
 }
 
+/* Several images are known by their own hashes and not by that of the bundle: whoever names others than the
+ * bundle holds shares a prefix with nobody who does not name the same. */
+static status note_images(service_job *j, err *e) {
+    const message *m = &j->work->wire.in.m;
+    bool is_bundle = (m->flags & MESSAGE_FLAG_BUNDLE) != 0;
+    if (is_bundle != (j->request.n_images > 0))
+        return fail(e, STATUS_BAD_MESSAGE, "generate: %zu hashes of images, and the payload is %s", j->request.n_images,
+                    is_bundle ? "a bundle" : "none");
+    j->n_images = is_bundle ? (int)j->request.n_images : (m->flags & MESSAGE_FLAG_IMAGE) != 0;
+    j->image.flags = m->flags & MESSAGE_FLAGS_OF_IMAGE;
+    if (is_bundle) hash_sha256(j->image.sha256, j->request.images, j->request.n_images * sizeof *j->request.images);
+    else memcpy(j->image.sha256, m->image_sha256, sizeof j->image.sha256);
+    return STATUS_OK;
+}
+
 static void service_start(void *self, job *work) {
     lm_service *s = self;
     service_job *j = calloc(1, sizeof *j);
@@ -379,6 +403,7 @@ static void service_start(void *self, job *work) {
     s->jobs = j;
     err e;
     status st = request_decode(&j->request, &j->memory, work->wire.in.m.body, &e);
+    if (st == STATUS_OK) st = note_images(j, &e);
     if (st == STATUS_OK) st = choose_form(s, j, &e);
     if (st == STATUS_OK) st = choose_adapter(s, j, &e);
     if (st == STATUS_OK) {
@@ -465,7 +490,8 @@ status lm_service_open(lm_service **s, const lm_service_parts *parts,
     lm_service *made = calloc(1, sizeof *made);
     if (!made) return fail(e, STATUS_NO_MEMORY, "language service");
     made->parts = *parts;
-    buf_init(&made->features, BLOB_BYTES_MAX);
+    buf_init(&made->blobs, BLOB_BYTES_MAX);
+    buf_init(&made->features, MESSAGE_IMAGES_MAX * BLOB_VALUES_MAX);
     made->ids = calloc(PROMPT_IDS_MAX, sizeof *made->ids);
     scheduler_settings wishes = {settings->kv_bytes, settings->max_questions, settings->chunk_rows};
     scheduler_callbacks callbacks = {on_token, on_finished};
@@ -489,6 +515,7 @@ void lm_service_close(lm_service **s) {
     }
     scheduler_close(&(*s)->scheduler);
     ops_close(&(*s)->ctx);
+    buf_deinit(&(*s)->blobs);
     buf_deinit(&(*s)->features);
     free((*s)->ids);
     free(*s);

@@ -4,8 +4,8 @@
  *     if (!t) t = prompt_template_of(model_get_config(m)->decoder.kind);
  *
  * A prompt is the system text, then for each turn before_question, question, before_answer, the answer in
- * answer_open and answer_close; the last turn ends with before_answer, from which the model goes on. The image
- * and a newline stand in front of the first question. Constant: any thread. Source: mipha/conversation.py;
+ * answer_open and answer_close; the last turn ends with before_answer, from which the model goes on. An image
+ * and a newline stand in front of the first question, unless the texts say where images go. Constant: any thread. Source: mipha/conversation.py;
  * LLaVA's conversation.py ("vicuna_v1"), and what the processor of its Hugging Face format asks ("llava-hf"). */
 #ifndef LM_NODE_PROMPT_TEMPLATE_H
 #define LM_NODE_PROMPT_TEMPLATE_H

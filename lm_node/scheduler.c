@@ -21,10 +21,10 @@ typedef struct prefix {
     struct prefix *next;
     scheduler_image image;
     int adapter;
-    int32_t *ids; /* before the image */
+    int32_t *ids; /* up to and with its last image */
     bool is_long; /* computed as part of prompts longer than long_from */
     int n_ids, n_tokens;
-    unsigned char *features;
+    unsigned char *features; /* of its images, one after another */
     kv_seq seq;    /* closed until a question that wants it is admitted */
     int n_done;    /* positions computed */
     int n_planned; /* positions of the current step, done when it succeeds */
@@ -73,10 +73,21 @@ struct scheduler {
 
 /* ---- prefixes ---------------------------------------------------------------------------------- */
 
-static int marker_at(const int32_t *ids, int n_ids) {
-    for (int i = 0; i < n_ids; i++)
-        if (ids[i] == PROMPT_IMAGE_ID) return i;
-    return -1;
+/* How many ids a prompt's prefix has, its last image included; 0 without an image. */
+static int prefix_ids(const int32_t *ids, int n_ids) {
+    while (n_ids > 0 && ids[n_ids - 1] != PROMPT_IMAGE_ID) n_ids--;
+    return n_ids;
+}
+
+static int count_images(const int32_t *ids, int n_ids) {
+    int n = 0;
+    for (int i = 0; i < n_ids; i++) n += ids[i] == PROMPT_IMAGE_ID;
+    return n;
+}
+
+/* Rows of ids once images are in their places. */
+static int64_t count_tokens(const scheduler *s, const int32_t *ids, int n_ids) {
+    return n_ids + (int64_t)count_images(ids, n_ids) * (s->image_tokens - 1);
 }
 
 /* The prefix of q, which has n_ids ids before its image. */
@@ -85,14 +96,14 @@ static prefix *find_prefix(const scheduler *s, const scheduler_question *q, int 
         if (!p->is_broken && p->is_long == is_long && p->adapter == q->adapter && p->n_ids == n_ids &&
             p->image.flags == q->image.flags &&
             memcmp(p->image.sha256, q->image.sha256, sizeof q->image.sha256) == 0 &&
-            (n_ids == 0 || memcmp(p->ids, q->ids, (size_t)n_ids * sizeof *q->ids) == 0))
+            memcmp(p->ids, q->ids, (size_t)n_ids * sizeof *q->ids) == 0)
             return p;
     return NULL;
 }
 
 bool scheduler_has_prefix(const scheduler *s, const scheduler_question *q) {
-    int at = marker_at(q->ids, q->n_ids);
-    return at >= 0 && find_prefix(s, q, at, q->n_ids - 1 + s->image_tokens > s->long_from) != NULL;
+    int n_shared = prefix_ids(q->ids, q->n_ids);
+    return n_shared > 0 && find_prefix(s, q, n_shared, count_tokens(s, q->ids, q->n_ids) > s->long_from) != NULL;
 }
 
 static void free_prefix(scheduler *s, prefix *p) {
@@ -108,15 +119,16 @@ static void free_prefix(scheduler *s, prefix *p) {
 }
 
 static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids, bool is_long) {
-    size_t feature_bytes = (size_t)s->image_tokens * s->feature_row_bytes;
+    int n_images = count_images(q->ids, n_ids);
+    size_t feature_bytes = (size_t)n_images * (size_t)s->image_tokens * s->feature_row_bytes;
     prefix *p = calloc(1, sizeof *p);
     if (!p) return NULL;
     p->image = q->image;
     p->adapter = q->adapter;
     p->is_long = is_long;
     p->n_ids = n_ids;
-    p->n_tokens = n_ids + s->image_tokens;
-    p->ids = malloc(((size_t)n_ids + 1) * sizeof *p->ids);
+    p->n_tokens = (int)count_tokens(s, q->ids, n_ids);
+    p->ids = malloc((size_t)n_ids * sizeof *p->ids);
     p->features = malloc(feature_bytes);
     if (!p->ids || !p->features) {
         free(p->ids);
@@ -124,7 +136,7 @@ static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids,
         free(p);
         return NULL;
     }
-    if (n_ids) memcpy(p->ids, q->ids, (size_t)n_ids * sizeof *p->ids);
+    memcpy(p->ids, q->ids, (size_t)n_ids * sizeof *p->ids);
     memcpy(p->features, q->features, feature_bytes);
     p->next = s->prefixes;
     s->prefixes = p;
@@ -167,15 +179,10 @@ static void free_running(scheduler *s, running *r) {
 
 /* Ids come from a tokenizer, which may know more of them than the model has rows. */
 static status check_ids(const scheduler *s, const scheduler_question *q, err *e) {
-    int n_markers = 0;
-    for (int i = 0; i < q->n_ids; i++) {
-        if (q->ids[i] == PROMPT_IMAGE_ID) n_markers++;
-        else if (q->ids[i] < 0 || q->ids[i] >= s->n_vocab_in)
+    for (int i = 0; i < q->n_ids; i++)
+        if (q->ids[i] != PROMPT_IMAGE_ID && (q->ids[i] < 0 || q->ids[i] >= s->n_vocab_in))
             return fail(e, STATUS_BAD_PROMPT, "prompt: token %d at place %d, the model has 0 to %d",
                         (int)q->ids[i], i, s->n_vocab_in - 1);
-    }
-    if (n_markers > 1)
-        return fail(e, STATUS_BAD_PROMPT, "prompt: %d images, need 0 or 1", n_markers);
     if (q->n_ids < 1 || q->ids[q->n_ids - 1] == PROMPT_IMAGE_ID)
         return fail(e, STATUS_BAD_PROMPT, "prompt: no token %s",
                     q->n_ids < 1 ? "at all" : "behind the image");
@@ -184,12 +191,12 @@ static status check_ids(const scheduler *s, const scheduler_question *q, err *e)
     return STATUS_OK;
 }
 
-static status check_length(const scheduler *s, const scheduler_question *q, int n_prompt, err *e) {
+static status check_length(const scheduler *s, const scheduler_question *q, int64_t n_prompt, err *e) {
     if (n_prompt >= s->max_context)
         return fail(e, STATUS_PROMPT_TOO_LONG,
-                    "prompt of %d tokens, the context is %d and an answer needs room", n_prompt,
+                    "prompt of %lld tokens, the context is %d and an answer needs room", (long long)n_prompt,
                     s->max_context);
-    int64_t n_wanted = (int64_t)n_prompt + q->max_new_tokens;
+    int64_t n_wanted = n_prompt + q->max_new_tokens;
     int n_all = n_wanted > s->max_context ? s->max_context : (int)n_wanted;
     int need = kv_blocks_for(n_all) + 1; /* one more: the partial block of a prefix is there twice */
     if (need > s->n_kv_blocks)
@@ -202,11 +209,11 @@ static status check_length(const scheduler *s, const scheduler_question *q, int 
 status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
     status st = check_ids(s, q, e);
     if (st != STATUS_OK) return st;
-    int at = marker_at(q->ids, q->n_ids);
-    int n_own = q->n_ids - (at + 1); /* at is -1 without an image */
-    int n_prompt = n_own + (at < 0 ? 0 : at + s->image_tokens);
-    st = check_length(s, q, n_prompt, e);
+    int n_shared = prefix_ids(q->ids, q->n_ids), n_own = q->n_ids - n_shared;
+    int64_t n_tokens = count_tokens(s, q->ids, q->n_ids);
+    st = check_length(s, q, n_tokens, e);
     if (st != STATUS_OK) return st;
+    int n_prompt = (int)n_tokens;
     int n_new = s->max_context - n_prompt;
     if (n_new > q->max_new_tokens) n_new = q->max_new_tokens;
 
@@ -219,13 +226,13 @@ status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
     r->q = *q;
     r->n_prompt = r->n_ids = n_own;
     r->n_max = n_own + n_new;
-    memcpy(r->ids, q->ids + at + 1, (size_t)n_own * sizeof *r->ids);
-    if (at >= 0) {
+    memcpy(r->ids, q->ids + n_shared, (size_t)n_own * sizeof *r->ids);
+    if (n_shared > 0) {
         bool is_long = n_prompt > s->long_from;
-        r->prefix = find_prefix(s, q, at, is_long);
+        r->prefix = find_prefix(s, q, n_shared, is_long);
         if (!r->prefix && !q->features)
             st = fail(e, STATUS_NOT_FOUND, "question: no features of its image");
-        else if (!r->prefix && !(r->prefix = make_prefix(s, q, at, is_long)))
+        else if (!r->prefix && !(r->prefix = make_prefix(s, q, n_shared, is_long)))
             st = fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
         if (st != STATUS_OK) {
             free(r->ids);
@@ -336,8 +343,8 @@ static void add_row(scheduler *s, const row_owner *of, int32_t id, int position,
     s->seqs[row] = of->seq_idx;
 }
 
-static void add_image_row(scheduler *s, const row_owner *of, const prefix *p, int position, int span) {
-    int image_row = position - p->n_ids;
+/* image_row: of all its images' rows. */
+static void add_image_row(scheduler *s, const row_owner *of, const prefix *p, int image_row, int position, int span) {
     s->image_rows[s->batch.n_image_rows] = s->batch.n_rows;
     memcpy(s->features + (size_t)s->batch.n_image_rows * s->feature_row_bytes,
            p->features + (size_t)image_row * s->feature_row_bytes, s->feature_row_bytes);
@@ -351,10 +358,14 @@ static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
     if (n <= 0) return;
     kv_seq_extend(s->kv, &p->seq, n);
     const row_owner of = {add_seq(s, &p->seq), p->adapter, &p->seq};
-    for (int i = 0; i < n; i++) {
-        int position = p->n_done + i, span = p->is_long ? s->long_from + 1 : position + 1;
-        if (position < p->n_ids) add_row(s, &of, p->ids[position], position, span);
-        else add_image_row(s, &of, p, position, span);
+    int image_row = 0;
+    for (int position = 0, at = 0; position < p->n_done + n; position++) {
+        bool is_image = p->ids[at] == PROMPT_IMAGE_ID;
+        int span = p->is_long ? s->long_from + 1 : position + 1;
+        if (position >= p->n_done && is_image) add_image_row(s, &of, p, image_row, position, span);
+        else if (position >= p->n_done) add_row(s, &of, p->ids[at], position, span);
+        image_row += is_image;
+        if (!is_image || image_row % s->image_tokens == 0) at++;
     }
     p->n_planned = n;
     *room -= n;

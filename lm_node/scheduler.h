@@ -5,9 +5,9 @@
  *     while (scheduler_step(s)) {}                  // callbacks say what came out
  *     scheduler_cancel(s, user);
  *
- * A question is a list of ids with at most one PROMPT_IMAGE_ID. What stands up to and including the
- * image is its prefix: it is computed once for all questions with equal prefix ids, image and adapter, and its keys
- * and values stay for later ones until their room is needed. Running questions decode one token a step;
+ * A question is a list of ids with a PROMPT_IMAGE_ID for each of its images. What stands up to and including
+ * the last image is its prefix: it is computed once for all questions with equal prefix ids, images and adapter, and
+ * its keys and values stay for later ones until their room is needed. Running questions decode one token a step;
  * what is left of the step's rows goes to prompts, in pieces, so that a long prompt stalls nobody.
  *
  * A question is admitted when the blocks it can ever need are free; until then it waits in order, and
@@ -30,7 +30,7 @@ typedef struct {
     int chunk_rows;    /* rows of prompts in one step */
 } scheduler_settings;
 
-/* What tells images apart: the hash of the bytes and how they were read. */
+/* What tells images apart: the hash of the bytes, or of the hashes of several, and how they were read. */
 typedef struct {
     unsigned char sha256[HASH_SHA256_BYTES];
     uint32_t flags;
@@ -43,7 +43,7 @@ typedef struct {
     const int32_t *ids; /* copied */
     int n_ids;
     scheduler_image image; /* with PROMPT_IMAGE_ID in ids */
-    const void *features;  /* [n_tokens, tower hidden] in model_tower_dtype, copied; may be NULL when
+    const void *features;  /* [images, n_tokens, tower hidden] in model_tower_dtype, copied; may be NULL when
                               scheduler_has_prefix said so */
     sampler_params sampling;
     int max_new_tokens; /* 1 or more; cut to what the context leaves */
@@ -75,7 +75,7 @@ void scheduler_close(scheduler **s);
 bool scheduler_has_prefix(const scheduler *s, const scheduler_question *q);
 
 /* q->sampling was checked. Errors: PROMPT_TOO_LONG (with both numbers), BAD_PROMPT (empty, an unknown id,
- * two images, nothing behind the image), BAD_ARGUMENT, NO_MEMORY, NOT_FOUND (no features and no prefix). */
+ * nothing behind the last image), BAD_ARGUMENT, NO_MEMORY, NOT_FOUND (no features and no prefix). */
 MUST_USE status scheduler_submit(scheduler *s, const scheduler_question *q, err *e);
 
 /* Drops every question of user; nothing is called back for them. */

@@ -200,6 +200,9 @@ static status check_needs(const message *m, err *e) {
     if ((m->flags & MESSAGE_FLAG_IMAGE) && !m->has_image)
         return fail(e, STATUS_BAD_MESSAGE, "message %s: has an image but no image_sha256",
                     message_kind_name((int)m->kind));
+    if ((m->flags & MESSAGE_FLAG_BUNDLE) && !(m->flags & MESSAGE_FLAG_IMAGE))
+        return fail(e, STATUS_BAD_MESSAGE, "message %s: has several images but no image",
+                    message_kind_name((int)m->kind));
     return STATUS_OK;
 }
 

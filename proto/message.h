@@ -23,6 +23,7 @@
 #define MESSAGE_VERSION         1
 #define MESSAGE_ENVELOPE_BYTES_MAX (4u << 20)
 #define MESSAGE_IMAGE_BYTES_MAX    (64u << 20)
+#define MESSAGE_IMAGES_MAX      16 /* of one item, MESSAGE_IMAGE_BYTES_MAX together */
 #define MESSAGE_QUESTIONS_MAX   64
 #define MESSAGE_TURNS_MAX       64 /* before a question */
 #define MESSAGE_PROMPT_BYTES_MAX   8192
@@ -82,8 +83,13 @@ enum {
     MESSAGE_FLAG_STREAM = 2,    /* send TOKENS while generating */
     MESSAGE_FLAG_IMAGE = 4,     /* the item has an image */
     MESSAGE_FLAG_REENCODE = 8,  /* ENCODE: the features were missing or broken, do not trust the cache */
-    MESSAGE_FLAG_RETRYABLE = 16 /* FAILED: another attempt may do better */
+    MESSAGE_FLAG_RETRYABLE = 16, /* FAILED: another attempt may do better */
+    MESSAGE_FLAG_BUNDLE = 32    /* the item has several images, and its payload is a bundle (proto/bundle.h) of
+                                 * them; part of the image's identity */
 };
+
+/* What tells images of equal bytes apart. */
+#define MESSAGE_FLAGS_OF_IMAGE (MESSAGE_FLAG_EXIF | MESSAGE_FLAG_BUNDLE)
 
 enum { MESSAGE_ROLE_VISION = 1, MESSAGE_ROLE_LM = 2 };
 

@@ -92,6 +92,12 @@ status request_encode(const request *r, buf *out) {
     w.sampling = &sampling;
     w.template_ = text_view(r->template_name);
     w.adapter = text_view(r->adapter);
+    ProtobufCBinaryData images[MESSAGE_IMAGES_MAX];
+    CHECK(r->n_images <= MESSAGE_IMAGES_MAX, "at most MESSAGE_IMAGES_MAX images");
+    for (size_t i = 0; i < r->n_images; i++)
+        images[i] = (ProtobufCBinaryData){HASH_SHA256_BYTES, (uint8_t *)(uintptr_t)r->images[i]};
+    w.n_images = r->n_images;
+    w.images = images;
     status st = pack(&w.base, out);
     free(turns), free(turn_pointers);
     return st;
@@ -364,6 +370,23 @@ static status take_name(const char **out, const char *name, const char *what, er
                 strlen(name), MESSAGE_NAME_BYTES_MAX);
 }
 
+static status take_images(request *r, const Mipha__Request *w, decode_memory *block, err *e) {
+    if (w->n_images == 0) return STATUS_OK;
+    if (w->n_images < 2 || w->n_images > MESSAGE_IMAGES_MAX)
+        return fail(e, STATUS_BAD_MESSAGE, "request: %zu images, allowed are 2 to %d", w->n_images, MESSAGE_IMAGES_MAX);
+    unsigned char(*images)[HASH_SHA256_BYTES] = decode_memory_alloc(block, w->n_images * sizeof *images);
+    if (!images) return fail(e, STATUS_NO_MEMORY, "request: no memory for images");
+    for (size_t i = 0; i < w->n_images; i++) {
+        if (w->images[i].len != HASH_SHA256_BYTES)
+            return fail(e, STATUS_BAD_MESSAGE, "request: image %zu has a hash of %zu bytes, needs %d", i,
+                        w->images[i].len, HASH_SHA256_BYTES);
+        memcpy(images[i], w->images[i].data, HASH_SHA256_BYTES);
+    }
+    r->images = (const unsigned char(*)[HASH_SHA256_BYTES])images;
+    r->n_images = w->n_images;
+    return STATUS_OK;
+}
+
 static status take_request(request *r, const Mipha__Request *w, decode_memory *block, err *e) {
     if (w->n_questions < 1 || w->n_questions > MESSAGE_QUESTIONS_MAX)
         return fail(e, STATUS_BAD_MESSAGE, "request: %zu questions, allowed are 1 to %d",
@@ -376,10 +399,10 @@ static status take_request(request *r, const Mipha__Request *w, decode_memory *b
     }
     status st = take_name(&r->template_name, w->template_, "template", e);
     if (st == STATUS_OK) st = take_name(&r->adapter, w->adapter, "adapter", e);
-    if (st != STATUS_OK) return st;
     r->questions = questions;
     r->n_questions = w->n_questions;
-    return take_sampling(&r->sampling, w->sampling, e);
+    if (st == STATUS_OK) st = take_images(r, w, block, e);
+    return st == STATUS_OK ? take_sampling(&r->sampling, w->sampling, e) : st;
 }
 
 status request_decode(request *r, request_memory *memory, bytes body, err *e) {

@@ -47,6 +47,8 @@ typedef struct {
     request_sampling sampling;
     const char *template_name; /* of the prompt; NULL or empty: the checkpoint's own */
     const char *adapter;       /* served by the language nodes under this name; NULL or empty: none */
+    const unsigned char (*images)[HASH_SHA256_BYTES]; /* of a bundle: the hash of each image, in order */
+    size_t n_images; /* 2 .. MESSAGE_IMAGES_MAX of a bundle; 0: one image, or none */
 } request;
 
 typedef enum { ANSWER_STOP = 1, ANSWER_LENGTH, ANSWER_ERROR, ANSWER_CANCELLED } answer_finish;
@@ -77,7 +79,7 @@ typedef struct {
     const answer *answers; /* in the order of the questions */
     size_t n_answers;
     const char *model_name;
-    uint32_t image_tokens;
+    uint32_t image_tokens; /* of all images */
     uint64_t wait_us; /* at the node, before its first token was computed */
 } outcome;
 
@@ -88,9 +90,9 @@ typedef struct {
 } tokens_piece;
 
 typedef struct {
-    bool features_cached;
-    uint64_t decode_us, encode_us;
-    uint32_t width, height; /* of the picture as used, after rotation; 0 when it was not decoded */
+    bool features_cached;          /* of every picture */
+    uint64_t decode_us, encode_us; /* all of them together */
+    uint32_t width, height; /* of the first picture as used, after rotation; 0 when it was not decoded */
     uint32_t orientation;   /* EXIF value found, 1 when there is none */
 } vision_report;
 

@@ -57,14 +57,28 @@ static size_t frames_for(size_t len_bytes) {
     return (len_bytes + WIRE_FRAME_BYTES - 1) / WIRE_FRAME_BYTES;
 }
 
-status wire_payload_open(wire_payload **p, const void *data, size_t len_bytes, err *e) {
+/* Copies the next n bytes of the parts; *part and *offset say where they go on. */
+static void copy_parts(unsigned char *to, size_t n, const bytes *parts, size_t *part, size_t *offset) {
+    while (n > 0) {
+        size_t left = parts[*part].len_bytes - *offset, some = left < n ? left : n;
+        if (some) memcpy(to, parts[*part].data + *offset, some);
+        to += some;
+        n -= some;
+        *offset += some;
+        if (*offset == parts[*part].len_bytes) ++*part, *offset = 0;
+    }
+}
+
+status wire_payload_open_parts(wire_payload **p, const bytes *parts, size_t n_parts, err *e) {
     *p = NULL;
+    size_t len_bytes = 0, part = 0, offset = 0;
+    for (size_t i = 0; i < n_parts && len_bytes <= MESSAGE_IMAGE_BYTES_MAX; i++)
+        if (__builtin_add_overflow(len_bytes, parts[i].len_bytes, &len_bytes)) len_bytes = SIZE_MAX;
     if (len_bytes > MESSAGE_IMAGE_BYTES_MAX)
         return fail(e, STATUS_TOO_LARGE, "payload of %zu bytes, limit %u", len_bytes,
                     MESSAGE_IMAGE_BYTES_MAX);
     wire_payload *made = payload_new(frames_for(len_bytes));
     if (!made) return fail(e, STATUS_NO_MEMORY, "payload of %zu bytes", len_bytes);
-    const unsigned char *from = data;
     while (made->len_bytes < len_bytes) {
         size_t n = len_bytes - made->len_bytes;
         if (n > WIRE_FRAME_BYTES) n = WIRE_FRAME_BYTES;
@@ -73,12 +87,16 @@ status wire_payload_open(wire_payload **p, const void *data, size_t len_bytes, e
             wire_payload_close(&made);
             return fail(e, STATUS_NO_MEMORY, "payload of %zu bytes", len_bytes);
         }
-        memcpy(zmq_msg_data(frame), from + made->len_bytes, n);
+        copy_parts(zmq_msg_data(frame), n, parts, &part, &offset);
         made->n_frames++;
         made->len_bytes += n;
     }
     *p = made;
     return STATUS_OK;
+}
+
+status wire_payload_open(wire_payload **p, const void *data, size_t len_bytes, err *e) {
+    return wire_payload_open_parts(p, &(bytes){data, len_bytes}, 1, e);
 }
 
 wire_payload *wire_payload_share(const wire_payload *p) {

@@ -40,6 +40,8 @@ typedef struct {
 /* Image bytes as reference-counted frames: shared, forwarded and kept without copying. */
 typedef struct wire_payload wire_payload;
 MUST_USE status wire_payload_open(wire_payload **p, const void *data, size_t len_bytes, err *e);
+/* The same of pieces, as if they were one after another in memory. */
+MUST_USE status wire_payload_open_parts(wire_payload **p, const bytes *parts, size_t n_parts, err *e);
 wire_payload *wire_payload_share(const wire_payload *p); /* NULL when out of memory */
 void wire_payload_close(wire_payload **p);
 size_t wire_payload_bytes(const wire_payload *p);

@@ -5,7 +5,8 @@
 
 Their two steps, written again from their description: Conversation.get_prompt renders the turns with "<image>" and
 a newline before the first question; tokenizer_image_token splits at "<image>", has every part tokenised with the
-tokenizer's own additions, keeps a leading beginning-of-text once, and puts -200 between the parts.
+tokenizer's own additions, keeps a leading beginning-of-text once, and puts -200 between the parts. Of several images
+each has its "<image>" and newline there, unless the texts say where they go, as in MARKED.
 """
 import json
 import pathlib
@@ -19,6 +20,14 @@ SYSTEM = ("A chat between a curious user and an artificial intelligence assistan
 QUESTIONS = ["What is shown in this image?", "What color is the cat?\nAnswer the question using a single word or phrase.",
              "", " two  spaces ", "日本語?", "it's 3.14, isn't it", "tab\tand\n\nlines", "ends with a space "]
 ANSWERS = ["A cat.", "two dogs, a house", "", " red"]
+# Turns and question that hold markers.
+MARKED = [
+    ([], "What is in <image>?"), ([], "<image>\nWhat is this?"), ([], "Name it: <image>"), ([], "<image>"),
+    ([], "Is <image> like <image>?"), ([], "<image><image>"), ([], "<image>\n<image>\nWhat has changed?"),
+    ([], "First <image>, then <image>\n\nand <image> "), ([], "<image> <image>  <image><image>日本語"),
+    ([("What is <image>?", "A cat.")], "And <image>?"), ([("Name two.", "two dogs")], "Are they <image> and <image>?"),
+    ([("<image>", "a house"), ("it's <image>, isn't it", "Yes: <image>")], "Why?"),
+]
 
 
 def two(sep2):
@@ -56,6 +65,13 @@ def ids_of(tokenizer, bos, text):
     return ids
 
 
+def several(folder, tokenizer, bos, name, n_images, turns, question, before):
+    messages = [m for turn in turns for m in turn] + [question, None]
+    messages[0] = before + messages[0]
+    return {"tokenizer": folder, "template": name, "images": n_images, "question": question, "turns": turns,
+            "ids": ids_of(tokenizer, bos, TEMPLATES[name](messages))}
+
+
 def main():
     rng, out = random.Random(5), []
     for folder, bos in TOKENIZERS.items():
@@ -72,6 +88,13 @@ def main():
                     continue  # an empty message counts as an open one there
                 out.append({"tokenizer": folder, "template": name, "image": has_image, "question": question,
                             "turns": turns, "ids": ids_of(tokenizer, bos, render(messages))})
+            for i in range(8):
+                n_images, turns = 2 + i % 3, [(QUESTIONS[0], ANSWERS[0])] * (i // 4)
+                question = QUESTIONS[(0, 1, 3, 4)[i % 4]]
+                out.append(several(folder, tokenizer, bos, name, n_images, turns, question, "<image>\n" * n_images))
+            for turns, question in MARKED:
+                n_images = "".join([q + a for q, a in turns] + [question]).count("<image>")
+                out.append(several(folder, tokenizer, bos, name, n_images, turns, question, ""))
     path = DATA / "prompts.json"
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in out) + "\n]\n")
     print(f"{len(out)} prompts")

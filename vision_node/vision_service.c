@@ -1,6 +1,12 @@
-/* A batch at a time: jobs are taken in order until the batch is full or none is left; those whose
- * features are in the cache are answered at once, the others are decoded, encoded together, stored and
- * answered. Features that cannot be stored travel with the answer.
+/* A batch at a time: jobs are taken in order, and their images in order, until the batch is full or none is left;
+ * images whose features are in the cache need nothing more, the others are decoded, encoded together and stored. A
+ * job is answered when all its images are through. Features that cannot be stored travel with the answer, and so
+ * do those of several images once they were not found together: the cache may be too small for them.
+ *
+ * Most jobs have one image. One with several is a bundle, and each of its images has the cache key it would have
+ * alone, so features are shared whatever company an image comes in. An image that is in the batch already is not put
+ * there twice. A bundle of more images than a batch has room for stays between batches; it is the only kind of job
+ * that does, and no image of it is in the batch then.
  *
  * The node checks the SHA-256 of what it was sent, whoever says it is right: a wrong entry in the cache
  * would be served to everybody who asks about that image. */
@@ -12,13 +18,38 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "proto/bundle.h"
 #include "vision_node/vision_encoder.h"
 
+#define NO_PLACE (-1)
+
+/* One image of a task. */
 typedef struct {
-    job *work;
     cache_key key;
+    int place;       /* in the batch, or NO_PLACE */
+    bool is_through; /* its features are in the cache or in the task's blobs */
+    bool was_here;   /* nobody encoded them for this task */
+    bool has_blob;
+} task_image;
+
+/* A job whose images are being looked at. */
+typedef struct task {
+    struct task *next;
+    job *work;
+    int n_images;
+    bool trusts_cache;
+    bool has_unstored; /* the cache did not take some features */
+    bool travels;      /* so all of them go with the answer */
+    unsigned char *blobs; /* [n_images, blob_bytes], as the cache would hold them; NULL until one is kept */
     vision_report report;
-} pending;
+    task_image images[MESSAGE_IMAGES_MAX];
+} task;
+
+/* One image of the batch. */
+typedef struct {
+    cache_key key;
+    image_info info;
+} place;
 
 struct vision_service {
     vision_service_parts parts;
@@ -28,17 +59,24 @@ struct vision_service {
     vision_encoder *encoder;
     size_t plane_floats;   /* of one picture */
     size_t feature_bytes;  /* of one picture */
+    size_t blob_bytes;     /* the same with its header */
     float *planes;         /* [max_images, 3, size, size] */
     unsigned char *features;
-    pending *batch;
+    place *batch;
     int n_batch;
-    buf image;             /* one job's bytes, gathered from their frames */
+    buf payload;           /* of the task `gathered`, joined from its frames */
+    const task *gathered;
+    bundle files;          /* of it, views of payload; n is 1 for a single image */
+    buf stored;            /* a blob that was read back */
+    task *tasks, **last_task; /* begun and not answered, in order */
     mailbox_letter *first; /* jobs not yet looked at, in order */
     mailbox_letter **last;
     struct {
         uint64_t encoded, cached, handed_over, failed, encode_us, decode_us;
     } counts;
 };
+
+/* ---- tasks ------------------------------------------------------------------------------------ */
 
 static job *pop_job(vision_service *s) {
     job *j = (job *)s->first;
@@ -50,81 +88,164 @@ static job *pop_job(vision_service *s) {
 
 static bool applies_exif(const job *j) { return (j->wire.in.m.flags & MESSAGE_FLAG_EXIF) != 0; }
 
-/* handed: the features themselves, for when the cache is away; NULL: they are in the cache. */
-static void answer_encoded(vision_service *s, pending *p, wire_payload *handed) {
-    buf report;
-    buf_init(&report, 4096);
-    message m = {.kind = MESSAGE_ENCODED};
-    CHECK(vision_report_encode(&p->report, &report) == STATUS_OK, "a vision report is small");
-    m.report = (bytes){report.data, report.len_bytes};
-    worker_answer(s->worker, &p->work, &m, handed);
-    buf_deinit(&report);
+static void free_task(vision_service *s, task *t) {
+    for (task **at = &s->tasks; *at; at = &(*at)->next) {
+        if (*at != t) continue;
+        *at = t->next;
+        if (!*at) s->last_task = at;
+        break;
+    }
+    if (s->gathered == t) s->gathered = NULL;
+    free(t->blobs);
+    if (t->work) job_free(&t->work);
+    free(t);
 }
 
-static void answer_failed(vision_service *s, pending *p, const err *e) {
+static void fail_task(vision_service *s, task *t, const err *e) {
     /* The same bytes will fail the same way on any node, unless the machine was at fault. */
     bool is_retryable = e->code == STATUS_NO_MEMORY || e->code == STATUS_UNAVAILABLE ||
                         e->code == STATUS_DEVICE || e->code == STATUS_IO;
     s->counts.failed++;
-    worker_answer_failed(s->worker, &p->work, e->code, e->text, is_retryable);
+    worker_answer_failed(s->worker, &t->work, e->code, e->text, is_retryable);
+    free_task(s, t);
 }
 
-static status gather_image(vision_service *s, const job *j, err *e) {
-    if (!j->wire.payload) return fail(e, STATUS_BAD_MESSAGE, "encode: no image bytes");
-    size_t n = wire_payload_bytes(j->wire.payload);
-    buf_clear(&s->image);
-    unsigned char *to = buf_reserve(&s->image, n);
+static void make_key(const vision_service *s, task *t, int i, const unsigned char sha256[HASH_SHA256_BYTES]) {
+    cache_key_make(&t->images[i].key, model_tower_fingerprint(s->parts.model),
+                   (cache_preprocess){VISION_PREPROCESS_VERSION, applies_exif(t->work)}, sha256);
+}
+
+/* The files of a task, each a view of s->payload. */
+static status gather_files(vision_service *s, const task *t, err *e) {
+    const message *m = &t->work->wire.in.m;
+    const wire_payload *payload = t->work->wire.payload;
+    if (s->gathered == t) return STATUS_OK;
+    s->gathered = NULL;
+    if (!payload) return fail(e, STATUS_BAD_MESSAGE, "encode: no image bytes");
+    size_t n = wire_payload_bytes(payload);
+    buf_clear(&s->payload);
+    unsigned char *to = buf_reserve(&s->payload, n);
     if (!to) return fail(e, STATUS_NO_MEMORY, "image of %zu bytes: no memory", n);
-    wire_payload_copy(j->wire.payload, to);
-    s->image.len_bytes = n;
+    wire_payload_copy(payload, to);
+    s->payload.len_bytes = n;
 
     unsigned char digest[HASH_SHA256_BYTES];
     hash_sha256(digest, to, n);
-    if (memcmp(digest, j->wire.in.m.image_sha256, sizeof digest) != 0)
+    if (memcmp(digest, m->image_sha256, sizeof digest) != 0)
         return fail(e, STATUS_BAD_MESSAGE, "image bytes do not have the SHA-256 they came with");
+    s->files = (bundle){.files = {{to, n}}, .n = 1};
+    status st = m->flags & MESSAGE_FLAG_BUNDLE ? bundle_decode(&s->files, (bytes){to, n}, e) : STATUS_OK;
+    if (st == STATUS_OK) s->gathered = t;
+    return st;
+}
+
+static status find_images(vision_service *s, task *t, err *e) {
+    const message *m = &t->work->wire.in.m;
+    t->n_images = 1;
+    make_key(s, t, 0, m->image_sha256);
+    if (!(m->flags & MESSAGE_FLAG_BUNDLE)) return STATUS_OK;
+    status st = gather_files(s, t, e);
+    if (st != STATUS_OK) return st;
+    t->n_images = (int)s->files.n;
+    for (int i = 0; i < t->n_images; i++) {
+        unsigned char digest[HASH_SHA256_BYTES];
+        hash_sha256(digest, s->files.files[i].data, s->files.files[i].len_bytes);
+        make_key(s, t, i, digest);
+    }
     return STATUS_OK;
+}
+
+/* NULL: the job was answered, since it is not one. */
+static task *begin_task(vision_service *s, job *j) {
+    task *t = calloc(1, sizeof *t);
+    if (!t) {
+        worker_answer_failed(s->worker, &j, STATUS_NO_MEMORY, "encode: no memory", true);
+        return NULL;
+    }
+    t->work = j;
+    t->trusts_cache = !(j->wire.in.m.flags & MESSAGE_FLAG_REENCODE);
+    t->travels = !t->trusts_cache && (j->wire.in.m.flags & MESSAGE_FLAG_BUNDLE);
+    t->report.orientation = 1;
+    for (int i = 0; i < MESSAGE_IMAGES_MAX; i++) t->images[i].place = NO_PLACE;
+    *s->last_task = t;
+    s->last_task = &t->next;
+    err e;
+    if (find_images(s, t, &e) == STATUS_OK) return t;
+    fail_task(s, t, &e);
+    return NULL;
+}
+
+/* ---- looking at images ------------------------------------------------------------------------ */
+
+static int find_place(const vision_service *s, const cache_key *key) {
+    for (int i = 0; i < s->n_batch; i++)
+        if (strcmp(s->batch[i].key.text, key->text) == 0) return i;
+    return NO_PLACE;
+}
+
+static void report_picture(task *t, const image_info *info) {
+    bool is_turned = applies_exif(t->work) && info->orientation >= 5;
+    t->report.width = (uint32_t)(is_turned ? info->height : info->width);
+    t->report.height = (uint32_t)(is_turned ? info->width : info->height);
+    t->report.orientation = (uint32_t)info->orientation;
 }
 
 /* Fills the next place of the batch's planes. */
-static status decode_image(vision_service *s, pending *p, err *e) {
+static status decode_image(vision_service *s, task *t, int i, err *e) {
     int64_t start_us = clock_now_us();
-    image_info info;
-    status st = gather_image(s, p->work, e);
+    place *p = &s->batch[s->n_batch];
+    status st = gather_files(s, t, e);
     if (st == STATUS_OK)
-        st = image_decoder_run(s->parts.decoder, s->planes + (size_t)s->n_batch * s->plane_floats,
-                               &info, (bytes){s->image.data, s->image.len_bytes},
-                               applies_exif(p->work), &model_get_config(s->parts.model)->preprocess,
-                               e);
+        st = image_decoder_run(s->parts.decoder, s->planes + (size_t)s->n_batch * s->plane_floats, &p->info,
+                               s->files.files[i], applies_exif(t->work), &model_get_config(s->parts.model)->preprocess, e);
+    if (st != STATUS_OK && t->n_images > 1) {
+        err why = *e;
+        return fail(e, st, "image %d of %d: %.400s", i + 1, t->n_images, why.text);
+    }
     if (st != STATUS_OK) return st;
-    bool is_turned = applies_exif(p->work) && info.orientation >= 5;
-    p->report.width = (uint32_t)(is_turned ? info.height : info.width);
-    p->report.height = (uint32_t)(is_turned ? info.width : info.height);
-    p->report.orientation = (uint32_t)info.orientation;
-    p->report.decode_us = (uint64_t)(clock_now_us() - start_us);
-    s->counts.decode_us += p->report.decode_us;
+    p->key = t->images[i].key;
+    uint64_t decode_us = (uint64_t)(clock_now_us() - start_us);
+    t->report.decode_us += decode_us;
+    s->counts.decode_us += decode_us;
     return STATUS_OK;
 }
 
-/* Answers the job, or puts it into the batch. */
-static void take_job(vision_service *s, job *j) {
-    const message *m = &j->wire.in.m;
-    pending p = {.work = j, .report.orientation = 1};
-    err e;
-    cache_key_make(&p.key, model_tower_fingerprint(s->parts.model),
-                   (cache_preprocess){VISION_PREPROCESS_VERSION, applies_exif(j)}, m->image_sha256);
-    bool trusts_cache = !(m->flags & MESSAGE_FLAG_REENCODE);
-    if (trusts_cache && cache_has(s->parts.cache, &p.key) == STATUS_OK) {
-        p.report.features_cached = true;
+/* Finds out that image i needs nothing more, or puts it into the batch, which has room. */
+static status look_at(vision_service *s, task *t, int i, err *e) {
+    task_image *image = &t->images[i];
+    image->place = find_place(s, &image->key);
+    if (image->place == NO_PLACE && t->trusts_cache && cache_has(s->parts.cache, &image->key) == STATUS_OK) {
+        image->is_through = image->was_here = true;
         s->counts.cached++;
-        answer_encoded(s, &p, NULL);
-        return;
+        return STATUS_OK;
     }
-    if (decode_image(s, &p, &e) != STATUS_OK) {
-        answer_failed(s, &p, &e);
-        return;
+    if (image->place == NO_PLACE) {
+        status st = decode_image(s, t, i, e);
+        if (st != STATUS_OK) return st;
+        image->place = s->n_batch++;
+    } else {
+        image->was_here = true;
+        s->counts.cached++;
     }
-    s->batch[s->n_batch++] = p;
+    if (i == 0) report_picture(t, &s->batch[image->place].info);
+    return STATUS_OK;
 }
+
+/* Looks at what is left of a task as far as the batch has room. False: the task failed, and is gone. */
+static bool look_at_task(vision_service *s, task *t) {
+    for (int i = 0; i < t->n_images && s->n_batch < s->settings.max_images; i++) {
+        if (t->images[i].is_through || t->images[i].place != NO_PLACE) continue;
+        err e;
+        status st = look_at(s, t, i, &e);
+        worker_made_progress(s->worker);
+        if (st == STATUS_OK) continue;
+        fail_task(s, t, &e);
+        return false;
+    }
+    return true;
+}
+
+/* ---- features --------------------------------------------------------------------------------- */
 
 static blob_dtype blob_dtype_of(ops_dtype dtype) {
     switch (dtype) {
@@ -134,48 +255,131 @@ static blob_dtype blob_dtype_of(ops_dtype dtype) {
     }
 }
 
-/* The cache is away, or has no room for them: the features travel with the report, as the cache would
- * have held them. */
-static status wrap_features(wire_payload **handed, const cache_key *key, const blob *features, err *e) {
-    size_t n = BLOB_HEADER_BYTES + features->values.len_bytes;
-    unsigned char *whole = malloc(n);
-    if (!whole) return fail(e, STATUS_NO_MEMORY, "features of %zu bytes: no memory", n);
-    blob_header(whole, key, features);
-    memcpy(whole + BLOB_HEADER_BYTES, features->values.data, features->values.len_bytes);
-    status st = wire_payload_open(handed, whole, n, e);
-    free(whole);
-    return st;
+static blob features_of(const vision_service *s, const unsigned char *values) {
+    const model_config *config = model_get_config(s->parts.model);
+    return (blob){.dtype = blob_dtype_of(model_tower_dtype(s->parts.model)),
+                  .n_tokens = (uint32_t)config->tower.n_tokens,
+                  .width = (uint32_t)config->tower.hidden,
+                  .values = {values, s->feature_bytes}};
+}
+
+/* As the cache would have held them. */
+static status keep_blob(const vision_service *s, task *t, int i, const blob *features, err *e) {
+    size_t n = (size_t)t->n_images * s->blob_bytes;
+    if (!t->blobs) t->blobs = malloc(n);
+    if (!t->blobs) return fail(e, STATUS_NO_MEMORY, "features of %zu bytes: no memory", n);
+    unsigned char *to = t->blobs + (size_t)i * s->blob_bytes;
+    blob_header(to, &t->images[i].key, features);
+    memcpy(to + BLOB_HEADER_BYTES, features->values.data, s->feature_bytes);
+    t->images[i].has_blob = true;
+    return STATUS_OK;
+}
+
+/* The batch has been encoded: what it means for one task. is_stored: for each place, whether the cache took it. */
+static status take_features(const vision_service *s, task *t, const bool *is_stored, uint64_t each_us, err *e) {
+    for (int i = 0; i < t->n_images; i++) {
+        task_image *image = &t->images[i];
+        int at = image->place;
+        image->place = NO_PLACE;
+        if (at == NO_PLACE) continue;
+        image->is_through = true;
+        if (!is_stored[at]) t->has_unstored = t->travels = true;
+        if (t->travels) {
+            blob features = features_of(s, s->features + (size_t)at * s->feature_bytes);
+            status st = keep_blob(s, t, i, &features, e);
+            if (st != STATUS_OK) return st;
+        }
+        if (!image->was_here) t->report.encode_us += each_us;
+    }
+    return STATUS_OK;
 }
 
 static void encode_batch(vision_service *s) {
-    const model_config *config = model_get_config(s->parts.model);
     int64_t start_us = clock_now_us();
+    bool is_stored[VISION_ENCODER_IMAGES_MAX] = {false};
     err e;
-    status st = vision_encoder_run(s->encoder, s->planes, s->n_batch, s->features, &e);
+    status ran = vision_encoder_run(s->encoder, s->planes, s->n_batch, s->features, &e);
     uint64_t each_us = (uint64_t)(clock_now_us() - start_us) / (uint64_t)s->n_batch;
-    for (int i = 0; i < s->n_batch; i++) {
-        pending *p = &s->batch[i];
-        if (st != STATUS_OK) {
-            answer_failed(s, p, &e);
-            continue;
-        }
-        blob features = {.dtype = blob_dtype_of(model_tower_dtype(s->parts.model)),
-                         .n_tokens = (uint32_t)config->tower.n_tokens,
-                         .width = (uint32_t)config->tower.hidden,
-                         .values = {s->features + (size_t)i * s->feature_bytes, s->feature_bytes}};
-        wire_payload *handed = NULL;
-        if (cache_put(s->parts.cache, &p->key, &features) != STATUS_OK &&
-            wrap_features(&handed, &p->key, &features, &e) != STATUS_OK) {
-            answer_failed(s, p, &e);
-            continue;
-        }
-        p->report.encode_us = each_us;
+    for (int i = 0; i < s->n_batch && ran == STATUS_OK; i++) {
+        blob features = features_of(s, s->features + (size_t)i * s->feature_bytes);
+        is_stored[i] = cache_put(s->parts.cache, &s->batch[i].key, &features) == STATUS_OK;
         s->counts.encode_us += each_us;
         s->counts.encoded++;
-        s->counts.handed_over += handed != NULL;
-        answer_encoded(s, p, handed);
+    }
+    for (task *t = s->tasks, *next; t; t = next) {
+        next = t->next;
+        bool is_concerned = false;
+        for (int i = 0; i < t->n_images; i++) is_concerned |= t->images[i].place != NO_PLACE;
+        if (!is_concerned) continue;
+        err why = e;
+        status st = ran == STATUS_OK ? take_features(s, t, is_stored, each_us, &why) : ran;
+        if (st != STATUS_OK) fail_task(s, t, &why);
     }
     s->n_batch = 0;
+}
+
+/* ---- answering -------------------------------------------------------------------------------- */
+
+/* The blobs that this task does not have are read back. False: some cannot be, and are encoded again. */
+static bool read_back(vision_service *s, task *t, err *e) {
+    bool has_all = true;
+    for (int i = 0; i < t->n_images; i++) {
+        task_image *image = &t->images[i];
+        blob b;
+        if (image->has_blob) continue;
+        if (cache_get(s->parts.cache, &b, &s->stored, &image->key) == STATUS_OK &&
+            b.values.len_bytes == s->feature_bytes && keep_blob(s, t, i, &b, e) == STATUS_OK)
+            continue;
+        image->is_through = image->was_here = has_all = false;
+    }
+    t->trusts_cache = has_all;
+    return has_all;
+}
+
+static void answer_task(vision_service *s, task *t, wire_payload *handed) {
+    buf report;
+    buf_init(&report, 4096);
+    message m = {.kind = MESSAGE_ENCODED};
+    t->report.features_cached = true;
+    for (int i = 0; i < t->n_images; i++) t->report.features_cached &= t->images[i].was_here;
+    CHECK(vision_report_encode(&t->report, &report) == STATUS_OK, "a vision report is small");
+    m.report = (bytes){report.data, report.len_bytes};
+    s->counts.handed_over += handed ? (uint64_t)t->n_images : 0;
+    worker_answer(s->worker, &t->work, &m, handed);
+    buf_deinit(&report);
+    free_task(s, t);
+}
+
+/* Answers a task all of whose images are through. Otherwise it stays. */
+static void finish_task(vision_service *s, task *t) {
+    err e;
+    for (int i = 0; i < t->n_images; i++)
+        if (!t->images[i].is_through) return;
+    wire_payload *handed = NULL;
+    size_t n = (size_t)t->n_images * s->blob_bytes;
+    if (t->travels && (t->has_unstored || n <= MESSAGE_IMAGE_BYTES_MAX)) {
+        if (!read_back(s, t, &e)) return;
+        status st = n > MESSAGE_IMAGE_BYTES_MAX
+                        ? fail(&e, STATUS_UNAVAILABLE, "the cache is away, and features of %zu bytes cannot travel", n)
+                        : wire_payload_open(&handed, t->blobs, n, &e);
+        if (st != STATUS_OK) {
+            fail_task(s, t, &e);
+            return;
+        }
+    }
+    answer_task(s, t, handed);
+}
+
+/* The first task of which something is still to be looked at, or a new one. */
+static task *next_task(vision_service *s) {
+    for (task *t = s->tasks; t; t = t->next)
+        for (int i = 0; i < t->n_images; i++)
+            if (!t->images[i].is_through && t->images[i].place == NO_PLACE) return t;
+    for (job *j; (j = pop_job(s));) {
+        task *t = begin_task(s, j);
+        if (t) return t;
+    }
+    return NULL;
 }
 
 /* ---- the worker's handler --------------------------------------------------------------------- */
@@ -198,16 +402,25 @@ static void service_cancel(void *self, const item_id *item, uint32_t attempt) {
         worker_forget(s->worker, &j);
         return;
     }
+    for (task *t = s->tasks; t; t = t->next) {
+        const message *m = &t->work->wire.in.m;
+        if (m->attempt != attempt || memcmp(&m->item, item, sizeof *item) != 0) continue;
+        worker_forget(s->worker, &t->work);
+        free_task(s, t);
+        return;
+    }
 }
 
 static bool service_step(void *self) {
     vision_service *s = self;
-    for (job *j; s->n_batch < s->settings.max_images && (j = pop_job(s));) {
-        take_job(s, j);
-        worker_made_progress(s->worker);
-    }
+    for (task *t; s->n_batch < s->settings.max_images && (t = next_task(s));)
+        if (look_at_task(s, t)) finish_task(s, t);
     if (s->n_batch > 0) encode_batch(s);
-    return s->first != NULL;
+    for (task *t = s->tasks, *next; t; t = next) {
+        next = t->next;
+        finish_task(s, t);
+    }
+    return s->first != NULL || s->tasks != NULL;
 }
 
 static size_t service_metrics(void *self, metric *out, size_t max) {
@@ -255,7 +468,9 @@ status vision_service_open(vision_service **s, const vision_service_parts *parts
     made->parts = *parts;
     made->settings = *settings;
     made->last = &made->first;
-    buf_init(&made->image, MESSAGE_IMAGE_BYTES_MAX);
+    made->last_task = &made->tasks;
+    buf_init(&made->payload, MESSAGE_IMAGE_BYTES_MAX);
+    buf_init(&made->stored, BLOB_BYTES_MAX);
 
     int size = model_get_config(parts->model)->preprocess.size;
     size_t n = (size_t)settings->max_images;
@@ -265,6 +480,7 @@ status vision_service_open(vision_service **s, const vision_service_parts *parts
     if (st == STATUS_OK) {
         made->plane_floats = 3 * (size_t)size * (size_t)size;
         made->feature_bytes = vision_encoder_feature_bytes(made->encoder);
+        made->blob_bytes = BLOB_HEADER_BYTES + made->feature_bytes;
         made->planes = calloc(n * made->plane_floats, sizeof *made->planes);
         made->features = calloc(n, made->feature_bytes);
         made->batch = calloc(n, sizeof *made->batch);
@@ -283,13 +499,15 @@ status vision_service_open(vision_service **s, const vision_service_parts *parts
 
 void vision_service_close(vision_service **s) {
     if (!*s) return;
+    while ((*s)->tasks) free_task(*s, (*s)->tasks);
     for (job *j; (j = pop_job(*s));) job_free(&j);
     vision_encoder_close(&(*s)->encoder);
     ops_close(&(*s)->ctx);
     free((*s)->batch);
     free((*s)->features);
     free((*s)->planes);
-    buf_deinit(&(*s)->image);
+    buf_deinit(&(*s)->payload);
+    buf_deinit(&(*s)->stored);
     free(*s);
     *s = NULL;
 }

@@ -1,4 +1,4 @@
-/* The vision node's work: ENCODE in, features in the cache, ENCODED out.
+/* The vision node's work: ENCODE of an image or a bundle of them in, features in the cache, ENCODED out.
  *
  *     vision_service *s;
  *     st = vision_service_open(&s, &parts, &settings, &e);

@@ -1360,7 +1360,7 @@ const ProtobufCMessageDescriptor mipha__question__descriptor =
   (ProtobufCMessageInit) mipha__question__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor mipha__request__field_descriptors[4] =
+static const ProtobufCFieldDescriptor mipha__request__field_descriptors[5] =
 {
   {
     "questions",
@@ -1410,9 +1410,22 @@ static const ProtobufCFieldDescriptor mipha__request__field_descriptors[4] =
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "images",
+    5,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_BYTES,
+    offsetof(Mipha__Request, n_images),
+    offsetof(Mipha__Request, images),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned mipha__request__field_indices_by_name[] = {
   3,   /* field[3] = adapter */
+  4,   /* field[4] = images */
   0,   /* field[0] = questions */
   1,   /* field[1] = sampling */
   2,   /* field[2] = template */
@@ -1420,7 +1433,7 @@ static const unsigned mipha__request__field_indices_by_name[] = {
 static const ProtobufCIntRange mipha__request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 4 }
+  { 0, 5 }
 };
 const ProtobufCMessageDescriptor mipha__request__descriptor =
 {
@@ -1430,7 +1443,7 @@ const ProtobufCMessageDescriptor mipha__request__descriptor =
   "Mipha__Request",
   "mipha",
   sizeof(Mipha__Request),
-  4,
+  5,
   mipha__request__field_descriptors,
   mipha__request__field_indices_by_name,
   1,  mipha__request__number_ranges,

@@ -70,7 +70,7 @@ struct  Mipha__Envelope
    */
   ProtobufCBinaryData request_digest;
   /*
-   * 32 bytes
+   * 32 bytes, of the payload: an image file, or a bundle of them
    */
   ProtobufCBinaryData image_sha256;
   /*
@@ -240,10 +240,15 @@ struct  Mipha__Request
    * served by the language nodes under this name; empty: none
    */
   char *adapter;
+  /*
+   * of a bundle: the 32 bytes of SHA-256 of each image, in order; else none
+   */
+  size_t n_images;
+  ProtobufCBinaryData *images;
 };
 #define MIPHA__REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&mipha__request__descriptor) \
-    , 0,NULL, NULL, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string }
+    , 0,NULL, NULL, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0,NULL }
 
 
 struct  Mipha__TokenLogprob
@@ -326,11 +331,17 @@ struct  Mipha__Tokens
 struct  Mipha__VisionReport
 {
   ProtobufCMessage base;
+  /*
+   * of several images, of all of them
+   */
   protobuf_c_boolean features_cached;
+  /*
+   * of several images, all of them together
+   */
   uint64_t decode_us;
   uint64_t encode_us;
   /*
-   * of the picture as used, after rotation
+   * of the picture as used, after rotation; of several, the first one's
    */
   uint32_t width;
   uint32_t height;

@@ -114,6 +114,47 @@ static void bad_items_fail_alone_and_are_named(void **state) {
     free(path);
 }
 
+static void items_of_several_images_have_their_lines_and_are_resumed(void **state) {
+    fixture *f = *state;
+    free(put(f, "text.jpg", "this is not a picture"));
+    char *items = put(f, "items.jsonl",
+                      "{\"id\":\"two\",\"images\":[\"" EXAMPLES "/farm.jpg\",\"" EXAMPLES "/cafe.webp\"],"
+                      "\"prompts\":[\"Describe the image.\",\"Is <image> like <image>?\"]}\n"
+                      "{\"id\":\"bad\",\"images\":[\"" EXAMPLES "/farm.jpg\",\"text.jpg\"]}\n"
+                      "{\"id\":\"absent\",\"images\":[\"" EXAMPLES "/farm.jpg\",\"absent.jpg\"]}\n"
+                      "{\"id\":\"wrong\",\"images\":[\"" EXAMPLES "/farm.jpg\",\"" EXAMPLES "/cafe.webp\"],"
+                      "\"prompt\":\"What is <image>?\"}\n"
+                      "{\"id\":\"one\",\"image\":\"" EXAMPLES "/cafe.webp\"}\n");
+    char *path = path_join(f->dir, "out.jsonl");
+    const char *const words[] = {"--input", items, "-o", path, "-q", "--resume", NULL};
+    assert_int_equal(run(words, NULL, NULL), 1);
+    result_lines set = result_lines_of(path);
+    assert_int_equal(set.n, 6);
+    assert_int_equal(result_lines_with(&set, "\"image\":null"), 5);
+    assert_int_equal(result_lines_with(&set, "\"images\":[\"" EXAMPLES "/farm.jpg\",\"" EXAMPLES "/cafe.webp\"]"), 3);
+    assert_int_equal(result_lines_with(&set, "\"images\":[\"" EXAMPLES "/farm.jpg\",\"text.jpg\"]"), 1);
+    assert_int_equal(result_lines_with(&set, "\"error\":null"), 3);
+    assert_int_equal(result_lines_with(&set, "\"image_undecodable\",\"message\":\"image 2 of 2: not a JPEG"), 1);
+    assert_int_equal(result_lines_with(&set, "\"image_unreadable\",\"message\":\"image 2 of 2: "), 1);
+    assert_int_equal(result_lines_with(&set, "\"bad_prompt\",\"message\":\"question holds <image> 1 time, there are 2"), 1);
+
+    /* Cut after its second line and gone on with, it has the same lines again. */
+    buf text;
+    buf_init(&text, 1 << 20);
+    assert_true(file_read(&text, path));
+    char *end = (char *)text.data;
+    for (int i = 0; i < 2; i++) end = strchr(end, '\n') + 1;
+    assert_int_equal(truncate(path, end - (char *)text.data), 0);
+    assert_int_equal(run(words, NULL, NULL), 1);
+    result_lines again = result_lines_of(path);
+    result_lines_assert_same(&again, &set);
+    result_lines_free(&again);
+    result_lines_free(&set);
+    buf_deinit(&text);
+    free(items);
+    free(path);
+}
+
 /* A picture of 900 million pixels is refused before it is unpacked; the largest that is allowed, and one
  * whose comment unpacks to 100 MB, are pictures like any other. */
 static void small_files_that_unpack_to_very_much_harm_nobody(void **state) {
@@ -262,6 +303,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         T(a_folder_is_annotated_with_one_line_for_each_question),
         T(bad_items_fail_alone_and_are_named),
+        T(items_of_several_images_have_their_lines_and_are_resumed),
         T(small_files_that_unpack_to_very_much_harm_nobody),
         T(duplicate_ids_and_empty_folders_are_usage_errors_before_anything_runs),
         T(results_do_not_depend_on_concurrency),

@@ -154,10 +154,46 @@ static void generate_with_the_template_written_out_gives_the_answer_of_annotate(
     }
 }
 
+/* What a manifest, `ask` and a raw prompt say of two images together. */
+static void two_images_are_asked_about_together_in_every_command(void **state) {
+    const world *w = *state;
+    char *items = path_join(w->dir, "items.jsonl"), text[512], prompt[512];
+    (void)snprintf(text, sizeof text, "{\"id\":\"two\",\"images\":[\"%s\",\"%s\"],\"prompt\":\"%s\"}\n", FARM, CAFE, questions[0]);
+    file_write(items, text, strlen(text));
+    ended_run r = ended_run_of(WORDS("annotate", "--input", items, "-q"), WAIT_MS);
+    if (r.exit_code != 0) fail_of(&r, "annotate");
+    json_t *wanted = json_of(&r), *line;
+    ended_run_free(&r);
+    (void)snprintf(text, sizeof text, "%s\n", json_string_value(json_object_get(wanted, "text")));
+    gives(WORDS("ask", FARM, CAFE, "-p", questions[0]), 0, text, NULL);
+    (void)snprintf(prompt, sizeof prompt, BEFORE_QUESTION "<image>\n%s" AFTER_QUESTION, questions[0]);
+    r = ended_run_of(WORDS("generate", "--image", FARM, "--image", CAFE, "--raw-prompt", prompt, "--json"), WAIT_MS);
+    if (r.exit_code != 0) fail_of(&r, "generate");
+    line = json_of(&r);
+    static const char *const same[] = {"text", "token_ids", "finish_reason", "error", "image", "images", "image_sha256"};
+    for (size_t k = 0; k < sizeof same / sizeof *same; k++)
+        if (!json_equal(json_object_get(line, same[k]), json_object_get(wanted, same[k]))) fail_of(&r, same[k]);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(line, "usage"), "image_tokens")), 2 * 81);
+    ended_run_free(&r);
+    json_decref(line);
+    json_decref(wanted);
+    free(items);
+
+    gives(WORDS("ask", FARM, w->text_file, "-p", "What?"), 1, "", "image_undecodable: image 2 of 2: not a JPEG");
+    gives(WORDS("ask", FARM, w->absent, "-p", "What?"), 1, "", "absent.jpg: No such file or directory");
+    gives(WORDS("generate", "--image", FARM, "--image", CAFE, "--raw-prompt", "<image> What?"), 1, "",
+          "bad_prompt: raw prompt holds <image> 1 time, there are 2 images");
+    const char *many[20] = {MIPHA, "ask"};
+    for (int i = 2; i < 19; i++) many[i] = FARM;
+    ended_run too_many = ended_run_of(many, WAIT_MS);
+    assert_int_equal(too_many.exit_code, 2);
+    ended_run_free(&too_many);
+}
+
 static void generate_refuses_an_image_mark_without_image_and_a_bad_image(void **state) {
     const world *w = *state;
     gives(WORDS("generate", "--raw-prompt", "<image> What?"), 1, "",
-          "bad_prompt: raw prompt holds <image> but there is no image");
+          "bad_prompt: raw prompt holds <image> 1 time, there are 0 images");
     gives(WORDS("generate", "--image", w->text_file, "--raw-prompt", "<image>"), 1, "", "image_undecodable: ");
     ended_run r = ended_run_of(WORDS("generate", "--image", w->text_file, "--raw-prompt", "<image>", "--json"),
                                WAIT_MS);
@@ -356,6 +392,7 @@ int main(void) {
         cmocka_unit_test(ask_goes_on_after_a_question_that_cannot_be_answered),
         cmocka_unit_test(ask_about_a_bad_image_says_why_and_exits_1),
         cmocka_unit_test(generate_with_the_template_written_out_gives_the_answer_of_annotate),
+        cmocka_unit_test(two_images_are_asked_about_together_in_every_command),
         cmocka_unit_test(generate_refuses_an_image_mark_without_image_and_a_bad_image),
         cmocka_unit_test(embed_writes_one_array_of_all_images),
         cmocka_unit_test(embed_leaves_no_half_file),

@@ -220,6 +220,56 @@ static void a_manifest_gives_ids_images_and_prompts(void **state) {
     assert_int_equal(item.data.len_bytes, 0);
 }
 
+static void an_item_may_have_several_images(void **state) {
+    fixture *f = *state;
+    folder(f, "sub");
+    put(f, "sub/a.jpg", "pixels");
+    put(f, "b.png", "more of them");
+    put(f, "none.png", "");
+    assert_int_equal(open_manifest(f, "{\"id\":\"1\",\"images\":[\"sub/a.jpg\",\"data:image/png;base64,Zm9v\",\"b.png\",\"sub/a.jpg\"]}\n"
+                                      "{\"id\":\"2\",\"images\":[\"b.png\"]}\n"
+                                      "{\"id\":\"3\",\"images\":[\"b.png\",\"data:,Zm9v\"]}\n"
+                                      "{\"id\":\"4\",\"images\":[\"b.png\",\"sub/a.jpg\",\"absent.png\"]}\n"
+                                      "{\"id\":\"5\",\"images\":[\"b.png\",\"none.png\"]}\n"
+                                      "{\"id\":\"6\",\"images\":[\"b.png\",\"data:;base64,\"]}\n"
+                                      "{\"id\":\"7\",\"image\":\"b.png\"}\n"), STATUS_OK);
+    plan_item item;
+    assert_int_equal(plan_load(f->p, 0, &item, &f->e), STATUS_OK);
+    assert_int_equal(item.code, STATUS_OK);
+    assert_null(item.image);
+    assert_int_equal(item.n_images, 4);
+    assert_int_equal(item.n_bytes, 6 + 3 + 12 + 6);
+    static const char *const shown[] = {"sub/a.jpg", "data:", "b.png", "sub/a.jpg"};
+    static const char *const data[] = {"pixels", "foo", "more of them", "pixels"};
+    for (size_t i = 0; i < 4; i++) {
+        assert_string_equal(item.images[i], shown[i]);
+        assert_int_equal(item.all_data[i].len_bytes, strlen(data[i]));
+        assert_memory_equal(item.all_data[i].data, data[i], strlen(data[i]));
+    }
+    for (size_t idx = 1; idx < 7; idx += 5) { /* a list of one is that image */
+        assert_int_equal(plan_load(f->p, idx, &item, &f->e), STATUS_OK);
+        assert_string_equal(item.image, "b.png");
+        assert_int_equal(item.n_images, 0);
+        assert_int_equal(item.data.len_bytes, 12);
+        assert_int_equal(item.n_bytes, 12);
+    }
+    static const struct {
+        status code;
+        const char *why;
+    } bad[] = {{STATUS_IMAGE_UNREADABLE, "image 2 of 2: data URL without"},
+               {STATUS_IMAGE_UNREADABLE, "image 3 of 3: "},
+               {STATUS_IMAGE_UNDECODABLE, "none.png: the file is empty"},
+               {STATUS_IMAGE_UNDECODABLE, "image 2 of 2: data URL: no bytes"}};
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(plan_load(f->p, 2 + i, &item, &f->e), STATUS_OK);
+        assert_int_equal(item.code, bad[i].code);
+        if (!strstr(item.why, bad[i].why)) fail_msg("\"%s\" does not say \"%s\"", item.why, bad[i].why);
+        assert_int_equal(item.n_images, i == 1 ? 3 : 2); /* its line in the result names them all */
+        assert_string_equal(item.images[0], "b.png");
+        assert_int_equal(item.n_bytes, 0);
+    }
+}
+
 static void each_broken_line_is_named_and_the_others_are_kept(void **state) {
     fixture *f = *state;
     static const char *const broken[] = {
@@ -230,6 +280,10 @@ static void each_broken_line_is_named_and_the_others_are_kept(void **state) {
         "{\"id\":\"x\",\"image\":\"a\",\"prompt\":\"\"}", "{\"id\":\"x\",\"image\":\"a\",\"turns\":{}}",
         "{\"id\":\"x\",\"image\":\"a\",\"turns\":[{\"question\":\"q\"}]}", "{\"id\":\"x\",\"image\":\"a\",\"turns\":[7]}",
         "{\"id\":\"x\",\"image\":\"a\",\"prompt\":\"q\",\"prompts\":[\"r\"]}",
+        "{\"id\":\"x\",\"images\":[]}", "{\"id\":\"x\",\"images\":\"a\"}", "{\"id\":\"x\",\"images\":[\"a\",7]}",
+        "{\"id\":\"x\",\"images\":[\"a\",\"\"]}", "{\"id\":\"x\",\"images\":[7]}", "{\"id\":\"x\",\"images\":null}",
+        "{\"id\":\"x\",\"image\":\"a\",\"images\":[\"a\",\"b\"]}",
+        "{\"id\":\"x\",\"images\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]}",
         "{\"id\":\"x\",\"id\":\"y\",\"image\":\"a\"}", "{\"id\":\"\\u0000\",\"image\":\"a\"}",
         "{\"id\":\"\xff\",\"image\":\"a\"}", "{\"id\":\"x\",\"image\":\"a\"} trailing", "\xef\xbb\xbf{}"};
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
@@ -343,6 +397,9 @@ static void the_digest_changes_with_whatever_is_asked(void **state) {
         "{\"id\":\"1\",\"image\":\"a.jpg\"}\n", "{\"id\":\"2\",\"image\":\"a.jpg\"}\n",
         "{\"id\":\"1\",\"image\":\"b.jpg\"}\n", "{\"id\":\"1\",\"image\":\"a.jpg\",\"prompt\":\"q\"}\n",
         "{\"id\":\"1\",\"image\":\"a.jpg\",\"prompt\":\"q\",\"turns\":[{\"question\":\"q\",\"answer\":\"a\"}]}\n",
+        "{\"id\":\"1\",\"images\":[\"a.jpg\",\"b.jpg\"]}\n", "{\"id\":\"1\",\"images\":[\"b.jpg\",\"a.jpg\"]}\n",
+        "{\"id\":\"1\",\"images\":[\"a.jpg\",\"a.jpg\"]}\n", "{\"id\":\"1\",\"images\":[\"a.jpg\",\"b.jpg\",\"b.jpg\"]}\n",
+        "{\"id\":\"1\",\"images\":[\"a.jpg\",\"b.jpg\"],\"prompt\":\"q\"}\n", "{\"id\":\"1\",\"prompts\":[\"a.jpg\",\"b.jpg\"]}\n",
         "{\"id\":\"1\",\"image\":\"a.jpg\"}\n{\"id\":\"2\",\"image\":\"a.jpg\"}\n",
         "{\"id\":\"2\",\"image\":\"a.jpg\"}\n{\"id\":\"1\",\"image\":\"a.jpg\"}\n"};
     enum { N = sizeof texts / sizeof *texts };
@@ -369,6 +426,7 @@ int main(void) {
         T(a_name_that_is_not_utf8_has_an_id_that_is),
         T(what_cannot_be_an_image_fails_alone),
         T(a_manifest_gives_ids_images_and_prompts),
+        T(an_item_may_have_several_images),
         T(each_broken_line_is_named_and_the_others_are_kept),
         T(a_manifest_may_say_what_was_said_before),
         T(a_prompt_or_a_list_over_its_limit_breaks_its_line_only),

@@ -46,7 +46,7 @@ static void every_key_of_the_contract_is_there_with_its_value(void **state) {
     (void)state;
     answer answers[2];
     client_event event = good_event(answers);
-    result_subject subject = {"item", "a/b.jpg", prompts, 2, true};
+    result_subject subject = {.id = "item", .image = "a/b.jpg", .prompts = prompts, .n_prompts = 2, .exif = true};
     buf lines;
     err e;
     buf_init(&lines, 1 << 20);
@@ -105,10 +105,30 @@ static void every_key_of_the_contract_is_there_with_its_value(void **state) {
     buf_deinit(&lines);
 }
 
+static void several_images_stand_in_a_list(void **state) {
+    (void)state;
+    static const char *const images[] = {"a.jpg", "data:", "b.png"};
+    answer answers[2];
+    client_event event = good_event(answers);
+    buf lines;
+    err e;
+    buf_init(&lines, 1 << 20);
+    result_subject subject = {.id = "item", .prompts = prompts, .n_prompts = 2, .images = images, .n_images = 3};
+    assert_int_equal(result_lines_append(&lines, &subject, &event, &e), STATUS_OK);
+    for (size_t i = 0; i < 2; i++) {
+        json_t *line = line_at(&lines, i), *list = json_object_get(line, "images");
+        assert_true(json_is_null(json_object_get(line, "image")));
+        assert_int_equal(json_array_size(list), 3);
+        for (size_t k = 0; k < 3; k++) assert_string_equal(json_string_value(json_array_get(list, k)), images[k]);
+        json_decref(line);
+    }
+    buf_deinit(&lines);
+}
+
 static void an_item_that_failed_whole_has_a_line_for_every_question(void **state) {
     (void)state;
     client_event event = result_event_failed(STATUS_IMAGE_UNREADABLE, "No such file");
-    result_subject subject = {"item", "a.jpg", prompts, 2, false};
+    result_subject subject = {.id = "item", .image = "a.jpg", .prompts = prompts, .n_prompts = 2};
     buf lines;
     err e;
     buf_init(&lines, 1 << 20);
@@ -130,7 +150,7 @@ static void an_item_that_failed_whole_has_a_line_for_every_question(void **state
 static void lines_that_do_not_fit_are_not_written_by_half(void **state) {
     (void)state;
     client_event event = result_event_failed(STATUS_BUSY, "x");
-    result_subject subject = {"item", "a.jpg", prompts, 2, false};
+    result_subject subject = {.id = "item", .image = "a.jpg", .prompts = prompts, .n_prompts = 2};
     buf lines;
     err e;
     buf_init(&lines, 600); /* one line, not two */
@@ -142,6 +162,7 @@ static void lines_that_do_not_fit_are_not_written_by_half(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_key_of_the_contract_is_there_with_its_value),
+        cmocka_unit_test(several_images_stand_in_a_list),
         cmocka_unit_test(an_item_that_failed_whole_has_a_line_for_every_question),
         cmocka_unit_test(lines_that_do_not_fit_are_not_written_by_half),
     };

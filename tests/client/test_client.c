@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "client/client.h"
+#include "proto/bundle.h"
 #include "proto/socket.h"
 
 #define HEARTBEAT_MS 150 /* a busy machine may stop us for a while */
@@ -204,6 +205,59 @@ static void say_tokens(fixture *f, int number, uint32_t token_idx, const char *t
 }
 
 /* ---- the ordinary course --------------------------------------------------------------------- */
+
+/* Once with the list of one that callers with any number of images have. */
+static void several_images_travel_as_a_bundle_with_their_hashes(void **state) {
+    (void)state;
+    static const bytes files[] = {{picture, sizeof picture}, {picture, 3}, {picture, sizeof picture}};
+    fixture f;
+    fixture_open(&f, "inproc://broker", NULL);
+    client_item item = make_item(1);
+    err e;
+    item.image = (bytes){0};
+    item.images = files;
+    item.n_images = 3;
+    assert_int_equal(client_submit(f.c, &item, &e), STATUS_OK);
+    wire_message in;
+    expect_message(&f, MESSAGE_SUBMIT, &in);
+    uint32_t flags = MESSAGE_FLAG_EXIF | MESSAGE_FLAG_IMAGE | MESSAGE_FLAG_BUNDLE;
+    assert_int_equal(in.in.m.flags, flags | MESSAGE_FLAG_STREAM);
+    assert_int_equal(in.in.m.cost, 3 * 729 + 8 + sizeof "What is this?" / 4 + 1);
+    unsigned char sent[256], sha[HASH_SHA256_BYTES], digest[MESSAGE_DIGEST_BYTES];
+    size_t n = wire_payload_bytes(in.payload);
+    assert_true(n <= sizeof sent);
+    wire_payload_copy(in.payload, sent);
+    hash_sha256(sha, sent, n);
+    assert_memory_equal(in.in.m.image_sha256, sha, sizeof sha);
+    request_digest(digest, sha, flags, in.in.m.body);
+    assert_memory_equal(in.in.m.request_digest, digest, sizeof digest);
+    bundle b;
+    request r;
+    request_memory memory = {0};
+    assert_int_equal(bundle_decode(&b, (bytes){sent, n}, &e), STATUS_OK);
+    assert_int_equal(request_decode(&r, &memory, in.in.m.body, &e), STATUS_OK);
+    assert_int_equal(b.n, 3);
+    assert_int_equal(r.n_images, 3);
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(b.files[i].len_bytes, files[i].len_bytes);
+        assert_memory_equal(b.files[i].data, files[i].data, files[i].len_bytes);
+        hash_sha256(sha, files[i].data, files[i].len_bytes);
+        assert_memory_equal(r.images[i], sha, sizeof sha);
+    }
+    request_memory_clear(&memory);
+    wire_message_clear(&in);
+
+    item.id.bytes[0] = 2;
+    item.n_images = 1;
+    assert_int_equal(client_submit(f.c, &item, &e), STATUS_OK);
+    expect_message(&f, MESSAGE_SUBMIT, &in);
+    assert_int_equal(in.in.m.flags, MESSAGE_FLAG_EXIF | MESSAGE_FLAG_IMAGE | MESSAGE_FLAG_STREAM);
+    hash_sha256(sha, picture, sizeof picture);
+    assert_memory_equal(in.in.m.image_sha256, sha, sizeof sha);
+    assert_int_equal(wire_payload_bytes(in.payload), sizeof picture);
+    wire_message_clear(&in);
+    fixture_close(&f);
+}
 
 static void travel(const char *endpoint) {
     fixture f;
@@ -637,6 +691,7 @@ static void ids_are_a_function_of_batch_and_name(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(several_images_travel_as_a_bundle_with_their_hashes),
         cmocka_unit_test(an_item_travels_whole_and_its_result_comes_back_over_inproc),
         cmocka_unit_test(an_item_travels_whole_and_its_result_comes_back_over_tcp),
         cmocka_unit_test(an_item_travels_whole_and_its_result_comes_back_over_ipc),

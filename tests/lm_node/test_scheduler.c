@@ -16,7 +16,7 @@
 #include "tests/support/support.h"
 
 #define ADAPTERS   TEST_DATA_DIR "/adapters"
-#define ASKS       17
+#define ASKS       21
 #define TOKENS_MAX 64
 #define STEPS_MAX  20000
 
@@ -40,7 +40,7 @@ typedef struct {
 typedef struct {
     int32_t ids[400];
     int n_ids;
-    int image; /* -1: none */
+    int image; /* of several the first, the others follow it; -1: none */
     int adapter;
     sampler_params sampling;
     int max_new;
@@ -106,6 +106,8 @@ static scheduler_question question_of(const ask *a, record *records, int idx) {
                             .max_new_tokens = a->max_new};
     if (a->image < 0) return q;
     q.image.sha256[0] = (unsigned char)(a->image + 1);
+    for (int i = 0; i < a->n_ids; i++)
+        if (a->ids[i] == PROMPT_IMAGE_ID) q.image.sha256[1]++;
     q.features = features + (size_t)a->image * image_values;
     return q;
 }
@@ -141,7 +143,15 @@ static void make_asks(ask asks[ASKS]) {
         *a = (ask){.image = i % 5 == 4 ? -1 : i % 3,
                    .adapter = i % (1 + model_n_served(m)),
                    .max_new = 1 + (int)rng_below(&r, 24)};
-        if (a->image >= 0) {
+        if (i >= ASKS - 4) { /* three images in one prefix, and two in another */
+            rng same = rng_make((uint64_t)(i % 2));
+            a->image = i % 2;
+            add_words(a, &same, i % 2 ? 0 : 5);
+            for (int k = a->image; k < 3; k++) {
+                a->ids[a->n_ids++] = PROMPT_IMAGE_ID;
+                if (k == 0) add_words(a, &same, 3);
+            }
+        } else if (a->image >= 0) {
             rng same = rng_make((uint64_t)(i % 2)); /* two prefixes in use */
             add_words(a, &same, i % 2 ? 13 : 7);    /* 13 + 9 rows: a partial block; 7 + 9: a full one */
             a->ids[a->n_ids++] = PROMPT_IMAGE_ID;
@@ -211,7 +221,7 @@ static void check_together(engine_settings settings, uint64_t shuffle_seed) {
 
 static void a_question_is_answered_as_by_transformers(void **state) {
     (void)state;
-    const int prompts[] = {0, 1, 2, 3, 5, 6};
+    const int prompts[] = {0, 1, 2, 3, 4, 5, 6}; /* 4 has three images */
     engine en = open_engine(usual);
     for (size_t k = 0; k < sizeof prompts / sizeof prompts[0]; k++) {
         golden_tensor ids = golden_get(g, "prompt.%d.ids", prompts[k]);
@@ -356,7 +366,7 @@ static void features_that_are_no_numbers_fail_their_own_questions_only(void **st
     s.kv_blocks = 40; /* so that blocks full of NaN are used again */
     engine en = open_engine(s);
     record *records = new_records();
-    record bad[4] = {{0}};
+    record bad[(ASKS + 4) / 5] = {{0}};
     for (int i = 0; i < ASKS; i++) {
         if (i % 5 == 0) {
             err e;
@@ -368,7 +378,7 @@ static void features_that_are_no_numbers_fail_their_own_questions_only(void **st
         submit(&en, &asks[i], records, i);
     }
     run_to_end(&en);
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_true(bad[i].is_finished);
         assert_int_equal(bad[i].reason, SCHEDULER_ERROR);
         assert_int_equal(bad[i].why.code, STATUS_INTERNAL);
@@ -437,6 +447,79 @@ static void a_resident_prefix_needs_no_features(void **state) {
     assert_false(r[0].prefix_cached);
     assert_true(r[1].prefix_cached);
     assert_memory_equal(r[0].tokens, r[1].tokens, sizeof r[0].tokens);
+    close_engine(&en);
+}
+
+/* Three images, with words before, between and behind them. */
+static ask question_on_three(uint64_t between, uint64_t behind) {
+    ask a = {.image = 0, .max_new = 4};
+    rng before = rng_make(3), middle = rng_make(between), own = rng_make(behind);
+    add_words(&a, &before, 4);
+    a.ids[a.n_ids++] = PROMPT_IMAGE_ID;
+    add_words(&a, &middle, 6);
+    a.ids[a.n_ids++] = PROMPT_IMAGE_ID;
+    a.ids[a.n_ids++] = PROMPT_IMAGE_ID;
+    add_words(&a, &own, 5);
+    return a;
+}
+
+static void questions_share_all_that_stands_before_and_between_their_images(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record *records = new_records();
+    int rows = 4 + 6 + 3 * model_get_config(m)->tower.n_tokens;
+    for (int i = 0; i < 3; i++) {
+        ask a = question_on_three(7, 100 + (uint64_t)i);
+        submit(&en, &a, records, i);
+    }
+    run_to_end(&en);
+    scheduler_counters c = scheduler_read_counters(en.s);
+    assert_int_equal(c.prefixes, 1);
+    assert_int_equal(c.prefill_tokens, rows + 3 * 5);
+    assert_int_equal(c.prefix_tokens_reused, 2 * rows);
+    assert_int_equal(c.kv_blocks_in_use, kv_blocks_for(rows));
+
+    /* Needs no features now; other words between the images, or other images there, are another prefix. */
+    err e;
+    ask same = question_on_three(7, 1), other = question_on_three(8, 1), fewer = same;
+    scheduler_question q = question_of(&same, records, 3), p = q;
+    q.features = NULL;
+    assert_true(scheduler_has_prefix(en.s, &q));
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    p.ids = other.ids;
+    assert_false(scheduler_has_prefix(en.s, &p));
+    fewer.ids[11] = 1; /* where the second image was */
+    p.ids = fewer.ids;
+    assert_false(scheduler_has_prefix(en.s, &p));
+    q.image.sha256[31] = 1;
+    assert_false(scheduler_has_prefix(en.s, &q));
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_NOT_FOUND);
+    run_to_end(&en);
+    assert_true(records[3].prefix_cached);
+    close_engine(&en);
+    free(records);
+}
+
+static void images_are_told_apart_by_their_place(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record r[2] = {{0}};
+    err e;
+    ask a = question_on_three(7, 1);
+    a.sampling.n_logprobs = 1;
+    scheduler_question q = question_of(&a, r, 0);
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    float *swapped = malloc(3 * image_values * sizeof *swapped);
+    assert_non_null(swapped);
+    for (size_t i = 0; i < 3; i++)
+        memcpy(swapped + i * image_values, features + (2 - i) * image_values, image_values * sizeof *swapped);
+    q.features = swapped;
+    q.image.sha256[2] = 1;
+    q.question_idx = 1;
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    run_to_end(&en);
+    assert_true(r[0].tokens[0].logprob != r[1].tokens[0].logprob);
+    free(swapped);
     close_engine(&en);
 }
 
@@ -532,6 +615,14 @@ static void what_can_never_fit_is_refused_with_both_numbers(void **state) {
     q.n_ids = 2000;
     assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_PROMPT_TOO_LONG);
     assert_non_null(strstr(e.text, "2000"));
+    int per_image = model_get_config(m)->tower.n_tokens, n_images = 511 / per_image + 1; /* alone they fill the context */
+    for (int i = 0; i < n_images; i++) ids[i] = PROMPT_IMAGE_ID;
+    q.n_ids = n_images + 2;
+    q.features = features;
+    char number[32];
+    (void)snprintf(number, sizeof number, "of %d tokens", n_images * per_image + 2);
+    assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_PROMPT_TOO_LONG);
+    if (!strstr(e.text, number)) fail_msg("\"%s\" does not say \"%s\"", e.text, number);
     free(ids);
     close_engine(&en);
 }
@@ -558,7 +649,8 @@ static void hostile_prompts_are_refused_and_named(void **state) {
     record r = {0};
     err e;
     const int32_t too_large[] = {3, 277}, negative[] = {-1}, only_image[] = {3, PROMPT_IMAGE_ID};
-    const int32_t two_images[] = {PROMPT_IMAGE_ID, 1, PROMPT_IMAGE_ID, 1}, fine[] = {1};
+    const int32_t image_last[] = {PROMPT_IMAGE_ID, 1, PROMPT_IMAGE_ID}, fine[] = {1};
+    const int32_t below_image[] = {PROMPT_IMAGE_ID, PROMPT_IMAGE_ID - 1, 1};
     const struct {
         const int32_t *ids;
         int n_ids, max_new;
@@ -568,7 +660,8 @@ static void hostile_prompts_are_refused_and_named(void **state) {
         {too_large, 2, 4, STATUS_BAD_PROMPT, "token 277 at place 1"},
         {negative, 1, 4, STATUS_BAD_PROMPT, "token -1 at place 0"},
         {only_image, 2, 4, STATUS_BAD_PROMPT, "behind the image"},
-        {two_images, 4, 4, STATUS_BAD_PROMPT, "2 images"},
+        {image_last, 3, 4, STATUS_BAD_PROMPT, "behind the image"},
+        {below_image, 3, 4, STATUS_BAD_PROMPT, "token -201 at place 1"},
         {fine, 0, 4, STATUS_BAD_PROMPT, "no token at all"},
         {fine, 1, 0, STATUS_BAD_ARGUMENT, "max_new_tokens 0"},
         {fine, 1, INT_MIN, STATUS_BAD_ARGUMENT, "max_new_tokens"},
@@ -675,6 +768,8 @@ int main(void) {
         cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
         cmocka_unit_test(ten_questions_about_one_image_compute_its_prefix_once),
         cmocka_unit_test(a_resident_prefix_needs_no_features),
+        cmocka_unit_test(questions_share_all_that_stands_before_and_between_their_images),
+        cmocka_unit_test(images_are_told_apart_by_their_place),
         cmocka_unit_test(a_prefix_only_waiting_questions_want_cannot_block_the_first_in_line),
         cmocka_unit_test(questions_wait_in_order_when_keys_and_values_are_full),
         cmocka_unit_test(a_long_prompt_does_not_stall_who_is_decoding),

@@ -178,6 +178,9 @@ static void fields_over_their_limits_are_refused_by_name(void **state) {
     m = (message){.kind = MESSAGE_PING, .flags = MESSAGE_FLAG_IMAGE};
     assert_int_equal(decode_message(&m, &in, &e), STATUS_BAD_MESSAGE);
     assert_non_null(strstr(e.text, "image_sha256"));
+    m = (message){.kind = MESSAGE_PING, .flags = MESSAGE_FLAG_BUNDLE};
+    assert_int_equal(decode_message(&m, &in, &e), STATUS_BAD_MESSAGE);
+    assert_non_null(strstr(e.text, "several images but no image"));
 }
 
 static void digests_of_another_length_are_refused(void **state) {

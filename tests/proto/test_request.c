@@ -67,6 +67,49 @@ static void a_request_survives_the_wire(void **state) {
     buf_deinit(&body);
 }
 
+static void hashes_of_images_are_two_to_sixteen_and_survive_the_wire_in_order(void **state) {
+    (void)state;
+    static unsigned char hashes[MESSAGE_IMAGES_MAX][HASH_SHA256_BYTES];
+    for (size_t i = 0; i < MESSAGE_IMAGES_MAX; i++) memset(hashes[i], (int)i + 1, sizeof hashes[i]);
+    request r = good_request(), d;
+    r.images = (const unsigned char(*)[HASH_SHA256_BYTES])hashes;
+    for (r.n_images = 0; r.n_images <= MESSAGE_IMAGES_MAX; r.n_images++) {
+        if (r.n_images == 1) continue;
+        buf body;
+        buf_init(&body, 1 << 16);
+        request_memory memory = {0};
+        err e;
+        assert_int_equal(request_encode(&r, &body), STATUS_OK);
+        assert_int_equal(request_decode(&d, &memory, (bytes){body.data, body.len_bytes}, &e), STATUS_OK);
+        assert_int_equal(d.n_images, r.n_images);
+        if (d.n_images) assert_memory_equal(d.images, hashes, d.n_images * sizeof *hashes);
+        request_memory_clear(&memory);
+        buf_deinit(&body);
+    }
+    r.n_images = 1; /* it is in the envelope already */
+    assert_request(&r, STATUS_BAD_MESSAGE, "1 images, allowed are 2 to 16");
+
+    /* By hand: more than there may be, and hashes of another length. */
+    for (size_t len = 0; len <= 64; len++) {
+        buf body;
+        buf_init(&body, 1 << 16);
+        r.n_images = 2;
+        assert_int_equal(request_encode(&r, &body), STATUS_OK);
+        size_t n_more = len == HASH_SHA256_BYTES ? MESSAGE_IMAGES_MAX - 1 : 1;
+        for (size_t i = 0; i < n_more; i++) {
+            const unsigned char tag[2] = {5 << 3 | 2, (unsigned char)len};
+            static const unsigned char zeros[64];
+            assert_int_equal(buf_append(&body, tag, 2), STATUS_OK);
+            assert_int_equal(buf_append(&body, zeros, len), STATUS_OK);
+        }
+        request_memory memory = {0};
+        err e = {0};
+        assert_int_equal(request_decode(&d, &memory, (bytes){body.data, body.len_bytes}, &e), STATUS_BAD_MESSAGE);
+        if (!strstr(e.text, n_more > 1 ? "17 images" : "image 2 has a hash")) fail_msg("%s", e.text);
+        buf_deinit(&body);
+    }
+}
+
 static void sampling_outside_its_range_is_refused_by_name(void **state) {
     (void)state;
     const float bad_reals[] = {-0.001f, NAN, INFINITY, -INFINITY, 1000.0f};
@@ -326,6 +369,7 @@ static void the_digest_covers_image_flags_and_body(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_request_survives_the_wire),
+        cmocka_unit_test(hashes_of_images_are_two_to_sixteen_and_survive_the_wire_in_order),
         cmocka_unit_test(sampling_outside_its_range_is_refused_by_name),
         cmocka_unit_test(stop_strings_are_one_to_256_bytes_of_utf8),
         cmocka_unit_test(prompts_are_bounded_utf8),

@@ -134,6 +134,43 @@ static void a_payload_is_shared_not_copied_and_outlives_its_first_owner(void **s
     assert_int_equal(wire_payload_open(&first, data, (size_t)MESSAGE_IMAGE_BYTES_MAX + 1, &e), STATUS_TOO_LARGE);
 }
 
+static void a_payload_of_pieces_is_that_of_their_bytes_in_a_row(void **state) {
+    (void)state;
+    err e;
+    rng r = rng_make(test_seed());
+    size_t n = 3 * WIRE_FRAME_BYTES;
+    unsigned char *data = malloc(n), *copy = malloc(n), whole[HASH_SHA256_BYTES], pieces[HASH_SHA256_BYTES];
+    assert_true(data && copy);
+    for (size_t i = 0; i < n; i++) data[i] = (unsigned char)rng_next(&r);
+    for (int round = 0; round < 200; round++) {
+        bytes parts[17];
+        size_t n_parts = rng_below(&r, 18), at = 0;
+        for (size_t i = 0; i < n_parts; i++) {
+            size_t len = rng_below(&r, 4) == 0 ? 0 : rng_below(&r, round % 2 ? 20 : n / 17);
+            if (round % 5 == 0 && i == 0) len = WIRE_FRAME_BYTES;
+            if (len > n - at) len = n - at;
+            parts[i] = (bytes){data + at, len};
+            at += len;
+        }
+        wire_payload *p;
+        assert_int_equal(wire_payload_open_parts(&p, parts, n_parts, &e), STATUS_OK);
+        assert_int_equal(wire_payload_bytes(p), at);
+        wire_payload_copy(p, copy);
+        assert_memory_equal(copy, data, at);
+        wire_payload_sha256(p, pieces);
+        hash_sha256(whole, data, at);
+        assert_memory_equal(pieces, whole, sizeof whole);
+        wire_payload_close(&p);
+    }
+    wire_payload *p;
+    const bytes too_much[] = {{data, MESSAGE_IMAGE_BYTES_MAX}, {data, 1}}, wraps[] = {{data, SIZE_MAX}, {data, 2}};
+    assert_int_equal(wire_payload_open_parts(&p, too_much, 2, &e), STATUS_TOO_LARGE);
+    assert_int_equal(wire_payload_open_parts(&p, wraps, 2, &e), STATUS_TOO_LARGE);
+    assert_null(p);
+    free(data);
+    free(copy);
+}
+
 static void a_received_payload_can_be_kept_and_sent_on(void **state) {
     (void)state;
     fixture f;
@@ -384,6 +421,7 @@ int main(void) {
         cmocka_unit_test(messages_of_every_size_arrive_whole_over_inproc),
         cmocka_unit_test(messages_of_every_size_arrive_whole_over_tcp),
         cmocka_unit_test(a_payload_is_shared_not_copied_and_outlives_its_first_owner),
+        cmocka_unit_test(a_payload_of_pieces_is_that_of_their_bytes_in_a_row),
         cmocka_unit_test(a_received_payload_can_be_kept_and_sent_on),
         cmocka_unit_test(nobody_there_is_busy_and_a_peer_that_left_is_not_found),
         cmocka_unit_test(malformed_messages_are_taken_whole_and_named_by_sender),
