@@ -16,8 +16,6 @@
 
 #define FRONT        "inproc://front"
 #define BACK         "inproc://back"
-#define VISION_BATCH 8
-#define CHUNK_ROWS   256
 #define SLOT_BYTES   (UINT64_C(256) << 20)
 
 /* One of the three: what runs, and how it ended. */
@@ -36,14 +34,12 @@ struct embedded {
     cache *cache;
     vision_service *vision;
     lm_service *lm;
+    uint32_t vision_slots, lm_slots; /* items each takes at once */
     role roles[3];
 };
 
 embedded_settings embedded_defaults(void) {
-    return (embedded_settings){.device = "cpu",
-                               .kv_bytes = UINT64_C(512) << 20,
-                               .cache_bytes = UINT64_C(256) << 20,
-                               .max_questions = 64};
+    return (embedded_settings){.device = "cpu", .cache_bytes = UINT64_C(256) << 20};
 }
 
 static void *role_main(void *arg) {
@@ -84,17 +80,20 @@ static status open_shared(embedded *em, const embedded_settings *settings, int n
 }
 
 static status open_services(embedded *em, const embedded_settings *settings, int n_threads, err *e) {
-    ops_settings ops = {.device = settings->device ? settings->device : "cpu", .n_threads = n_threads};
     vision_service_parts vision = {em->model, em->cache, em->decoder};
     lm_service_parts lm = {em->model, em->cache};
-    vision_service_settings vision_wishes = {ops, VISION_BATCH};
-    lm_service_settings lm_wishes = {ops, settings->kv_bytes, settings->max_questions, CHUNK_ROWS};
+    vision_service_settings vision_wishes = vision_service_defaults(settings->device);
+    lm_service_settings lm_wishes = lm_service_defaults(settings->device);
+    vision_wishes.ops.n_threads = lm_wishes.ops.n_threads = n_threads;
+    if (settings->kv_bytes) lm_wishes.kv_bytes = settings->kv_bytes;
+    em->vision_slots = 2 * (uint32_t)vision_wishes.max_images;
+    em->lm_slots = (uint32_t)lm_wishes.max_questions;
     status st = vision_service_open(&em->vision, &vision, &vision_wishes, e);
     if (st == STATUS_OK) st = lm_service_open(&em->lm, &lm, &lm_wishes, e);
     return st;
 }
 
-static status start_roles(embedded *em, const embedded_settings *settings, err *e) {
+static status start_roles(embedded *em, err *e) {
     broker_settings wishes = broker_settings_default();
     wishes.front = FRONT;
     wishes.back = BACK;
@@ -104,10 +103,10 @@ static status start_roles(embedded *em, const embedded_settings *settings, err *
     role *r = em->roles;
     status st = broker_open(&r[0].broker, em->zmq_context, &wishes, e);
     if (st == STATUS_OK)
-        st = start_worker(em, &r[1], "embedded vision", MESSAGE_ROLE_VISION, 2 * VISION_BATCH,
+        st = start_worker(em, &r[1], "embedded vision", MESSAGE_ROLE_VISION, em->vision_slots,
                           &vision, e);
     if (st == STATUS_OK)
-        st = start_worker(em, &r[2], "embedded lm", MESSAGE_ROLE_LM, (uint32_t)settings->max_questions,
+        st = start_worker(em, &r[2], "embedded lm", MESSAGE_ROLE_LM, em->lm_slots,
                           &lm, e);
     if (st != STATUS_OK) return st;
     vision_service_attach(em->vision, r[1].worker);
@@ -129,7 +128,7 @@ status embedded_open(embedded **em, const embedded_settings *settings, err *e) {
     }
     status st = open_shared(made, settings, n_threads, e);
     if (st == STATUS_OK) st = open_services(made, settings, n_threads, e);
-    if (st == STATUS_OK) st = start_roles(made, settings, e);
+    if (st == STATUS_OK) st = start_roles(made, e);
     if (st != STATUS_OK) {
         embedded_close(&made);
         return st;

@@ -19,13 +19,12 @@ typedef struct embedded embedded;
 typedef struct {
     model_settings model;  /* all parts */
     const char *cache_url; /* NULL: bounded memory */
-    const char *device;    /* NULL: "cpu" */
+    const char *device;    /* "cpu", "cuda" or "cuda:N" */
     int n_threads;         /* 0: one per core */
-    uint64_t kv_bytes;     /* memory for keys and values */
+    uint64_t kv_bytes;     /* memory for keys and values; 0: what suits the device */
     uint64_t cache_bytes;  /* of the memory cache */
     uint64_t max_pixels;   /* largest decoded image; 0: IMAGE_PIXELS_MAX */
     int decode_ms;         /* longest time for one image; 0: IMAGE_DECODER_WALL_MS */
-    int max_questions;     /* questions generated at once */
 } embedded_settings;
 
 /* Defaults of everything but the model. */

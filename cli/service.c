@@ -61,6 +61,7 @@ static status open_embedded(service *s, const options *o, err *e) {
     if (st != STATUS_OK) return st;
     embedded_settings settings = embedded_defaults();
     settings.model = model_settings_read(o, dir);
+    settings.device = options_string(o, "device");
     settings.cache_url = options_string(o, "cache");
     if (options_is_set(o, "threads")) settings.n_threads = (int)options_int(o, "threads");
     if (options_is_set(o, "kv-bytes")) settings.kv_bytes = options_bytes(o, "kv-bytes");

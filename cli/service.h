@@ -27,6 +27,7 @@
          "use a running cluster, as in tcp://host:7000; without it, everything runs in this process"}, \
         {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,                                             \
          "keep image features in Redis, as in redis://host:6379; without it, in memory"},          \
+        {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},  \
         {"threads", 0, OPTION_INT, "N", NULL, 1, 1024,                                             \
          "compute threads; without it, one per core"},                                             \
         {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,                     \

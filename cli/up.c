@@ -30,8 +30,10 @@
 static const option_row rows[] = {
     MODEL_ROW,
     MODEL_LOAD_ROWS,
-    {"vision-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many vision nodes"},
-    {"lm-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many language nodes"},
+    {"vision-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many vision nodes, on each GPU if there are"},
+    {"lm-nodes", 0, OPTION_INT, "N", "1", 1, NODES_MAX, "how many language nodes, on each GPU if there are"},
+    {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where nodes compute: cpu, cuda, cuda:N"},
+    {"gpus", 0, OPTION_STRING, "LIST", NULL, 0, 0, "nodes on each of these GPUs: all, or numbers apart by commas"},
     {"front", 0, OPTION_STRING, "ENDPOINT", "tcp://127.0.0.1:*", 0, 0, "where clients connect; * is a free port"},
     {"back", 0, OPTION_STRING, "ENDPOINT", "tcp://127.0.0.1:*", 0, 0, "where nodes connect; * is a free port"},
     {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,
@@ -48,7 +50,7 @@ const option_table up_table = {
     .program = "mipha up",
     .purpose = "run a local cluster in the foreground until interrupted",
     .example = "  mipha up --vision-nodes 2 --lm-nodes 2\n"
-               "  mipha up --front tcp://0.0.0.0:7000 --model Mipha-3B/\n",
+               "  mipha up --front tcp://0.0.0.0:7000 --model Mipha-3B/ --gpus all\n",
     .rows = rows};
 
 typedef struct {
@@ -180,41 +182,81 @@ static status start_broker(cluster *k, const options *o, err *e) {
                             : fail(e, STATUS_TIMEOUT, "mipha-broker is not ready within %d ms", BROKER_START_MS);
 }
 
-static status start_nodes(cluster *k, const options *o, const char *name, int64_t n, bool is_lm, err *e) {
+/* Words of a node's command line. */
+typedef struct {
+    const char *argv[24 + 2 * MODEL_SERVED_MAX];
+    size_t n;
+} words;
+
+static void add(words *w, const char *word) { w->argv[w->n++] = word; }
+
+static void add_pair(words *w, const char *name, const char *value) {
+    if (!value) return;
+    add(w, name);
+    add(w, value);
+}
+
+/* n nodes of one kind on a device. */
+static status start_nodes(cluster *k, const options *o, const char *name, int64_t n, const char *device, bool is_lm, err *e) {
     char program[MODEL_PLACE_BYTES], threads[24], kv_bytes[24];
     find_program(program, k, name);
     (void)snprintf(threads, sizeof threads, "%lld", (long long)options_int(o, "threads"));
     (void)snprintf(kv_bytes, sizeof kv_bytes, "%llu", (unsigned long long)options_bytes(o, "kv-bytes"));
-    const char *argv[20 + 2 * MODEL_SERVED_MAX] = {program, "--broker", k->back, "--model", k->model_dir, "--cache",
-                                                   k->cache_url, "--log-level", options_string(o, "log-level"), "--dtype",
-                                                   options_string(o, "dtype")};
-    size_t at = 11;
+    words w = {0};
+    add(&w, program);
+    add_pair(&w, "--broker", k->back);
+    add_pair(&w, "--model", k->model_dir);
+    add_pair(&w, "--cache", k->cache_url);
+    add_pair(&w, "--log-level", options_string(o, "log-level"));
+    add_pair(&w, "--dtype", options_string(o, "dtype"));
+    add_pair(&w, "--device", device);
+    add_pair(&w, "--adapter", options_string(o, "adapter"));
+    add_pair(&w, "--threads", options_is_set(o, "threads") ? threads : NULL);
+    add_pair(&w, "--kv-bytes", is_lm && options_is_set(o, "kv-bytes") ? kv_bytes : NULL);
     const char *const *served;
     size_t n_served = options_list(o, "serve-adapter", &served);
     if (n_served > MODEL_SERVED_MAX)
         return fail(e, STATUS_BAD_ARGUMENT, "--serve-adapter: given %zu times, limit %d", n_served, MODEL_SERVED_MAX);
-    for (size_t i = 0; i < n_served; i++) {
-        argv[at++] = "--serve-adapter";
-        argv[at++] = served[i];
-    }
-    if (options_string(o, "adapter")) {
-        argv[at++] = "--adapter";
-        argv[at++] = options_string(o, "adapter");
-    }
-    if (options_is_set(o, "threads")) {
-        argv[at++] = "--threads";
-        argv[at++] = threads;
-    }
-    if (is_lm && options_is_set(o, "kv-bytes")) {
-        argv[at++] = "--kv-bytes";
-        argv[at++] = kv_bytes;
-    }
+    for (size_t i = 0; i < n_served; i++) add_pair(&w, "--serve-adapter", served[i]);
     for (int64_t i = 0; i < n; i++) {
-        status st = child_process_start(&k->nodes[k->n_nodes], argv, false, e);
+        if (k->n_nodes == sizeof k->nodes / sizeof *k->nodes)
+            return fail(e, STATUS_BAD_ARGUMENT, "more than %zu nodes", k->n_nodes);
+        status st = child_process_start(&k->nodes[k->n_nodes], w.argv, false, e);
         if (st != STATUS_OK) return st;
         k->nodes[k->n_nodes++].name = name;
     }
     return STATUS_OK;
+}
+
+static status start_both(cluster *k, const options *o, const char *device, err *e) {
+    status st = start_nodes(k, o, "mipha-vision-node", options_int(o, "vision-nodes"), device, false, e);
+    return st == STATUS_OK ? start_nodes(k, o, "mipha-lm-node", options_int(o, "lm-nodes"), device, true, e) : st;
+}
+
+/* "all", or numbers apart by commas: nodes of both kinds on each of these GPUs. */
+static status start_all_nodes(cluster *k, const options *o, err *e) {
+    const char *gpus = options_string(o, "gpus");
+    if (!gpus) return start_both(k, o, options_string(o, "device"), e);
+    int n_gpus = ops_device_count("cuda");
+    if (n_gpus == 0) return fail(e, STATUS_UNSUPPORTED, "--gpus: no GPU here, or this program was built without CUDA");
+    char device[24];
+    status st = STATUS_OK;
+    for (int i = 0; i < n_gpus && strcmp(gpus, "all") == 0 && st == STATUS_OK; i++) {
+        (void)snprintf(device, sizeof device, "cuda:%d", i);
+        st = start_both(k, o, device, e);
+    }
+    for (const char *at = gpus; strcmp(gpus, "all") != 0 && st == STATUS_OK;) {
+        char *end;
+        long i = strtol(at, &end, 10);
+        if (end == at || (*end != ',' && *end != '\0') || i < 0 || i >= n_gpus)
+            return fail(e, STATUS_BAD_ARGUMENT, "--gpus: \"%.60s\", expected all, or numbers from 0 to %d apart by commas", gpus,
+                        n_gpus - 1);
+        (void)snprintf(device, sizeof device, "cuda:%ld", i);
+        st = start_both(k, o, device, e);
+        if (*end == '\0') break;
+        at = end + 1;
+    }
+    return st;
 }
 
 /* ---- watching -------------------------------------------------------------------------------- */
@@ -327,9 +369,7 @@ status up_run(const options *o, int *exit_code, err *e) {
     status st = prepare(k, o, e);
     if (st == STATUS_OK) st = choose_cache(k, o, e);
     if (st == STATUS_OK) st = start_broker(k, o, e);
-    if (st == STATUS_OK)
-        st = start_nodes(k, o, "mipha-vision-node", options_int(o, "vision-nodes"), false, e);
-    if (st == STATUS_OK) st = start_nodes(k, o, "mipha-lm-node", options_int(o, "lm-nodes"), true, e);
+    if (st == STATUS_OK) st = start_all_nodes(k, o, e);
     if (st == STATUS_OK) st = wait_for_nodes(k, e);
     if (st == STATUS_OK) st = announce(k, e);
     if (st != STATUS_OK) *exit_code = service_exit_code(st);

@@ -484,6 +484,14 @@ void lm_service_attach(lm_service *s, worker *w) {
     ops_set_progress(s->ctx, operator_done, w);
 }
 
+lm_service_settings lm_service_defaults(const char *device) {
+    bool is_cpu = strncmp(device, "cpu", 3) == 0;
+    return (lm_service_settings){.ops = {.device = device},
+                                 .kv_bytes = is_cpu ? UINT64_C(512) << 20 : UINT64_C(16) << 30,
+                                 .max_questions = is_cpu ? 64 : 128,
+                                 .chunk_rows = is_cpu ? 256 : 2048};
+}
+
 status lm_service_open(lm_service **s, const lm_service_parts *parts,
                        const lm_service_settings *settings, err *e) {
     *s = NULL;

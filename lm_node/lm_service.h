@@ -30,6 +30,9 @@ typedef struct {
     int chunk_rows;     /* rows of one step: prompts are computed in pieces of at most this many */
 } lm_service_settings;
 
+/* What suits a device of this name; ops.n_threads is left 0. */
+lm_service_settings lm_service_defaults(const char *device);
+
 MUST_USE status lm_service_open(lm_service **s, const lm_service_parts *parts,
                                 const lm_service_settings *settings, err *e);
 void lm_service_close(lm_service **s);

@@ -8,11 +8,11 @@
 static const option_row rows[] = {
     NODE_ROWS("64"),
     MODEL_LOAD_ROWS,
-    {"kv-bytes", 0, OPTION_BYTES, "BYTES", "512M", 1 << 20, 1e13,
-     "memory for keys and values, taken at start; when it is full, work waits"},
-    {"max-questions", 0, OPTION_INT, "N", "64", 1, 4096, "questions generated at once"},
-    {"chunk-rows", 0, OPTION_INT, "N", "256", 1, 65536,
-     "rows of prompts in one step of the engine; smaller keeps running answers smoother"},
+    {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1e13,
+     "memory for keys and values, taken at start (cpu 512M, cuda 16G); when it is full, work waits"},
+    {"max-questions", 0, OPTION_INT, "N", NULL, 1, 4096, "questions generated at once (cpu 64, cuda 128)"},
+    {"chunk-rows", 0, OPTION_INT, "N", NULL, 1, 65536,
+     "rows of prompts in one step of the engine (cpu 256, cuda 2048); smaller keeps running answers smoother"},
     {0}};
 
 static const option_table table = {
@@ -37,11 +37,11 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
     if (st != STATUS_OK) return st;
     lm_service_parts parts = {p->model, p->cache};
-    lm_service_settings wishes = {
-        .ops = {.device = options_string(o, "device"), .n_threads = (int)options_int(o, "threads")},
-        .kv_bytes = options_bytes(o, "kv-bytes"),
-        .max_questions = (int)options_int(o, "max-questions"),
-        .chunk_rows = (int)options_int(o, "chunk-rows")};
+    lm_service_settings wishes = lm_service_defaults(options_string(o, "device"));
+    wishes.ops.n_threads = (int)options_int(o, "threads");
+    if (options_is_set(o, "kv-bytes")) wishes.kv_bytes = options_bytes(o, "kv-bytes");
+    if (options_is_set(o, "max-questions")) wishes.max_questions = (int)options_int(o, "max-questions");
+    if (options_is_set(o, "chunk-rows")) wishes.chunk_rows = (int)options_int(o, "chunk-rows");
     st = lm_service_open(&p->service, &parts, &wishes, e);
     if (st != STATUS_OK) return st;
     out->handler = lm_service_handler(p->service);

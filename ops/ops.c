@@ -77,6 +77,12 @@ status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e) {
     return STATUS_OK;
 }
 
+int ops_device_count(const char *name) {
+    for (size_t i = 0; i < sizeof backends / sizeof backends[0]; i++)
+        if (strcmp(backends[i]->name, name) == 0) return backends[i]->count();
+    return 0;
+}
+
 void ops_close(ops_ctx **ctx) {
     if (!*ctx) return;
     (*ctx)->backend->close((*ctx)->state);

@@ -41,6 +41,9 @@ MUST_USE status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e);
 void ops_close(ops_ctx **ctx);
 const char *ops_device_text(const ops_ctx *ctx); /* "cpu avx512, 2 threads" */
 
+/* How many of them there are: "cpu", 1; "cuda", the GPUs of this machine, 0 where this was built without CUDA. */
+int ops_device_count(const char *name);
+
 /* What the activations of a network are cut in when its weights are stored like this. CPU: f32. CUDA: f32, f16 and
  * bf16 stay what they are, and q8 and q4 go with bf16. */
 ops_dtype ops_activation_dtype(const ops_ctx *ctx, ops_dtype stored);

@@ -27,6 +27,8 @@ typedef struct {
     const char *name;     /* what ops_settings.device begins with */
     unsigned activations; /* OPS_ACTIVATION of each dtype it computes in; f32 always */
 
+    int (*count)(void); /* devices of this kind in this machine */
+
     /* device_index is N of "name:N", 0 when absent. text receives what ops_device_text answers. */
     status (*open)(void **state, const ops_settings *settings, int device_index, char *text,
                    size_t text_bytes, err *e);

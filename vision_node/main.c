@@ -9,7 +9,7 @@
 static const option_row rows[] = {
     NODE_ROWS("16"),
     MODEL_LOAD_ROWS,
-    {"batch", 0, OPTION_INT, "N", "8", 1, 256, "images encoded together"},
+    {"batch", 0, OPTION_INT, "N", NULL, 1, 256, "images encoded together (cpu 8, cuda 32)"},
     {"decoders", 0, OPTION_INT, "N", "2", 1, 64, "processes that decode image files"},
     IMAGE_DECODER_ROWS,
     {0}};
@@ -41,9 +41,9 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     if (st == STATUS_OK) st = cache_open(&p->cache, options_string(o, "cache"), &cache_wishes, e);
     if (st != STATUS_OK) return st;
     vision_service_parts parts = {p->model, p->cache, p->decoder};
-    vision_service_settings wishes = {
-        .ops = {.device = options_string(o, "device"), .n_threads = (int)options_int(o, "threads")},
-        .max_images = (int)options_int(o, "batch")};
+    vision_service_settings wishes = vision_service_defaults(options_string(o, "device"));
+    wishes.ops.n_threads = (int)options_int(o, "threads");
+    if (options_is_set(o, "batch")) wishes.max_images = (int)options_int(o, "batch");
     st = vision_service_open(&p->service, &parts, &wishes, e);
     if (st != STATUS_OK) return st;
     out->handler = vision_service_handler(p->service);

@@ -460,6 +460,10 @@ void vision_service_attach(vision_service *s, worker *w) {
 
 /* ---- opening and closing ---------------------------------------------------------------------- */
 
+vision_service_settings vision_service_defaults(const char *device) {
+    return (vision_service_settings){.ops = {.device = device}, .max_images = strncmp(device, "cpu", 3) == 0 ? 8 : 32};
+}
+
 status vision_service_open(vision_service **s, const vision_service_parts *parts,
                            const vision_service_settings *settings, err *e) {
     *s = NULL;

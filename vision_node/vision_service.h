@@ -30,6 +30,9 @@ typedef struct {
     int max_images; /* encoded in one run, 1 .. VISION_ENCODER_IMAGES_MAX */
 } vision_service_settings;
 
+/* What suits a device of this name; ops.n_threads is left 0. */
+vision_service_settings vision_service_defaults(const char *device);
+
 MUST_USE status vision_service_open(vision_service **s, const vision_service_parts *parts,
                                     const vision_service_settings *settings, err *e);
 void vision_service_close(vision_service **s);

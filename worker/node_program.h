@@ -20,7 +20,7 @@
         {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0, "checkpoint folder; how it is opened is the same for every node of a cluster"},                     \
         {"cache", 0, OPTION_STRING, "URL", "redis://127.0.0.1:6379", 0, 0,                         \
          "where features are handed over; several servers apart by commas"},                       \
-        {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute"},                     \
+        {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},  \
         {"threads", 0, OPTION_INT, "N", "0", 0, 256, "compute threads; 0: one per core"},          \
         {"name", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                             \
          "shown in status; without it, host and process number"},                                  \

@@ -80,6 +80,8 @@ static int available_cores(void) {
     return n < 1 ? 1 : n > 256 ? 256 : n;
 }
 
+static int backend_count(void) { return 1; }
+
 static status backend_open(void **state, const ops_settings *settings, int device_index, char *text,
                            size_t text_bytes, err *e) {
     if (device_index != 0)
@@ -146,6 +148,7 @@ static status do_nothing(void *state) { /* every call here is done when it retur
 const ops_backend cpu_backend = {
     .name = "cpu",
     .activations = OPS_ACTIVATION(OPS_DTYPE_F32),
+    .count = backend_count,
     .open = backend_open,
     .close = backend_close,
     .memory_open = memory_open,

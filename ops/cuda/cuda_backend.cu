@@ -138,6 +138,11 @@ static cudaError_t open_parts(cuda_state *s) {
     return error;
 }
 
+static int backend_count(void) {
+    int n = 0;
+    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+}
+
 static status backend_open(void **state, const ops_settings *settings, int device_index, char *text, size_t text_bytes,
                            err *e) {
     (void)settings;
@@ -174,6 +179,7 @@ static status backend_open(void **state, const ops_settings *settings, int devic
 extern "C" const ops_backend cuda_backend = {
     .name = "cuda",
     .activations = OPS_ACTIVATION(OPS_DTYPE_F32) | OPS_ACTIVATION(OPS_DTYPE_F16) | OPS_ACTIVATION(OPS_DTYPE_BF16),
+    .count = backend_count,
     .open = backend_open,
     .close = backend_close,
     .memory_open = memory_open,

@@ -386,6 +386,14 @@ static void status_tells_of_the_cluster_that_up_runs(void **state) {
     free(ready);
 }
 
+static void a_gpu_that_is_not_there_is_refused_by_name(void **state) {
+    (void)state;
+    if (!redis_server_exists()) skip();
+    gives(WORDS("up", "--gpus", "99"), 3, "", "--gpus: ");
+    gives(WORDS("annotate", FARM, "-q", "--device", "cuda:99"), 3, "", "cuda:99");
+    gives(WORDS("annotate", FARM, "-q", "--device", "tpu"), 3, "", "device \"tpu\", need \"cpu\", \"cuda\" or \"cuda:N\"");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ask_prints_one_answer_a_line_to_questions_given_or_typed),
@@ -399,6 +407,7 @@ int main(void) {
         cmocka_unit_test(inspect_prints_the_numbers_of_the_config),
         cmocka_unit_test(a_checkpoint_cut_short_is_refused_naming_file_and_tensor),
         cmocka_unit_test(status_tells_of_the_cluster_that_up_runs),
+        cmocka_unit_test(a_gpu_that_is_not_there_is_refused_by_name),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
