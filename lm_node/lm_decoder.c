@@ -9,6 +9,9 @@
  * The last layer needs keys and values of all rows, but everything else only of the rows whose logits
  * are wanted, so those are gathered first: a prompt costs almost one layer less.
  *
+ * Rows are of two kinds (ops_linear_few): tokens being decoded, and of every step the rows whose logits are wanted,
+ * from where the others stop to be needed, are few; rows of prompts are many. The kind follows from the row alone.
+ *
  * All indices of a step go to the device in one upload; the arrays below are views into it. */
 #include "lm_node/lm_decoder.h"
 
@@ -36,12 +39,14 @@ typedef struct {
 /* The index arrays of one step, on the device. */
 typedef struct {
     ops_tensor ids, positions, turns, slots, seqs, image_rows, out_rows, out_positions, out_turns, out_seqs, tables;
+    int64_t n_few; /* rows in front that are decoded */
 } step_indices;
 
 struct lm_decoder {
     ops_ctx *ctx;
     model_decoder_config c;
     lm_decoder_settings s;
+    ops_dtype dtype; /* of activations, keys and values; logits are f32 */
     projector *project;
     ops_block weights, activations, kv;
     decoder_layer *layers;
@@ -85,14 +90,19 @@ static int64_t fc1_width(const model_decoder_config *c) {
 
 static int64_t n_turns(const lm_decoder *d) { return (int64_t)d->s.max_context * (d->c.has_long_rope ? 2 : 1); }
 
-size_t lm_decoder_block_bytes(const model_config *c) {
+ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m) {
+    const model_decoder_config *c = &model_get_config(m)->decoder;
+    return ops_activation_dtype(ctx, model_weight(m, "%slayers.0.%s.weight", c->prefix, c->family->fc2).dtype);
+}
+
+size_t lm_decoder_block_bytes(const model_config *c, ops_dtype dtype) {
     return 2 * (size_t)c->decoder.n_layers *
-           ops_cut_bytes(OPS_DTYPE_F32, KV_BLOCK_TOKENS * kv_width(&c->decoder));
+           ops_cut_bytes(dtype, KV_BLOCK_TOKENS * kv_width(&c->decoder));
 }
 
 static size_t kv_bytes(const lm_decoder *d) {
     int64_t elements = (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS * kv_width(&d->c);
-    return 2 * (size_t)d->c.n_layers * ops_cut_bytes(OPS_DTYPE_F32, elements);
+    return 2 * (size_t)d->c.n_layers * ops_cut_bytes(d->dtype, elements);
 }
 
 static int64_t n_indices_max(const lm_decoder *d) {
@@ -102,11 +112,11 @@ static int64_t n_indices_max(const lm_decoder *d) {
 
 static size_t activation_bytes(const lm_decoder *d) {
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
-    return 3 * ops_cut_bytes(OPS_DTYPE_F32, rows * hidden) + ops_cut_bytes(OPS_DTYPE_F32, rows * wider(&d->c)) +
-           2 * ops_cut_bytes(OPS_DTYPE_F32, rows * kv_width(&d->c)) +
-           ops_cut_bytes(OPS_DTYPE_F32, rows * fc1_width(&d->c)) +
-           (d->c.family->is_gated ? ops_cut_bytes(OPS_DTYPE_F32, rows * d->c.intermediate) : 0) +
-           2 * ops_cut_bytes(OPS_DTYPE_F32, outs * hidden) +
+    return 3 * ops_cut_bytes(d->dtype, rows * hidden) + ops_cut_bytes(d->dtype, rows * wider(&d->c)) +
+           2 * ops_cut_bytes(d->dtype, rows * kv_width(&d->c)) +
+           ops_cut_bytes(d->dtype, rows * fc1_width(&d->c)) +
+           (d->c.family->is_gated ? ops_cut_bytes(d->dtype, rows * d->c.intermediate) : 0) +
+           2 * ops_cut_bytes(d->dtype, outs * hidden) +
            ops_cut_bytes(OPS_DTYPE_F32, outs * d->c.n_vocab_out) +
            ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
 }
@@ -229,8 +239,8 @@ static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i,
     TRY(device_matrix_open(d->ctx, &l->out, m, e, "%s%s", prefix, f->out));
     TRY(open_mlp(d, l, m, prefix, e));
     const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
-    l->keys = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
-    l->values = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
+    l->keys = ops_block_cut(&d->kv, d->dtype, 3, dims);
+    l->values = ops_block_cut(&d->kv, d->dtype, 3, dims);
     return STATUS_OK;
 }
 
@@ -258,7 +268,7 @@ static status open_weights(lm_decoder *d, const model *m, err *e) {
     if (d->c.family->scales_embeddings) TRY(open_embed_scale(d, e));
     TRY(open_norm(d, &d->final, m, e, prefix, d->c.family->final_norm));
     TRY(open_turns(d, e));
-    TRY(projector_open(&d->project, d->ctx, m, d->s.max_rows, e));
+    TRY(projector_open(&d->project, d->ctx, m, d->dtype, d->s.max_rows, e));
     if (d->c.is_tied)
         TRY(device_matrix_open(d->ctx, &d->head, m, e, "%sembed_tokens", prefix));
     else
@@ -276,15 +286,15 @@ static status open_activations(lm_decoder *d, err *e) {
     const int64_t kv = kv_width(&d->c), vocab = d->c.n_vocab_out;
     ops_tensor *rows_by_hidden[] = {&d->x, &d->n, &d->a};
     for (size_t i = 0; i < sizeof rows_by_hidden / sizeof rows_by_hidden[0]; i++)
-        *rows_by_hidden[i] = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, hidden});
-    d->q = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, wider(&d->c)});
-    d->k = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
-    d->v = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
-    d->wide = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, fc1_width(&d->c)});
+        *rows_by_hidden[i] = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, hidden});
+    d->q = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, wider(&d->c)});
+    d->k = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, kv});
+    d->v = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, kv});
+    d->wide = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, fc1_width(&d->c)});
     if (d->c.family->is_gated)
-        d->gated = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, d->c.intermediate});
-    d->out_x = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
-    d->out_n = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
+        d->gated = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, d->c.intermediate});
+    d->out_x = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
+    d->out_n = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
     d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
     d->indices = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){n_indices_max(d)});
     d->host_indices = calloc((size_t)n_indices_max(d), sizeof *d->host_indices);
@@ -319,6 +329,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     d->ctx = ctx;
     d->c = model_get_config(m)->decoder;
     d->s = *settings;
+    d->dtype = lm_decoder_dtype(ctx, m);
     status st = check_settings(d, e);
     if (st == STATUS_OK) st = open_weights(d, m, e);
     if (st == STATUS_OK) st = open_activations(d, e);
@@ -328,9 +339,9 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     }
     lm_decoder_memory memory = lm_decoder_get_memory(d);
     log_info("decoder_ready",
-             "layers=%d max_rows=%d context=%d weight_bytes=%zu activation_bytes=%zu kv_bytes=%zu "
+             "layers=%d activations=%s max_rows=%d context=%d weight_bytes=%zu activation_bytes=%zu kv_bytes=%zu "
              "kv_blocks=%d",
-             d->c.n_layers, d->s.max_rows, d->s.max_context, memory.weights, memory.activations,
+             d->c.n_layers, dtype_name(d->dtype), d->s.max_rows, d->s.max_context, memory.weights, memory.activations,
              memory.kv, d->s.kv_blocks);
     *out = d;
     return STATUS_OK;
@@ -367,6 +378,7 @@ static void check_batch(const lm_decoder *d, const lm_batch *b) {
     CHECK(b->n_rows >= 1 && b->n_rows <= d->s.max_rows, "a step has 1 to max_rows rows");
     CHECK(b->n_seqs >= 1 && b->n_seqs <= d->s.max_seqs, "a step has 1 to max_seqs sequences");
     CHECK(b->n_out >= 0 && b->n_out <= d->s.max_out, "a step has at most max_out rows of logits");
+    CHECK(b->n_decode_rows >= 0 && b->n_decode_rows <= b->n_rows, "decoded rows are rows");
     CHECK(b->n_image_rows >= 0 && b->n_image_rows <= b->n_rows, "image rows are rows");
     CHECK(b->n_table_blocks >= 1 && b->n_table_blocks <= kv_blocks_for(d->s.max_context),
           "a table is no longer than the context");
@@ -415,6 +427,7 @@ static ops_tensor stage_turns(lm_decoder *d, int64_t *used, const lm_batch *b, c
 
 static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b) {
     int64_t used = 0;
+    at->n_few = b->n_decode_rows;
     at->ids = stage(d, &used, b->ids, b->n_rows);
     at->positions = stage(d, &used, b->positions, b->n_rows);
     at->turns = stage_turns(d, &used, b, NULL, b->n_rows);
@@ -438,12 +451,26 @@ void lm_decoder_set_tap(lm_decoder *d, lm_decoder_tap *tap, void *user) {
 
 static status tap_state(lm_decoder *d, int layer, const ops_tensor *x) {
     if (!d->tap) return STATUS_OK;
-    if (!d->tap_hidden) d->tap_hidden = malloc(tensor_bytes(&d->x));
+    if (!d->tap_hidden) d->tap_hidden = malloc((size_t)tensor_elements(&d->x) * 2 * sizeof *d->tap_hidden);
     if (!d->tap_hidden) return STATUS_NO_MEMORY;
-    TRY(ops_download(d->ctx, d->tap_hidden, x));
+    ops_tensor stored = *x; /* behind the values it becomes */
+    stored.data = d->tap_hidden + tensor_elements(&d->x);
+    TRY(ops_download(d->ctx, stored.data, x));
     TRY(ops_sync(d->ctx));
+    for (int64_t i = 0; i < tensor_elements(x); i++) d->tap_hidden[i] = tensor_value(&stored, i);
     d->tap(d->tap_user, layer, d->tap_hidden, x->dims[0], x->dims[1]);
     return STATUS_OK;
+}
+
+/* The first n_few rows are tokens being decoded, or all are rows whose logits are wanted. */
+static status run_linear(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act,
+                         int64_t n_few) {
+    const int64_t rows = x->dims[0];
+    if (n_few == 0 || !ops_tells_few(d->ctx)) return ops_linear(d->ctx, out, x, matrix, act);
+    ops_tensor few_out = tensor_rows(out, 0, n_few), few_x = tensor_rows(x, 0, n_few);
+    TRY(ops_linear_few(d->ctx, &few_out, &few_x, matrix, act));
+    ops_tensor many_out = tensor_rows(out, n_few, rows - n_few), many_x = tensor_rows(x, n_few, rows - n_few);
+    return ops_linear(d->ctx, &many_out, &many_x, matrix, act);
 }
 
 static status run_norm(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const decoder_norm *norm) {
@@ -469,9 +496,9 @@ static status run_keys(lm_decoder *d, decoder_layer *l, ops_tensor *n, const ops
     const int64_t rows = x->dims[0];
     ops_tensor k = tensor_rows(&d->k, 0, rows), v = tensor_rows(&d->v, 0, rows);
     TRY(run_norm(d, n, x, &l->norm1));
-    TRY(ops_linear(d->ctx, &k, n, l->k, OPS_ACT_NONE));
+    TRY(run_linear(d, &k, n, l->k, OPS_ACT_NONE, at->n_few));
     TRY(ops_rope(d->ctx, &k, &d->cos, &d->sin, &at->turns, d->c.n_kv_heads));
-    TRY(ops_linear(d->ctx, &v, n, l->v, OPS_ACT_NONE));
+    TRY(run_linear(d, &v, n, l->v, OPS_ACT_NONE, at->n_few));
     TRY(ops_kv_write(d->ctx, &l->keys, &k, &at->slots));
     return ops_kv_write(d->ctx, &l->values, &v, &at->slots);
 }
@@ -479,6 +506,7 @@ static status run_keys(lm_decoder *d, decoder_layer *l, ops_tensor *n, const ops
 /* Where rows stand: all of a step, or those whose logits are wanted. */
 typedef struct {
     const ops_tensor *positions, *turns, *seqs, *tables;
+    int64_t n_few;
 } row_places;
 
 /* out = attention of the rows of n; all keys are written. */
@@ -491,22 +519,23 @@ static status run_attention(lm_decoder *d, decoder_layer *l, ops_tensor *out, co
         .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
         .window = d->c.window,
     };
-    TRY(ops_linear(d->ctx, &q, n, l->q, OPS_ACT_NONE));
+    TRY(run_linear(d, &q, n, l->q, OPS_ACT_NONE, at->n_few));
     TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, at->turns, d->c.n_heads));
     TRY(ops_attention_paged(d->ctx, &q, &q, &l->keys, &l->values, at->tables, at->seqs, at->positions, &params));
-    return ops_linear(d->ctx, out, &q, l->out, OPS_ACT_NONE);
+    return run_linear(d, out, &q, l->out, OPS_ACT_NONE, at->n_few);
 }
 
-static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n) {
+static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n,
+                      int64_t n_few) {
     ops_tensor wide = tensor_rows(&d->wide, 0, n->dims[0]);
     if (!d->c.family->is_gated) {
-        TRY(ops_linear(d->ctx, &wide, n, l->fc1, d->c.act));
-        return ops_linear(d->ctx, out, &wide, l->fc2, OPS_ACT_NONE);
+        TRY(run_linear(d, &wide, n, l->fc1, d->c.act, n_few));
+        return run_linear(d, out, &wide, l->fc2, OPS_ACT_NONE, n_few);
     }
     ops_tensor gated = tensor_rows(&d->gated, 0, n->dims[0]);
-    TRY(ops_linear(d->ctx, &wide, n, l->fc1, OPS_ACT_NONE));
+    TRY(run_linear(d, &wide, n, l->fc1, OPS_ACT_NONE, n_few));
     TRY(ops_gate(d->ctx, &gated, &wide, d->c.act));
-    return ops_linear(d->ctx, out, &gated, l->fc2, OPS_ACT_NONE);
+    return run_linear(d, out, &gated, l->fc2, OPS_ACT_NONE, n_few);
 }
 
 /* What a layer adds to the rows of x, whose first norm is n; n is used up. */
@@ -516,20 +545,20 @@ static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_t
     TRY(run_attention(d, l, &a, n, at));
     if (d->c.family->is_parallel) {
         ops_tensor m = tensor_first(&d->q, rows, d->c.hidden);
-        TRY(run_mlp(d, l, &m, n));
+        TRY(run_mlp(d, l, &m, n, at->n_few));
         TRY(ops_add(d->ctx, &a, &a, &m));
         return ops_add(d->ctx, x, &a, x);
     }
     TRY(ops_add(d->ctx, x, x, &a));
     TRY(run_norm(d, n, x, &l->norm2));
-    TRY(run_mlp(d, l, &a, n));
+    TRY(run_mlp(d, l, &a, n, at->n_few));
     return ops_add(d->ctx, x, x, &a);
 }
 
 static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, int n_out) {
     ops_tensor n = tensor_rows(&d->n, 0, x->dims[0]);
-    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables};
-    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables};
+    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables, at->n_few};
+    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables, n_out};
     for (int i = 0; i + 1 < d->c.n_layers; i++) {
         TRY(run_keys(d, &d->layers[i], &n, x, at));
         TRY(run_branches(d, &d->layers[i], x, &n, &all));
@@ -548,7 +577,7 @@ static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, i
 static status run_head(lm_decoder *d, int n_out) {
     ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), logits = tensor_rows(&d->logits, 0, n_out);
     TRY(run_norm(d, &out_x, &out_x, &d->final));
-    TRY(ops_linear(d->ctx, &logits, &out_x, d->head, OPS_ACT_NONE));
+    TRY(run_linear(d, &logits, &out_x, d->head, OPS_ACT_NONE, n_out));
     return ops_download(d->ctx, d->host_logits, &logits);
 }
 

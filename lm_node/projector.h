@@ -13,12 +13,12 @@
 
 typedef struct projector projector;
 
-/* max_rows: the most rows of one run. Errors: NO_MEMORY. */
-MUST_USE status projector_open(projector **p, ops_ctx *ctx, const model *m, int max_rows, err *e);
+/* activations: what the rows come out in. max_rows: the most rows of one run. Errors: NO_MEMORY. */
+MUST_USE status projector_open(projector **p, ops_ctx *ctx, const model *m, ops_dtype activations, int max_rows, err *e);
 void projector_close(projector **p);
 
 /* features: host [n_rows, tower hidden] in model_tower_dtype. projected: device view [n_rows, decoder
- * hidden], f32, good until the next run. Errors: DEVICE. */
+ * hidden], good until the next run. Errors: DEVICE. */
 MUST_USE status projector_run(projector *p, ops_tensor *projected, const void *features, int n_rows,
                               err *e);
 

@@ -173,6 +173,7 @@ static status backend_open(void **state, const ops_settings *settings, int devic
 
 extern "C" const ops_backend cuda_backend = {
     .name = "cuda",
+    .tells_few = true,
     .activations = OPS_ACTIVATION(OPS_DTYPE_F32) | OPS_ACTIVATION(OPS_DTYPE_F16) | OPS_ACTIVATION(OPS_DTYPE_BF16),
     .open = backend_open,
     .close = backend_close,
