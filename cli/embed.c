@@ -138,7 +138,8 @@ static status open_engine(embedding *em, model_settings *settings, int n_threads
     const model_config *c = model_get_config(em->m);
     em->n_tokens = em->wanted == LAYER_POOLED ? 1 : c->tower.n_tokens;
     em->width = em->wanted == LAYER_PROJECTED ? c->decoder.hidden : c->tower.hidden;
-    if (em->wanted == LAYER_PROJECTED) st = projector_open(&em->projection, em->ctx, em->m, 0, c->tower.n_tokens, e);
+    if (em->wanted == LAYER_PROJECTED)
+        st = projector_open(&em->projection, em->ctx, em->m, 0, OPS_DTYPE_F32, c->tower.n_tokens, e);
     if (st != STATUS_OK) return st;
     size_t side = (size_t)c->preprocess.size;
     em->planes = calloc(3 * side * side, sizeof *em->planes);

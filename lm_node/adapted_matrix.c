@@ -10,19 +10,20 @@
 
 /* ---- room ---------------------------------------------------------------------------------------- */
 
-void adapter_room_init(adapter_room *room, ops_ctx *ctx, const model *m, int64_t n_elements) {
-    *room = (adapter_room){.ctx = ctx, .n_adapters = model_n_served(m), .n_elements = n_elements};
+void adapter_room_init(adapter_room *room, ops_ctx *ctx, const model *m, ops_dtype dtype, int64_t n_elements) {
+    *room = (adapter_room){.ctx = ctx, .dtype = dtype, .n_adapters = model_n_served(m), .n_elements = n_elements};
 }
 
+/* As large as f32 needs: what comes out may be that. */
 status adapter_room_ready(adapter_room *room, int64_t max_rows, err *e) {
     if (room->rank_max == 0) return STATUS_OK;
     const int64_t n = room->n_elements, n_low = max_rows * room->rank_max;
     TRY(ops_block_open(room->ctx, &room->block,
                        3 * ops_cut_bytes(OPS_DTYPE_F32, n) + ops_cut_bytes(OPS_DTYPE_F32, n_low), e));
-    room->x = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n);
-    room->y = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n);
-    room->sum = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n);
-    room->t = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n_low);
+    room->x = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n).data;
+    room->y = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n).data;
+    room->sum = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n).data;
+    room->t = ops_block_cut(&room->block, OPS_DTYPE_F32, 1, &n_low).data;
     return STATUS_OK;
 }
 
@@ -45,7 +46,7 @@ status adapted_matrix_open(adapted_matrix *w, adapter_room *room, const model *m
     if (!w->added) return fail(e, STATUS_NO_MEMORY, "%s: no memory for its adapters", parts->name);
     for (int i = 0; i < room->n_adapters; i++) {
         low_rank *l = &w->added[i];
-        TRY(device_low_rank_open(room->ctx, &l->a, &l->b, &l->rank, m, i + 1, parts, n_parts, e));
+        TRY(device_low_rank_open(room->ctx, room->dtype, &l->a, &l->b, &l->rank, m, i + 1, parts, n_parts, e));
         if (l->rank > room->rank_max) room->rank_max = l->rank;
     }
     return STATUS_OK;
@@ -70,33 +71,46 @@ size_t adapted_matrix_bytes(const adapted_matrix *w, const adapter_room *room) {
 
 /* ---- running ------------------------------------------------------------------------------------- */
 
-static ops_tensor flat_rows(const ops_tensor *flat, int64_t rows, int64_t width) {
-    ops_tensor view = tensor_rows(flat, 0, rows * width);
-    return tensor_reshape(&view, 2, (int64_t[]){rows, width});
+static status run_kind(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *w, ops_act act, bool is_few) {
+    return is_few ? ops_linear_few(ctx, out, x, w, act) : ops_linear(ctx, out, x, w, act);
+}
+
+/* All rows at once where the device has one way for both kinds. */
+static status run_base(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *w, ops_act act, int64_t n_few) {
+    const int64_t n_many = x->dims[0] - n_few;
+    if (n_few == 0 || !ops_tells_few(ctx)) return ops_linear(ctx, out, x, w, act);
+    ops_tensor few_out = tensor_rows(out, 0, n_few), few_x = tensor_rows(x, 0, n_few);
+    TRY(ops_linear_few(ctx, &few_out, &few_x, w, act));
+    ops_tensor many_out = tensor_rows(out, n_few, n_many), many_x = tensor_rows(x, n_few, n_many);
+    return ops_linear(ctx, &many_out, &many_x, w, act);
+}
+
+static ops_tensor room_rows(void *data, ops_dtype dtype, int64_t rows, int64_t width) {
+    return tensor_make(data, OPS_PLACE_DEVICE, dtype, 2, (int64_t[]){rows, width});
 }
 
 static status add_low_rank(adapter_room *room, ops_tensor *out, const ops_tensor *x, const low_rank *l,
-                           const ops_tensor *rows) {
+                           const ops_tensor *rows, bool is_few) {
     const int64_t n = rows->dims[0];
-    ops_tensor own_x = flat_rows(&room->x, n, x->dims[1]), t = flat_rows(&room->t, n, l->rank);
-    ops_tensor y = flat_rows(&room->y, n, out->dims[1]), sum = flat_rows(&room->sum, n, out->dims[1]);
+    ops_tensor own_x = room_rows(room->x, x->dtype, n, x->dims[1]), t = room_rows(room->t, x->dtype, n, l->rank);
+    ops_tensor y = room_rows(room->y, out->dtype, n, out->dims[1]), sum = room_rows(room->sum, out->dtype, n, out->dims[1]);
     TRY(ops_gather_rows(room->ctx, &own_x, x, rows));
-    TRY(ops_linear(room->ctx, &t, &own_x, l->a, OPS_ACT_NONE));
-    TRY(ops_linear(room->ctx, &y, &t, l->b, OPS_ACT_NONE));
+    TRY(run_kind(room->ctx, &t, &own_x, l->a, OPS_ACT_NONE, is_few));
+    TRY(run_kind(room->ctx, &y, &t, l->b, OPS_ACT_NONE, is_few));
     TRY(ops_gather_rows(room->ctx, &sum, out, rows));
     TRY(ops_add(room->ctx, &sum, &sum, &y));
     return ops_scatter_rows(room->ctx, out, &sum, rows);
 }
 
 status adapted_linear(adapter_room *room, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w, ops_act act,
-                      const adapter_rows *rows) {
+                      const row_kinds *kinds) {
     bool is_changed = false;
-    for (int i = 0; i < rows->n && w->added; i++) is_changed |= w->added[rows->each[i].served - 1].a != NULL;
-    if (!is_changed) return ops_linear(room->ctx, out, x, w->base, act);
-    TRY(ops_linear(room->ctx, out, x, w->base, OPS_ACT_NONE));
-    for (int i = 0; i < rows->n; i++) {
-        const low_rank *l = &w->added[rows->each[i].served - 1];
-        if (l->a) TRY(add_low_rank(room, out, x, l, &rows->each[i].rows));
+    for (int i = 0; i < kinds->n_groups && w->added; i++) is_changed |= w->added[kinds->groups[i].served - 1].a != NULL;
+    if (!is_changed) return run_base(room->ctx, out, x, w->base, act, kinds->n_few);
+    TRY(run_base(room->ctx, out, x, w->base, OPS_ACT_NONE, kinds->n_few));
+    for (int i = 0; i < kinds->n_groups; i++) {
+        const low_rank *l = &w->added[kinds->groups[i].served - 1];
+        if (l->a) TRY(add_low_rank(room, out, x, l, &kinds->groups[i].rows, kinds->groups[i].is_few));
     }
     return act == OPS_ACT_NONE ? STATUS_OK : ops_activate(room->ctx, out, out, act);
 }

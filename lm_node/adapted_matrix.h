@@ -1,9 +1,9 @@
 /* A matrix of the decoder, with what each served adapter adds to the rows that ask for it.
  *
- *     adapter_room_init(&room, ctx, m, n_elements);
+ *     adapter_room_init(&room, ctx, m, dtype, n_elements);
  *     st = adapted_matrix_open(&w, &room, m, parts, n_parts, &e);   // every matrix: room learns the ranks
  *     st = adapter_room_ready(&room, max_rows, &e);
- *     st = adapted_linear(&room, &y, &x, &w, OPS_ACT_SILU, &rows);
+ *     st = adapted_linear(&room, &y, &x, &w, OPS_ACT_SILU, &kinds);
  *
  * All rows are multiplied by the matrix at once, whatever their adapters. Then, for each adapter, its rows are
  * gathered, go through the two factors, and are added: row += (x a') b', with alpha / r in b. So a row's bytes do
@@ -24,26 +24,31 @@ typedef struct {
     low_rank *added; /* [model_n_served]; NULL: none is served */
 } adapted_matrix;
 
-/* Which rows of a call belong to which adapter: indices on the device. Rows without one are in none. */
+/* What the rows of a call are: the first n_few are tokens being decoded, or rows whose logits are wanted
+ * (ops_linear_few), the others belong to prompts; and those that have an adapter, in groups of one adapter and one of
+ * the two ways. */
 typedef struct {
-    int n;
+    int64_t n_few;
+    int n_groups;
     struct {
         int served; /* the adapter, from 1 */
-        ops_tensor rows;
-    } each[MODEL_SERVED_MAX];
-} adapter_rows;
+        bool is_few;
+        ops_tensor rows; /* i32 on the device */
+    } groups[2 * MODEL_SERVED_MAX];
+} row_kinds;
 
 /* Where an adapter's rows are computed. */
 typedef struct {
     ops_ctx *ctx;
+    ops_dtype dtype; /* of activations, and so of the factors */
     int n_adapters;
     int64_t rank_max, n_elements;
     ops_block block;
-    ops_tensor x, t, y, sum; /* flat */
+    void *x, *t, *y, *sum;
 } adapter_room;
 
 /* n_elements: the most values of rows that go into one call or come out of it. */
-void adapter_room_init(adapter_room *room, ops_ctx *ctx, const model *m, int64_t n_elements);
+void adapter_room_init(adapter_room *room, ops_ctx *ctx, const model *m, ops_dtype dtype, int64_t n_elements);
 
 /* After the last matrix: memory for calls of at most max_rows rows. Errors: NO_MEMORY. */
 MUST_USE status adapter_room_ready(adapter_room *room, int64_t max_rows, err *e);
@@ -55,8 +60,8 @@ MUST_USE status adapted_matrix_open(adapted_matrix *w, adapter_room *room, const
 void adapted_matrix_close(adapted_matrix *w, const adapter_room *room);
 size_t adapted_matrix_bytes(const adapted_matrix *w, const adapter_room *room);
 
-/* out = act(x w' + b + what adapters add to their rows); as ops_linear. */
+/* out = act(x w' + b + what adapters add to their rows); as ops_linear, out also f32. */
 MUST_USE status adapted_linear(adapter_room *room, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w,
-                               ops_act act, const adapter_rows *rows);
+                               ops_act act, const row_kinds *kinds);
 
 #endif

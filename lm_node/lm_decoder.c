@@ -9,6 +9,9 @@
  * The last layer needs keys and values of all rows, but everything else only of the rows whose logits
  * are wanted, so those are gathered first: a prompt costs almost one layer less.
  *
+ * Rows are of two kinds (ops_linear_few): tokens being decoded, and of every step the rows whose logits are wanted,
+ * from where the others stop to be needed, are few; rows of prompts are many. The kind follows from the row alone.
+ *
  * All indices of a step go to the device in one upload; the arrays below are views into it. */
 #include "lm_node/lm_decoder.h"
 
@@ -43,6 +46,7 @@ struct lm_decoder {
     ops_ctx *ctx;
     model_decoder_config c;
     lm_decoder_settings s;
+    ops_dtype dtype; /* of activations, keys and values; logits are f32 */
     projector **projectors; /* [1 + n_adapters]: the checkpoint's own, and as each adapter has it */
     ops_block weights, activations, kv;
     decoder_layer *layers;
@@ -56,7 +60,7 @@ struct lm_decoder {
     ops_tensor x, n, q, a, k, v, wide, gated, out_x, out_n, logits, indices;
     int32_t *host_indices;
     adapter_room adapters;
-    adapter_rows rows_of, out_rows_of; /* adapters: the step's rows and its wanted rows */
+    row_kinds kinds, out_kinds; /* of the step's rows and of its wanted rows */
     float *host_logits;
     lm_decoder_tap *tap;
     void *tap_user;
@@ -88,14 +92,19 @@ static int64_t fc1_width(const model_decoder_config *c) {
 
 static int64_t n_turns(const lm_decoder *d) { return (int64_t)d->s.max_context * (d->c.has_long_rope ? 2 : 1); }
 
-size_t lm_decoder_block_bytes(const model_config *c) {
+ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m) {
+    const model_decoder_config *c = &model_get_config(m)->decoder;
+    return ops_activation_dtype(ctx, model_weight(m, "%slayers.0.%s.weight", c->prefix, c->family->fc2).dtype);
+}
+
+size_t lm_decoder_block_bytes(const model_config *c, ops_dtype dtype) {
     return 2 * (size_t)c->decoder.n_layers *
-           ops_cut_bytes(OPS_DTYPE_F32, KV_BLOCK_TOKENS * kv_width(&c->decoder));
+           ops_cut_bytes(dtype, KV_BLOCK_TOKENS * kv_width(&c->decoder));
 }
 
 static size_t kv_bytes(const lm_decoder *d) {
     int64_t elements = (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS * kv_width(&d->c);
-    return 2 * (size_t)d->c.n_layers * ops_cut_bytes(OPS_DTYPE_F32, elements);
+    return 2 * (size_t)d->c.n_layers * ops_cut_bytes(d->dtype, elements);
 }
 
 static int64_t n_indices_max(const lm_decoder *d) {
@@ -105,11 +114,11 @@ static int64_t n_indices_max(const lm_decoder *d) {
 
 static size_t activation_bytes(const lm_decoder *d) {
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
-    return 3 * ops_cut_bytes(OPS_DTYPE_F32, rows * hidden) + ops_cut_bytes(OPS_DTYPE_F32, rows * wider(&d->c)) +
-           2 * ops_cut_bytes(OPS_DTYPE_F32, rows * kv_width(&d->c)) +
-           ops_cut_bytes(OPS_DTYPE_F32, rows * fc1_width(&d->c)) +
-           (d->c.family->is_gated ? ops_cut_bytes(OPS_DTYPE_F32, rows * d->c.intermediate) : 0) +
-           2 * ops_cut_bytes(OPS_DTYPE_F32, outs * hidden) +
+    return 3 * ops_cut_bytes(d->dtype, rows * hidden) + ops_cut_bytes(d->dtype, rows * wider(&d->c)) +
+           2 * ops_cut_bytes(d->dtype, rows * kv_width(&d->c)) +
+           ops_cut_bytes(d->dtype, rows * fc1_width(&d->c)) +
+           (d->c.family->is_gated ? ops_cut_bytes(d->dtype, rows * d->c.intermediate) : 0) +
+           2 * ops_cut_bytes(d->dtype, outs * hidden) +
            ops_cut_bytes(OPS_DTYPE_F32, outs * d->c.n_vocab_out) +
            ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
 }
@@ -243,8 +252,8 @@ static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i,
     TRY(open_matrix(d, &l->out, m, prefix, f->out, e));
     TRY(open_mlp(d, l, m, prefix, e));
     const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
-    l->keys = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
-    l->values = ops_block_cut(&d->kv, OPS_DTYPE_F32, 3, dims);
+    l->keys = ops_block_cut(&d->kv, d->dtype, 3, dims);
+    l->values = ops_block_cut(&d->kv, d->dtype, 3, dims);
     return STATUS_OK;
 }
 
@@ -265,7 +274,7 @@ static status open_projectors(lm_decoder *d, const model *m, err *e) {
     int n = 1 + d->adapters.n_adapters;
     d->projectors = calloc((size_t)n, sizeof(projector *));
     if (!d->projectors) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for projectors");
-    for (int i = 0; i < n; i++) TRY(projector_open(&d->projectors[i], d->ctx, m, i, d->s.max_rows, e));
+    for (int i = 0; i < n; i++) TRY(projector_open(&d->projectors[i], d->ctx, m, i, d->dtype, d->s.max_rows, e));
     return STATUS_OK;
 }
 
@@ -277,7 +286,7 @@ static int64_t widest_call(const lm_decoder *d) {
 }
 
 static status open_weights(lm_decoder *d, const model *m, err *e) {
-    adapter_room_init(&d->adapters, d->ctx, m, widest_call(d));
+    adapter_room_init(&d->adapters, d->ctx, m, d->dtype, widest_call(d));
     const char *prefix = d->c.prefix;
     char embed_name[NAME_BYTES];
     (void)snprintf(embed_name, sizeof embed_name, "%sembed_tokens.weight", prefix);
@@ -304,15 +313,15 @@ static status open_activations(lm_decoder *d, err *e) {
     const int64_t kv = kv_width(&d->c), vocab = d->c.n_vocab_out;
     ops_tensor *rows_by_hidden[] = {&d->x, &d->n, &d->a};
     for (size_t i = 0; i < sizeof rows_by_hidden / sizeof rows_by_hidden[0]; i++)
-        *rows_by_hidden[i] = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, hidden});
-    d->q = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, wider(&d->c)});
-    d->k = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
-    d->v = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, kv});
-    d->wide = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, fc1_width(&d->c)});
+        *rows_by_hidden[i] = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, hidden});
+    d->q = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, wider(&d->c)});
+    d->k = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, kv});
+    d->v = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, kv});
+    d->wide = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, fc1_width(&d->c)});
     if (d->c.family->is_gated)
-        d->gated = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, d->c.intermediate});
-    d->out_x = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
-    d->out_n = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, hidden});
+        d->gated = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, d->c.intermediate});
+    d->out_x = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
+    d->out_n = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
     d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
     d->indices = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){n_indices_max(d)});
     d->host_indices = calloc((size_t)n_indices_max(d), sizeof *d->host_indices);
@@ -347,6 +356,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     d->ctx = d->adapters.ctx = ctx;
     d->c = model_get_config(m)->decoder;
     d->s = *settings;
+    d->dtype = lm_decoder_dtype(ctx, m);
     status st = check_settings(d, e);
     if (st == STATUS_OK) st = open_weights(d, m, e);
     if (st == STATUS_OK) st = open_activations(d, e);
@@ -356,9 +366,9 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     }
     lm_decoder_memory memory = lm_decoder_get_memory(d);
     log_info("decoder_ready",
-             "layers=%d max_rows=%d context=%d weight_bytes=%zu activation_bytes=%zu kv_bytes=%zu "
+             "layers=%d activations=%s max_rows=%d context=%d weight_bytes=%zu activation_bytes=%zu kv_bytes=%zu "
              "kv_blocks=%d",
-             d->c.n_layers, d->s.max_rows, d->s.max_context, memory.weights, memory.activations,
+             d->c.n_layers, dtype_name(d->dtype), d->s.max_rows, d->s.max_context, memory.weights, memory.activations,
              memory.kv, d->s.kv_blocks);
     *out = d;
     return STATUS_OK;
@@ -397,6 +407,7 @@ static void check_batch(const lm_decoder *d, const lm_batch *b) {
     CHECK(b->n_rows >= 1 && b->n_rows <= d->s.max_rows, "a step has 1 to max_rows rows");
     CHECK(b->n_seqs >= 1 && b->n_seqs <= d->s.max_seqs, "a step has 1 to max_seqs sequences");
     CHECK(b->n_out >= 0 && b->n_out <= d->s.max_out, "a step has at most max_out rows of logits");
+    CHECK(b->n_decode_rows >= 0 && b->n_decode_rows <= b->n_rows, "decoded rows are rows");
     CHECK(b->n_image_rows >= 0 && b->n_image_rows <= b->n_rows, "image rows are rows");
     CHECK(b->n_table_blocks >= 1 && b->n_table_blocks <= kv_blocks_for(d->s.max_context),
           "a table is no longer than the context");
@@ -446,17 +457,19 @@ static ops_tensor stage_turns(lm_decoder *d, int64_t *used, const lm_batch *b, c
 
 static int adapter_of(const lm_batch *b, int32_t row) { return b->adapters ? b->adapters[row] : 0; }
 
-/* The rows of each adapter, of n rows in the order of `rows` (NULL: all). */
-static void stage_adapters(lm_decoder *d, int64_t *used, adapter_rows *of, const lm_batch *b, const int32_t *rows, int n) {
-    of->n = 0;
-    for (int a = 1; a <= d->adapters.n_adapters; a++) {
-        int64_t first = *used;
-        for (int i = 0; i < n; i++)
-            if (adapter_of(b, rows ? rows[i] : i) == a) d->host_indices[(*used)++] = i;
-        if (*used == first) continue;
-        of->each[of->n].served = a;
-        of->each[of->n++].rows = tensor_rows(&d->indices, first, *used - first);
-    }
+/* Which of n rows (in the order of `rows`; NULL: all) are of which kind. */
+static void stage_kinds(lm_decoder *d, int64_t *used, row_kinds *k, const lm_batch *b, const int32_t *rows, int n, int n_few) {
+    *k = (row_kinds){.n_few = n_few};
+    for (int a = 1; a <= d->adapters.n_adapters; a++)
+        for (int first = 0, end = n_few; first < n; first = end, end = n) {
+            int64_t before = *used;
+            for (int i = first; i < end; i++)
+                if (adapter_of(b, rows ? rows[i] : i) == a) d->host_indices[(*used)++] = i;
+            if (*used == before) continue;
+            k->groups[k->n_groups].served = a;
+            k->groups[k->n_groups].is_few = first < n_few;
+            k->groups[k->n_groups++].rows = tensor_rows(&d->indices, before, *used - before);
+        }
 }
 
 static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b) {
@@ -466,8 +479,8 @@ static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b)
     at->turns = stage_turns(d, &used, b, NULL, b->n_rows);
     at->slots = stage(d, &used, b->slots, b->n_rows);
     at->seqs = stage(d, &used, b->seqs, b->n_rows);
-    stage_adapters(d, &used, &d->rows_of, b, NULL, b->n_rows);
-    stage_adapters(d, &used, &d->out_rows_of, b, b->out_rows, b->n_out);
+    stage_kinds(d, &used, &d->kinds, b, NULL, b->n_rows, b->n_decode_rows);
+    stage_kinds(d, &used, &d->out_kinds, b, b->out_rows, b->n_out, b->n_out);
     at->image_rows = stage(d, &used, b->image_rows, b->n_image_rows);
     at->out_rows = stage(d, &used, b->out_rows, b->n_out);
     at->out_positions = stage_picked(d, &used, b->positions, b->out_rows, b->n_out);
@@ -486,10 +499,13 @@ void lm_decoder_set_tap(lm_decoder *d, lm_decoder_tap *tap, void *user) {
 
 static status tap_state(lm_decoder *d, int layer, const ops_tensor *x) {
     if (!d->tap) return STATUS_OK;
-    if (!d->tap_hidden) d->tap_hidden = malloc(tensor_bytes(&d->x));
+    if (!d->tap_hidden) d->tap_hidden = malloc((size_t)tensor_elements(&d->x) * 2 * sizeof *d->tap_hidden);
     if (!d->tap_hidden) return STATUS_NO_MEMORY;
-    TRY(ops_download(d->ctx, d->tap_hidden, x));
+    ops_tensor stored = *x; /* behind the values it becomes */
+    stored.data = d->tap_hidden + tensor_elements(&d->x);
+    TRY(ops_download(d->ctx, stored.data, x));
     TRY(ops_sync(d->ctx));
+    for (int64_t i = 0; i < tensor_elements(x); i++) d->tap_hidden[i] = tensor_value(&stored, i);
     d->tap(d->tap_user, layer, d->tap_hidden, x->dims[0], x->dims[1]);
     return STATUS_OK;
 }
@@ -524,12 +540,12 @@ static status run_embeddings(lm_decoder *d, ops_tensor *x, const step_indices *a
 /* Where rows stand: all of a step, or those whose logits are wanted. */
 typedef struct {
     const ops_tensor *positions, *turns, *seqs, *tables;
-    const adapter_rows *adapters;
+    const row_kinds *kinds;
 } row_places;
 
 static status run_linear(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w, ops_act act,
                          const row_places *at) {
-    return adapted_linear(&d->adapters, out, x, w, act, at->adapters);
+    return adapted_linear(&d->adapters, out, x, w, act, at->kinds);
 }
 
 /* Norm, then keys and values of every row to their slots. n receives the norm. */
@@ -592,8 +608,8 @@ static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_t
 
 static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, int n_out) {
     ops_tensor n = tensor_rows(&d->n, 0, x->dims[0]);
-    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables, &d->rows_of};
-    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables, &d->out_rows_of};
+    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables, &d->kinds};
+    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables, &d->out_kinds};
     for (int i = 0; i + 1 < d->c.n_layers; i++) {
         TRY(run_keys(d, &d->layers[i], &n, x, &at->slots, &all));
         TRY(run_branches(d, &d->layers[i], x, &n, &all));
@@ -612,7 +628,7 @@ static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, i
 static status run_head(lm_decoder *d, int n_out) {
     ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), logits = tensor_rows(&d->logits, 0, n_out);
     TRY(run_norm(d, &out_x, &out_x, &d->final));
-    TRY(adapted_linear(&d->adapters, &logits, &out_x, &d->head, OPS_ACT_NONE, &d->out_rows_of));
+    TRY(adapted_linear(&d->adapters, &logits, &out_x, &d->head, OPS_ACT_NONE, &d->out_kinds));
     return ops_download(d->ctx, d->host_logits, &logits);
 }
 

@@ -29,6 +29,7 @@ typedef struct {
  * (CHECK). Keys and values of every row are written at its slot before any row looks at them. */
 typedef struct {
     int n_rows;               /* 1 .. max_rows */
+    int n_decode_rows;        /* the first of them are tokens being decoded, the others belong to prompts */
     const int32_t *ids;       /* [n_rows] token, 0 .. n_vocab_in - 1; of an image row: 0 */
     const int32_t *positions; /* [n_rows] 0 .. max_context - 1 */
     const int32_t *spans;     /* [n_rows] positions of the call a row belongs to: of its whole prompt, or up to itself when
@@ -63,8 +64,11 @@ typedef struct {
 } lm_decoder_memory;
 lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d);
 
-/* What one block costs over all layers: kv_bytes / this = kv_blocks. */
-size_t lm_decoder_block_bytes(const model_config *c);
+/* What activations, keys and values are kept in: what the device makes of the weights' dtype. */
+ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m);
+
+/* What one block costs over all layers in that dtype: kv_bytes / this = kv_blocks. */
+size_t lm_decoder_block_bytes(const model_config *c, ops_dtype dtype);
 
 size_t lm_decoder_feature_row_bytes(const lm_decoder *d);
 int lm_decoder_n_vocab(const lm_decoder *d); /* logits of a row */

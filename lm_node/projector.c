@@ -12,7 +12,7 @@ struct projector {
     ops_ctx *ctx;
     int n_linear, max_rows;
     int64_t n_in, n_out;
-    ops_dtype dtype;
+    ops_dtype dtype, activations; /* of features, of all that is made of them */
     ops_matrix **linear; /* [n_linear] */
     ops_block block;
     ops_tensor raw, wide, buffers[2];
@@ -20,18 +20,19 @@ struct projector {
 
 static status open_memory(projector *p, err *e) {
     size_t bytes = ops_cut_bytes(p->dtype, p->max_rows * p->n_in) +
-                   ops_cut_bytes(OPS_DTYPE_F32, p->max_rows * p->n_in) +
-                   2 * ops_cut_bytes(OPS_DTYPE_F32, p->max_rows * p->n_out);
+                   ops_cut_bytes(p->activations, p->max_rows * p->n_in) +
+                   2 * ops_cut_bytes(p->activations, p->max_rows * p->n_out);
     status st = ops_block_open(p->ctx, &p->block, bytes, e);
     if (st != STATUS_OK) return st;
     const int64_t in[2] = {p->max_rows, p->n_in}, out[2] = {p->max_rows, p->n_out};
     p->raw = ops_block_cut(&p->block, p->dtype, 2, in);
-    p->wide = ops_block_cut(&p->block, OPS_DTYPE_F32, 2, in);
-    for (int i = 0; i < 2; i++) p->buffers[i] = ops_block_cut(&p->block, OPS_DTYPE_F32, 2, out);
+    p->wide = ops_block_cut(&p->block, p->activations, 2, in);
+    for (int i = 0; i < 2; i++) p->buffers[i] = ops_block_cut(&p->block, p->activations, 2, out);
     return STATUS_OK;
 }
 
-status projector_open(projector **out, ops_ctx *ctx, const model *m, int served, int max_rows, err *e) {
+status projector_open(projector **out, ops_ctx *ctx, const model *m, int served, ops_dtype activations, int max_rows,
+                      err *e) {
     const model_config *c = model_get_config(m);
     CHECK(max_rows > 0, "a projector has rows");
     *out = NULL;
@@ -42,6 +43,7 @@ status projector_open(projector **out, ops_ctx *ctx, const model *m, int served,
     p->n_in = c->tower.hidden;
     p->n_out = c->decoder.hidden;
     p->dtype = model_tower_dtype(m);
+    p->activations = activations;
     p->n_linear = c->projector.n_linear;
     p->linear = calloc((size_t)p->n_linear + 1, sizeof *p->linear);
     status st = p->linear ? open_memory(p, e) : fail(e, STATUS_NO_MEMORY, "projector: no memory");

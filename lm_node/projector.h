@@ -1,6 +1,6 @@
 /* Vision features to decoder rows: identity, one linear, or K linears with GELU between them.
  *
- *     st = projector_open(&p, ctx, m, 0, 256, &e);
+ *     st = projector_open(&p, ctx, m, 0, dtype, 256, &e);
  *     st = projector_run(p, &projected, features, n_rows, &e);   // projected is on the device
  *     projector_close(&p);
  *
@@ -13,12 +13,14 @@
 
 typedef struct projector projector;
 
-/* served: the adapter whose projector it is, 0: none. max_rows: the most rows of one run. Errors: NO_MEMORY. */
-MUST_USE status projector_open(projector **p, ops_ctx *ctx, const model *m, int served, int max_rows, err *e);
+/* served: the adapter whose projector it is, 0: none. activations: what the rows come out in. max_rows: the most rows of
+ * one run. Errors: NO_MEMORY. */
+MUST_USE status projector_open(projector **p, ops_ctx *ctx, const model *m, int served, ops_dtype activations, int max_rows,
+                               err *e);
 void projector_close(projector **p);
 
 /* features: host [n_rows, tower hidden] in model_tower_dtype. projected: device view [n_rows, decoder
- * hidden], f32, good until the next run. Errors: DEVICE. */
+ * hidden], good until the next run. Errors: DEVICE. */
 MUST_USE status projector_run(projector *p, ops_tensor *projected, const void *features, int n_rows,
                               err *e);
 

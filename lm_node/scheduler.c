@@ -482,6 +482,7 @@ bool scheduler_step(scheduler *s) {
                           .tables = s->tables,
                           .out_rows = s->out_rows};
     add_decode_rows(s);
+    s->batch.n_decode_rows = s->batch.n_rows;
     add_prompt_rows(s);
     if (s->batch.n_rows == 0) return s->active || s->waiting;
     fill_tables(s);
@@ -537,7 +538,8 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
                       err *e) {
     *out = NULL;
     const model_config *c = model_get_config(m);
-    uint64_t n_blocks = settings->kv_bytes / lm_decoder_block_bytes(c);
+    size_t block_bytes = lm_decoder_block_bytes(c, lm_decoder_dtype(ctx, m));
+    uint64_t n_blocks = settings->kv_bytes / block_bytes;
     if (settings->max_questions < 1 || settings->max_questions > 4096 || settings->chunk_rows < 1 ||
         settings->chunk_rows > 65536)
         return fail(e, STATUS_BAD_ARGUMENT, "scheduler: %d questions, %d rows a step",
@@ -546,7 +548,7 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
         return fail(e, STATUS_BAD_ARGUMENT,
                     "kv-bytes: %llu gives %llu blocks of %zu bytes, need 2 to %d",
                     (unsigned long long)settings->kv_bytes, (unsigned long long)n_blocks,
-                    lm_decoder_block_bytes(c), KV_BLOCKS_MAX);
+                    block_bytes, KV_BLOCKS_MAX);
     scheduler *s = calloc(1, sizeof *s);
     if (!s) return fail(e, STATUS_NO_MEMORY, "scheduler");
     s->settings = *settings;

@@ -100,26 +100,29 @@ status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, con
 #define PARTS_MAX 3
 
 /* a: the parts' factors, one below the other. */
-static void fill_a(float *a, const adapter_factors *f, const bool *has, size_t n_parts, int64_t n_in) {
+static void fill_a(const ops_tensor *a, const adapter_factors *f, const bool *has, size_t n_parts) {
+    int64_t at = 0;
     for (size_t p = 0; p < n_parts; p++)
-        for (int64_t i = 0; has[p] && i < f[p].a.dims[0] * n_in; i++) *a++ = tensor_value(&f[p].a, i);
+        for (int64_t i = 0; has[p] && i < tensor_elements(&f[p].a); i++) tensor_set_value(a, at++, tensor_value(&f[p].a, i));
 }
 
 /* b: the wanted rows of each part, in the columns of its own a. */
-static void fill_b(float *b, const adapter_factors *f, const bool *has, const device_rows *parts, size_t n_parts,
-                   int64_t rank) {
-    int64_t column = 0;
+static void fill_b(const ops_tensor *b, const adapter_factors *f, const bool *has, const device_rows *parts,
+                   size_t n_parts) {
+    int64_t column = 0, row = 0;
     for (size_t p = 0; p < n_parts; p++) {
         int64_t r = has[p] ? f[p].a.dims[0] : 0;
-        for (int64_t i = 0; i < parts[p].n; i++, b += rank)
-            for (int64_t k = 0; k < r; k++)
-                b[column + k] = (float)(f[p].scale * (double)tensor_value(&f[p].b, row_at(&parts[p], i) * r + k));
+        for (int64_t i = 0; i < parts[p].n; i++, row++)
+            for (int64_t k = 0; k < r; k++) {
+                double value = f[p].scale * (double)tensor_value(&f[p].b, row_at(&parts[p], i) * r + k);
+                tensor_set_value(b, row * b->dims[1] + column + k, (float)value);
+            }
         column += r;
     }
 }
 
-status device_low_rank_open(ops_ctx *ctx, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m, int served,
-                            const device_rows *parts, size_t n_parts, err *e) {
+status device_low_rank_open(ops_ctx *ctx, ops_dtype dtype, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
+                            int served, const device_rows *parts, size_t n_parts, err *e) {
     CHECK(n_parts >= 1 && n_parts <= PARTS_MAX, "a matrix is joined of few parts");
     adapter_factors f[PARTS_MAX];
     bool has[PARTS_MAX];
@@ -134,19 +137,19 @@ status device_low_rank_open(ops_ctx *ctx, ops_matrix **a, ops_matrix **b, int64_
         n_out += parts[p].n;
     }
     if (*rank == 0) return STATUS_OK;
-    float *host_a = calloc((size_t)(*rank * n_in), sizeof *host_a);
-    float *host_b = calloc((size_t)(n_out * *rank), sizeof *host_b);
-    status st = host_a && host_b ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "adapter: no memory for %s", parts[0].name);
+    size_t size = dtype_bytes(dtype);
+    ops_tensor wide = tensor_make(calloc((size_t)(*rank * n_in), size), OPS_PLACE_HOST, dtype, 2, (int64_t[]){*rank, n_in});
+    ops_tensor tall = tensor_make(calloc((size_t)(n_out * *rank), size), OPS_PLACE_HOST, dtype, 2, (int64_t[]){n_out, *rank});
+    status st = wide.data && tall.data ? STATUS_OK
+                                       : fail(e, STATUS_NO_MEMORY, "adapter: no memory for %s", parts[0].name);
     if (st == STATUS_OK) {
-        fill_a(host_a, f, has, n_parts, n_in);
-        fill_b(host_b, f, has, parts, n_parts, *rank);
-        ops_tensor wide = tensor_make(host_a, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){*rank, n_in});
-        ops_tensor tall = tensor_make(host_b, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){n_out, *rank});
+        fill_a(&wide, f, has, n_parts);
+        fill_b(&tall, f, has, parts, n_parts);
         st = ops_matrix_open(ctx, a, &wide, NULL, e);
-        if (st == STATUS_OK) st = ops_matrix_open(ctx, b, &tall, NULL, e);
     }
-    free(host_a);
-    free(host_b);
+    if (st == STATUS_OK) st = ops_matrix_open(ctx, b, &tall, NULL, e);
+    free(wide.data);
+    free(tall.data);
     return st;
 }
 

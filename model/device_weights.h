@@ -32,8 +32,9 @@ MUST_USE status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const mode
                                    size_t n_parts, err *e);
 
 /* What a served adapter adds to that matrix: x w' becomes x w' + (x a') b', with a [rank, n_in] and b [n_out, rank], the
- * scale in b. NULL twice and rank 0: it adds nothing. Each part has its own columns of b. Errors: NO_MEMORY. */
-MUST_USE status device_low_rank_open(ops_ctx *ctx, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
+ * scale in b, both rounded to dtype. NULL twice and rank 0: it adds nothing. Each part has its own columns of b. Errors:
+ * NO_MEMORY. */
+MUST_USE status device_low_rank_open(ops_ctx *ctx, ops_dtype dtype, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
                                      int served, const device_rows *parts, size_t n_parts, err *e);
 
 /* device_matrix_open of a linear of the projector, as a served adapter (0: none) has it. */

@@ -282,6 +282,8 @@ status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_
     return linear(ctx, out, x, matrix, act, false);
 }
 
+bool ops_tells_few(const ops_ctx *ctx) { return ctx->backend->tells_few; }
+
 status ops_linear_few(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act) {
     return linear(ctx, out, x, matrix, act, true);
 }

@@ -110,6 +110,9 @@ MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
 MUST_USE status ops_linear_few(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                                const ops_matrix *matrix, ops_act act);
 
+/* Whether the two ways differ here: where not, a caller with rows of both kinds needs one call. */
+bool ops_tells_few(const ops_ctx *ctx);
+
 /* ---- rows ---------------------------------------------------------------------------------- */
 
 /* out[r,c] = (x[r,c] - mean_r) / sqrt(var_r + eps) * w[c] + b[c], biased variance. out may be x. */

@@ -25,6 +25,7 @@ struct ops_matrix {
 
 typedef struct {
     const char *name;     /* what ops_settings.device begins with */
+    bool tells_few;       /* ops_linear_few is another way than ops_linear */
     unsigned activations; /* OPS_ACTIVATION of each dtype it computes in; f32 always */
 
     int (*count)(void); /* devices of this kind in this machine */

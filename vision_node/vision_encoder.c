@@ -17,6 +17,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -31,7 +32,7 @@ typedef struct {
 struct vision_encoder {
     ops_ctx *ctx;
     model_tower_config c;
-    ops_dtype dtype; /* of the features */
+    ops_dtype dtype, running; /* of the features, of all that is computed before them */
     int max_images;
     ops_block weights, activations;
     ops_matrix *patch;
@@ -82,7 +83,7 @@ static size_t weight_vector_bytes(const vision_encoder *v) {
                    (f->scale1 ? 6 : 4) * vector * (size_t)v->c.n_layers_run;
     if (f->pre_norm) bytes += 2 * vector;
     if (f->class_token)
-        bytes += ops_cut_bytes(OPS_DTYPE_F32, v->max_images * (int64_t)v->c.hidden) +
+        bytes += ops_cut_bytes(v->running, v->max_images * (int64_t)v->c.hidden) +
                  ops_cut_bytes(OPS_DTYPE_I32, v->max_images) + ops_cut_bytes(OPS_DTYPE_I32, max_patches(v));
     return bytes;
 }
@@ -90,10 +91,10 @@ static size_t weight_vector_bytes(const vision_encoder *v) {
 static size_t activation_bytes(const vision_encoder *v) {
     int64_t rows = max_rows(v);
     size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, planes_elements(v)) +
-                   5 * ops_cut_bytes(OPS_DTYPE_F32, rows * v->c.hidden) +
-                   ops_cut_bytes(OPS_DTYPE_F32, rows * wide_width(v)) +
+                   5 * ops_cut_bytes(v->running, rows * v->c.hidden) +
+                   ops_cut_bytes(v->running, rows * wide_width(v)) +
                    ops_cut_bytes(v->dtype, rows * v->c.hidden);
-    if (v->c.family->is_gated) bytes += ops_cut_bytes(OPS_DTYPE_F32, rows * v->c.intermediate);
+    if (v->c.family->is_gated) bytes += ops_cut_bytes(v->running, rows * v->c.intermediate);
     return bytes;
 }
 
@@ -136,23 +137,30 @@ static status open_positions(vision_encoder *v, const model *m, err *e) {
     return st == STATUS_OK ? st : fail(e, st, "tower: positions: %s", status_text((int)st));
 }
 
+static void store_value(void *to, ops_dtype dtype, size_t i, float value) {
+    uint16_t half = dtype == OPS_DTYPE_F16 ? f32_to_f16(value) : f32_to_bf16(value);
+    if (dtype == OPS_DTYPE_F32) memcpy((unsigned char *)to + 4 * i, &value, 4);
+    else memcpy((unsigned char *)to + 2 * i, &half, 2);
+}
+
 /* Where tokens stand when the class token comes first, and that token once for each picture. */
 static status open_class_tokens(vision_encoder *v, const model *m, err *e) {
     int n = v->max_images, n_patches = v->c.n_patches;
     size_t width = (size_t)v->c.hidden;
-    v->class_tokens = ops_block_cut(&v->weights, OPS_DTYPE_F32, 2, (int64_t[]){n, v->c.hidden});
+    v->class_tokens = ops_block_cut(&v->weights, v->running, 2, (int64_t[]){n, v->c.hidden});
     v->class_at = ops_block_cut(&v->weights, OPS_DTYPE_I32, 1, (int64_t[]){n});
     v->patches_at = ops_block_cut(&v->weights, OPS_DTYPE_I32, 1, (int64_t[]){max_patches(v)});
     int32_t *class_at = calloc((size_t)n, sizeof *class_at);
     int32_t *patches_at = calloc((size_t)max_patches(v), sizeof *patches_at);
-    float *tokens = calloc((size_t)n * width, sizeof *tokens);
+    unsigned char *tokens = calloc((size_t)n * width, dtype_bytes(v->running));
     status st = class_at && patches_at && tokens ? STATUS_OK : STATUS_NO_MEMORY;
     if (st == STATUS_OK) {
         ops_tensor stored = model_weight(m, "%s%s", v->c.prefix, v->c.family->class_token);
         for (int i = 0; i < n; i++) {
             class_at[i] = i * v->c.n_rows;
             for (int p = 0; p < n_patches; p++) patches_at[i * n_patches + p] = class_at[i] + 1 + p;
-            for (size_t c = 0; c < width; c++) tokens[(size_t)i * width + c] = tensor_value(&stored, (int64_t)c);
+            for (size_t c = 0; c < width; c++)
+                store_value(tokens, v->running, (size_t)i * width + c, tensor_value(&stored, (int64_t)c));
         }
         st = ops_upload(v->ctx, &v->class_tokens, tokens);
         if (st == STATUS_OK) st = ops_upload(v->ctx, &v->class_at, class_at);
@@ -181,14 +189,14 @@ static status open_activations(vision_encoder *v, err *e) {
     ops_block *block = &v->activations;
     const int64_t flat[2] = {max_rows(v), v->c.hidden};
     v->planes = ops_block_cut(block, OPS_DTYPE_F32, 1, (int64_t[]){planes_elements(v)});
-    v->x = ops_block_cut(block, OPS_DTYPE_F32, 2, flat);
-    v->a = ops_block_cut(block, OPS_DTYPE_F32, 2, flat);
-    v->q = ops_block_cut(block, OPS_DTYPE_F32, 2, flat);
-    v->k = ops_block_cut(block, OPS_DTYPE_F32, 2, flat);
-    v->v = ops_block_cut(block, OPS_DTYPE_F32, 2, flat);
-    v->wide = ops_block_cut(block, OPS_DTYPE_F32, 1, (int64_t[]){max_rows(v) * wide_width(v)});
+    v->x = ops_block_cut(block, v->running, 2, flat);
+    v->a = ops_block_cut(block, v->running, 2, flat);
+    v->q = ops_block_cut(block, v->running, 2, flat);
+    v->k = ops_block_cut(block, v->running, 2, flat);
+    v->v = ops_block_cut(block, v->running, 2, flat);
+    v->wide = ops_block_cut(block, v->running, 1, (int64_t[]){max_rows(v) * wide_width(v)});
     if (v->c.family->is_gated)
-        v->gated = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){max_rows(v), v->c.intermediate});
+        v->gated = ops_block_cut(block, v->running, 2, (int64_t[]){max_rows(v), v->c.intermediate});
     v->half = ops_block_cut(block, v->dtype, 2, flat);
     v->tap_hidden = NULL;
     return STATUS_OK;
@@ -205,6 +213,7 @@ status vision_encoder_open(vision_encoder **out, ops_ctx *ctx, const model *m, i
     v->ctx = ctx;
     v->c = model_get_config(m)->tower;
     v->dtype = model_tower_dtype(m);
+    v->running = ops_activation_dtype(ctx, model_weight(m, "%s%s.weight", v->c.prefix, v->c.family->patch).dtype);
     v->max_images = max_images;
     status st = open_weights(v, m, e);
     if (st == STATUS_OK) st = open_activations(v, e);
@@ -258,10 +267,13 @@ void vision_encoder_set_tap(vision_encoder *v, vision_tap *tap, void *user) {
 
 static status tap_state(vision_encoder *v, int layer, const ops_tensor *x) {
     if (!v->tap) return STATUS_OK;
-    if (!v->tap_hidden) v->tap_hidden = malloc(tensor_bytes(&v->x));
+    if (!v->tap_hidden) v->tap_hidden = malloc((size_t)tensor_elements(&v->x) * 2 * sizeof *v->tap_hidden);
     if (!v->tap_hidden) return STATUS_NO_MEMORY;
-    TRY(ops_download(v->ctx, v->tap_hidden, x));
+    ops_tensor stored = *x; /* behind the values it becomes */
+    stored.data = v->tap_hidden + tensor_elements(&v->x);
+    TRY(ops_download(v->ctx, stored.data, x));
     TRY(ops_sync(v->ctx));
+    for (int64_t i = 0; i < tensor_elements(x); i++) v->tap_hidden[i] = tensor_value(&stored, i);
     v->tap(v->tap_user, layer, v->tap_hidden, x->dims[0], x->dims[1]);
     return STATUS_OK;
 }

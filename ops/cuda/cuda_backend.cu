@@ -178,6 +178,7 @@ static status backend_open(void **state, const ops_settings *settings, int devic
 
 extern "C" const ops_backend cuda_backend = {
     .name = "cuda",
+    .tells_few = true,
     .activations = OPS_ACTIVATION(OPS_DTYPE_F32) | OPS_ACTIVATION(OPS_DTYPE_F16) | OPS_ACTIVATION(OPS_DTYPE_BF16),
     .count = backend_count,
     .open = backend_open,

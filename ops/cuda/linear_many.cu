@@ -7,7 +7,7 @@
  * that; other activations follow as a pass of their own over the rounded result.
  *
  * Weights in blocks are made halves of the rows' dtype in scratch, a panel of outputs at a time, just before they are
- * multiplied; a weight is rounded to that dtype once, a relative 2^-9 (bf16) or 2^-11. f32 is multiplied as f32, never
+ * multiplied; a weight is rounded to that dtype once, a relative 2^-8. f32 is multiplied as f32, never
  * as TF32: it is the mode that parity is checked in.
  *
  * cuBLASLt counts columns first: out' [n_out, rows] = w' [n_in, n_out] transposed times x' [n_in, rows]. */

@@ -83,7 +83,7 @@ static engine open_engine(engine_settings wanted) {
     ops_settings o = {.device = "cpu", .n_threads = wanted.n_threads};
     if (ops_open(&en.ctx, &o, &e) != STATUS_OK) fail_msg("%s", e.text);
     scheduler_settings settings = {
-        .kv_bytes = (uint64_t)wanted.kv_blocks * lm_decoder_block_bytes(model_get_config(m)),
+        .kv_bytes = (uint64_t)wanted.kv_blocks * lm_decoder_block_bytes(model_get_config(m), lm_decoder_dtype(en.ctx, m)),
         .max_questions = wanted.max_questions,
         .chunk_rows = wanted.chunk_rows};
     const scheduler_callbacks callbacks = {on_token, on_finished};

@@ -9,6 +9,11 @@
 #include "tests/support/support.h"
 #include "vision_node/vision_encoder.h"
 
+/* The device this program tests the network on: its tests are built once for each there is. */
+#ifndef TEST_DEVICE
+#define TEST_DEVICE "cpu"
+#endif
+
 typedef struct {
     golden *g;
     model *m;
@@ -21,7 +26,7 @@ static void open_fixture(fixture *f, const char *case_name, int n_threads, int m
     err e;
     f->g = golden_open(case_name);
     if (model_open(&f->m, &(model_settings){.dir = golden_dir(f->g), .parts = MODEL_PART_TOWER}, &e) != STATUS_OK) fail_msg("%s", e.text);
-    ops_settings settings = {.device = "cpu", .n_threads = n_threads};
+    ops_settings settings = {.device = TEST_DEVICE, .n_threads = n_threads};
     if (ops_open(&f->ctx, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     if (vision_encoder_open(&f->v, f->ctx, f->m, max_images, &e) != STATUS_OK) fail_msg("%s", e.text);
     int size = model_get_config(f->m)->tower.image_size;
@@ -87,8 +92,9 @@ static void check_features(const fixture *f, const layer_check *c, const unsigne
             }
 }
 
-/* Rounded to the stored type, features are no further from float32 than transformers is when it runs in that type. */
-static void check_own_error(const fixture *f, const char *case_name, const unsigned char *features) {
+/* Rounded to the stored type, features are no further from float32 than transformers is when it runs in that type, times
+ * `room`: who rounds in the same type at other places is as far off, give or take. */
+static void check_own_error(const fixture *f, const char *case_name, const unsigned char *features, double room) {
     if (!golden_has(f->g, "own.features")) return;
     golden_tensor want = golden_get(f->g, "features");
     int64_t n = want.dims[0] * want.dims[1] * want.dims[2];
@@ -97,7 +103,7 @@ static void check_own_error(const fixture *f, const char *case_name, const unsig
     for (int64_t i = 0; i < n; i++) got[i] = tensor_value(&stored, i);
     double ours = golden_distance(got, &want), own = (double)golden_get(f->g, "own.features").f32[0];
     print_message("%s: features are %.2g from float32, transformers in the stored precision %.2g\n", case_name, ours, own);
-    if (!(ours < own)) fail_msg("%s: %.3g from float32, the reference itself only %.3g", case_name, ours, own);
+    if (!(ours < room * own)) fail_msg("%s: %.3g from float32, the reference itself only %.3g", case_name, ours, own);
     free(got);
 }
 
@@ -116,18 +122,22 @@ static void check_batches(const fixture *f, const float *planes, const unsigned 
     free(got);
 }
 
+/* Bounds of layers are for f32; where a device computes in halves, the result's distance is compared alone. */
 static void check_case(const char *case_name) {
     fixture f;
     err e;
     open_fixture(&f, case_name, 2, 8);
+    bool is_f32 = ops_activation_dtype(f.ctx, model_tower_dtype(f.m)) == OPS_DTYPE_F32;
     layer_check c = {f.g, case_name, 0, 0.0};
-    vision_encoder_set_tap(f.v, check_layer, &c);
+    if (is_f32) vision_encoder_set_tap(f.v, check_layer, &c);
     float *planes = pictures(&f, (int[]){0, 1, 2}, GOLDEN_IMAGES);
     unsigned char *features = malloc(GOLDEN_IMAGES * vision_encoder_feature_bytes(f.v));
     assert_int_equal(vision_encoder_run(f.v, planes, GOLDEN_IMAGES, features, &e), STATUS_OK);
-    assert_int_equal(c.n_layers_seen, model_get_config(f.m)->tower.n_layers_run + 1);
-    check_features(&f, &c, features);
-    check_own_error(&f, case_name, features);
+    if (is_f32) {
+        assert_int_equal(c.n_layers_seen, model_get_config(f.m)->tower.n_layers_run + 1);
+        check_features(&f, &c, features);
+    }
+    check_own_error(&f, case_name, features, is_f32 ? 1.0 : 1.5);
     print_message("%s: largest error is %.2g of its bound\n", case_name, c.worst);
     vision_encoder_set_tap(f.v, NULL, NULL);
     check_batches(&f, planes, features);
@@ -186,7 +196,7 @@ static void check_company(const char *case_name) {
     assert_int_equal(vision_encoder_run(f.v, planes, 1, alone, &e), STATUS_OK);
     free(planes);
     close_fixture(&f);
-    for (int n_threads = 1; n_threads <= 4; n_threads++) {
+    for (int n_threads = 1; n_threads <= (strcmp(TEST_DEVICE, "cpu") == 0 ? 4 : 1); n_threads++) {
         open_fixture(&f, case_name, n_threads, 5);
         planes = pictures(&f, (int[]){0, 2, 1, 0, 1}, 5);
         assert_int_equal(vision_encoder_run(f.v, planes, 5, together, &e), STATUS_OK);
