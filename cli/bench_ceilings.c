@@ -32,22 +32,23 @@ static status time_best(arena *r, double *best_s, status (*run)(arena *)) {
     return STATUS_OK;
 }
 
-static float *random_values(int64_t n) {
-    float *x = malloc((size_t)n * sizeof *x);
+/* A host tensor of random numbers; the caller frees its data. */
+static ops_tensor random_tensor(ops_dtype dtype, const int64_t dims[2]) {
+    ops_tensor t = tensor_make(malloc((size_t)dims[0] * dtype_row_bytes(dtype, dims[1])), OPS_PLACE_HOST, dtype, 2, dims);
     rng r = rng_make(3);
-    for (int64_t i = 0; x && i < n; i++) x[i] = (float)(rng_next(&r) >> 40) * 0x1p-24f - 0.5f;
-    return x;
+    for (int64_t i = 0; t.data && i < dims[0] * dims[1]; i++)
+        tensor_set_value(&t, i, (float)(rng_next(&r) >> 40) * 0x1p-24f - 0.5f);
+    return t;
 }
 
-/* Two arrays of dims and a third, the first two filled. */
-static status open_arrays(arena *r, const int64_t dims[2], const float *values, err *e) {
-    status st = ops_block_open(r->ctx, &r->block, 3 * ops_cut_bytes(OPS_DTYPE_F32, dims[0] * dims[1]), e);
+/* Two arrays like values, which they are filled with, and a third. */
+static status open_arrays(arena *r, const ops_tensor *values, err *e) {
+    status st = ops_block_open(r->ctx, &r->block, 3 * ops_cut_bytes(values->dtype, tensor_elements(values)), e);
     if (st != STATUS_OK) return st;
-    r->a = ops_block_cut(&r->block, OPS_DTYPE_F32, 2, dims);
-    r->b = ops_block_cut(&r->block, OPS_DTYPE_F32, 2, dims);
-    r->out = ops_block_cut(&r->block, OPS_DTYPE_F32, 2, dims);
-    st = ops_upload(r->ctx, &r->a, values);
-    if (st == STATUS_OK) st = ops_upload(r->ctx, &r->b, values);
+    ops_tensor *all[] = {&r->a, &r->b, &r->out};
+    for (int i = 0; i < 3; i++) *all[i] = ops_block_cut(&r->block, values->dtype, 2, values->dims);
+    st = ops_upload(r->ctx, &r->a, values->data);
+    if (st == STATUS_OK) st = ops_upload(r->ctx, &r->b, values->data);
     return st == STATUS_OK ? ops_sync(r->ctx) : st;
 }
 
@@ -58,20 +59,12 @@ static void close_arena(arena *r) {
 
 static status measure(double *best_s, ops_ctx *ctx, const int64_t dims[2], ops_dtype weights, status (*run)(arena *), err *e) {
     arena r = {.ctx = ctx};
-    float *values = random_values(dims[0] * dims[1]);
-    status st = values ? open_arrays(&r, dims, values, e) : fail(e, STATUS_NO_MEMORY, "bench: no memory");
-    if (st == STATUS_OK && run == run_product) {
-        unsigned char *stored = malloc((size_t)dims[0] * dtype_row_bytes(weights, dims[1]));
-        ops_tensor w = tensor_make(stored, OPS_PLACE_HOST, weights, 2, dims);
-        st = stored ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "bench: no memory");
-        if (st == STATUS_OK) {
-            for (int64_t i = 0; i < dims[0] * dims[1]; i++) tensor_set_value(&w, i, values[i]);
-            st = ops_matrix_open(ctx, &r.matrix, &w, NULL, e);
-        }
-        free(stored);
-    }
+    ops_tensor values = random_tensor(ops_activation_dtype(ctx, weights), dims), w = random_tensor(weights, dims);
+    status st = values.data && w.data ? open_arrays(&r, &values, e) : fail(e, STATUS_NO_MEMORY, "bench: no memory");
+    if (st == STATUS_OK && run == run_product) st = ops_matrix_open(ctx, &r.matrix, &w, NULL, e);
     if (st == STATUS_OK) st = time_best(&r, best_s, run);
-    free(values);
+    free(values.data);
+    free(w.data);
     close_arena(&r);
     return st;
 }
@@ -83,7 +76,8 @@ status bench_ceilings_measure(bench_ceilings *top, ops_ctx *ctx, ops_dtype weigh
     double sum_s = 1, product_s = 1;
     status st = measure(&sum_s, ctx, flat, weights, run_sum, e);
     if (st == STATUS_OK) st = measure(&product_s, ctx, square, weights, run_product, e);
-    top->bytes = 3.0 * (double)(flat[0] * flat[1]) * sizeof(float) / sum_s;
+    double moved = 3.0 * (double)(flat[0] * flat[1]) * (double)dtype_bytes(ops_activation_dtype(ctx, weights));
+    top->bytes = moved / sum_s;
     top->flops = 2.0 * (double)side * (double)side * (double)side / product_s;
     return st;
 }
