@@ -383,8 +383,8 @@ static status note_images(service_job *j, err *e) {
     const message *m = &j->work->wire.in.m;
     bool is_bundle = (m->flags & MESSAGE_FLAG_BUNDLE) != 0;
     if (is_bundle != (j->request.n_images > 0))
-        return fail(e, STATUS_BAD_MESSAGE, "generate: %zu hashes of images, and the payload is %s", j->request.n_images,
-                    is_bundle ? "a bundle" : "none");
+        return fail(e, STATUS_BAD_MESSAGE, "request: %zu hashes of images with %s", j->request.n_images,
+                    is_bundle ? "a bundle" : "no bundle");
     j->n_images = is_bundle ? (int)j->request.n_images : (m->flags & MESSAGE_FLAG_IMAGE) != 0;
     j->image.flags = m->flags & MESSAGE_FLAGS_OF_IMAGE;
     if (is_bundle) hash_sha256(j->image.sha256, j->request.images, j->request.n_images * sizeof *j->request.images);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zmq.h>
 
 #include "cli/embedded.h"
 #include "client/client.h"
@@ -277,16 +278,20 @@ static void an_image_that_cannot_be_decoded_is_named_by_its_number(void **state)
     close_place(&p);
 }
 
+static buf bundle_of_two(int first, int second) {
+    const bytes files[] = {scenes[first], scenes[second]};
+    unsigned char head[BUNDLE_HEADER_BYTES_MAX];
+    buf whole;
+    buf_init(&whole, 16 << 20);
+    assert_int_equal(buf_append(&whole, head, bundle_header(head, files, 2)), STATUS_OK);
+    for (int i = 0; i < 2; i++) assert_int_equal(buf_append(&whole, files[i].data, files[i].len_bytes), STATUS_OK);
+    return whole;
+}
+
 /* The same bytes and the same hash, once as a bundle and once as what they would be as a file. */
 static void the_bytes_of_a_bundle_sent_as_an_image_are_an_image(void **state) {
     (void)state;
-    const bytes files[] = {scenes[0], scenes[1]};
-    unsigned char head[BUNDLE_HEADER_BYTES_MAX];
-    size_t n_head = bundle_header(head, files, 2);
-    buf whole;
-    buf_init(&whole, 16 << 20);
-    assert_int_equal(buf_append(&whole, head, n_head), STATUS_OK);
-    for (int i = 0; i < 2; i++) assert_int_equal(buf_append(&whole, files[i].data, files[i].len_bytes), STATUS_OK);
+    buf whole = bundle_of_two(0, 1);
     const bytes file = {whole.data, whole.len_bytes};
     for (int order = 0; order < 2; order++) {
         place p = open_place(0);
@@ -301,6 +306,106 @@ static void the_bytes_of_a_bundle_sent_as_an_image_are_an_image(void **state) {
         close_place(&p);
     }
     buf_deinit(&whole);
+}
+
+/* ---- a client of another making -------------------------------------------------------------- */
+
+static void receive(wire_socket *s, message_kind kind, wire_message *in) {
+    for (;;) {
+        err e = {0};
+        zmq_pollitem_t item = {.socket = wire_zmq(s), .events = ZMQ_POLLIN};
+        if (zmq_poll(&item, 1, WAIT_MS) <= 0) fail_msg("no %s", message_kind_name((int)kind));
+        while (wire_receive(s, in, &e) == STATUS_OK) {
+            if (in->in.m.kind == kind) return;
+            wire_message_clear(in);
+        }
+    }
+}
+
+/* One question about a payload that says of itself what it likes. The answer's text, or why there is none, in text. */
+static status ask_raw(const place *p, bytes payload, uint32_t flags, const int *hashed, size_t n_hashed, char text[512]) {
+    wire_socket *s;
+    wire_message in;
+    err e;
+    wire_payload *sent;
+    assert_int_equal(wire_connect(&s, embedded_context(p->em), embedded_endpoint(p->em), &e), STATUS_OK);
+    message m = {.kind = MESSAGE_HELLO, .name = "raw"};
+    while (wire_send(s, NULL, &m, NULL) != STATUS_OK) {
+        zmq_pollitem_t item = {.socket = wire_zmq(s), .events = ZMQ_POLLOUT};
+        (void)zmq_poll(&item, 1, 100);
+    }
+    receive(s, MESSAGE_WELCOME, &in);
+    wire_message_clear(&in);
+    unsigned char hashes[MESSAGE_IMAGES_MAX][HASH_SHA256_BYTES];
+    for (size_t i = 0; i < n_hashed; i++) hash_sha256(hashes[i], scenes[hashed[i]].data, scenes[hashed[i]].len_bytes);
+    request_question question = {.prompt = "Describe the image."};
+    request r = {.questions = &question, .n_questions = 1, .sampling.max_new_tokens = TOKENS_MAX,
+                 .images = (const unsigned char(*)[HASH_SHA256_BYTES])hashes, .n_images = n_hashed};
+    buf body;
+    buf_init(&body, 1 << 16);
+    assert_int_equal(request_encode(&r, &body), STATUS_OK);
+    assert_int_equal(wire_payload_open(&sent, payload.data, payload.len_bytes, &e), STATUS_OK);
+    m = (message){.kind = MESSAGE_SUBMIT, .has_item = true, .has_digest = true, .has_image = true, .n_questions = 1,
+                  .flags = flags, .body = {body.data, body.len_bytes}};
+    client_random_id(&m.item);
+    wire_payload_sha256(sent, m.image_sha256);
+    assert_int_equal(wire_send(s, NULL, &m, sent), STATUS_OK);
+    receive(s, MESSAGE_RESULT, &in);
+    status code = (status)in.in.m.code;
+    (void)snprintf(text, 512, "%s", in.in.m.text);
+    if (code == STATUS_OK) {
+        outcome o;
+        request_memory memory = {0};
+        assert_int_equal(outcome_decode(&o, &memory, in.in.m.body, &e), STATUS_OK);
+        (void)snprintf(text, 512, "%s", o.answers[0].text);
+        request_memory_clear(&memory);
+    }
+    m = (message){.kind = MESSAGE_RESULT_ACK, .has_item = true, .item = m.item};
+    assert_int_equal(wire_send(s, NULL, &m, NULL), STATUS_OK);
+    wire_message_clear(&in);
+    wire_payload_close(&sent);
+    buf_deinit(&body);
+    wire_close(&s);
+    return code;
+}
+
+static void a_bundle_that_is_none_and_hashes_that_do_not_fit_are_refused(void **state) {
+    (void)state;
+    place p = open_place(0);
+    char text[512];
+    buf whole = bundle_of_two(0, 1);
+    const bytes two = {whole.data, whole.len_bytes}, cut = {whole.data, whole.len_bytes - 1};
+    const uint32_t flags = MESSAGE_FLAG_IMAGE | MESSAGE_FLAG_BUNDLE;
+    const int both[] = {0, 1};
+    assert_int_equal(ask_raw(&p, scenes[0], flags, both, 2, text), STATUS_BAD_MESSAGE);
+    assert_non_null(strstr(text, "do not start as one"));
+    assert_int_equal(ask_raw(&p, cut, flags, both, 2, text), STATUS_BAD_MESSAGE);
+    assert_non_null(strstr(text, "bundle: image 2 of 2"));
+    assert_int_equal(ask_raw(&p, two, flags, NULL, 0, text), STATUS_BAD_MESSAGE);
+    assert_non_null(strstr(text, "0 hashes of images with a bundle"));
+    assert_int_equal(ask_raw(&p, scenes[0], MESSAGE_FLAG_IMAGE, both, 2, text), STATUS_BAD_MESSAGE);
+    assert_non_null(strstr(text, "2 hashes of images with no bundle"));
+    assert_int_equal(ask_raw(&p, two, flags, (const int[]){0, 19}, 2, text), STATUS_UNAVAILABLE); /* 19 is nowhere */
+    assert_int_equal(ask_raw(&p, two, flags, both, 2, text), STATUS_OK);
+    assert_string_equal(text, alone[2].answers[0]);
+    buf_deinit(&whole);
+    close_place(&p);
+}
+
+static void a_request_that_lies_about_its_images_spoils_nobody_elses(void **state) {
+    (void)state;
+    place p = open_place(0);
+    char text[512];
+    buf whole = bundle_of_two(0, 1);
+    result r = result_of(p.c, &asks[8]); /* scenes 18 and 3 are there now */
+    assert_int_equal(ask_raw(&p, (bytes){whole.data, whole.len_bytes}, MESSAGE_FLAG_IMAGE | MESSAGE_FLAG_BUNDLE,
+                             (const int[]){18, 3}, 2, text), STATUS_OK);
+    assert_string_equal(text, r.answers[0]);
+    assert_string_not_equal(text, alone[2].answers[0]);
+    r = result_of(p.c, &asks[2]); /* the very same payload */
+    assert_same(&r, &alone[2], 2);
+    buf_deinit(&whole);
+    close_place(&p);
 }
 
 static void a_cache_without_room_costs_no_answer(void **state) {
@@ -485,6 +590,8 @@ int main(void) {
         cmocka_unit_test(an_image_is_encoded_once_whatever_it_comes_in),
         cmocka_unit_test(an_image_that_cannot_be_decoded_is_named_by_its_number),
         cmocka_unit_test(the_bytes_of_a_bundle_sent_as_an_image_are_an_image),
+        cmocka_unit_test(a_bundle_that_is_none_and_hashes_that_do_not_fit_are_refused),
+        cmocka_unit_test(a_request_that_lies_about_its_images_spoils_nobody_elses),
         cmocka_unit_test(a_cache_without_room_costs_no_answer),
         cmocka_unit_test(more_images_than_there_may_be_are_refused),
     };
