@@ -3,14 +3,14 @@
  *     s[j] = scale * sum over d of q[d] k[j][d]
  *     out[d] = sum over j of exp(s[j] - max s) v[j][d]  /  sum over j of exp(s[j] - max s)
  *
- * attend_block_per_row, below, is the plain version, for any head size, dtype and alignment, and the one that f32 is
- * attended with. block -> one row and head. Keys go in chunks of 128 counted from absolute position 0, with a running
+ * Halves with the head sizes that networks have go through attention_tiles.cu. attend_block_per_row, below, is the plain
+ * version, for any head size, dtype and alignment, and the one that f32 is attended with. block -> one row and head. Keys go in chunks of 128 counted from absolute position 0, with a running
  * maximum and sum: thread -> one key of a chunk, for its score; then thread -> the dims t, t + 128, ... of the sum of
  * values, one key after the other in f32. Keys the row does not see are never read. All of a row's arithmetic follows
  * from its own query and keys, so it depends on nothing else. Memory: keys and values once a head and row.
  *
  * Full attention is the paged one without tables. */
-#include "ops/cuda/attention.cuh"
+#include "ops/cuda/attention_tiles.cuh"
 
 #define THREADS 128
 #define WARPS   (THREADS / WARP)
@@ -63,6 +63,7 @@ static __global__ void attend_block_per_row(attention_job j) {
 }
 
 static status attend(cuda_state *s, const attention_job *j) {
+    if (cuda_tiles_take(j)) return cuda_tiles_run(s, j);
     dim3 grid((unsigned)j->rows, (unsigned)j->n_heads);
     size_t bytes = shared_bytes(j->head_dim);
     WITH_DTYPE(j->dtype, T, {

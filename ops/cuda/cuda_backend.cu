@@ -23,11 +23,19 @@ status cuda_status(cudaError_t error, const char *call) {
 
 status cuda_launched(const char *kernel) { return cuda_status(cudaGetLastError(), kernel); }
 
+/* A context may be opened on one thread and used on another, and CUDA keeps the device by thread: whatever a network
+ * begins with (memory, a crossing, a wait) names it, and its launches follow on the same thread. */
+static status use_device(const cuda_state *s) {
+    CUDA_TRY(cudaSetDevice(s->device));
+    return STATUS_OK;
+}
+
 /* ---- memory -------------------------------------------------------------------------------- */
 
 static status memory_open(void *state, void **data, size_t bytes, err *e) {
     cuda_state *s = static_cast<cuda_state *>(state);
-    cudaError_t error = cudaMalloc(data, bytes);
+    cudaError_t error = cudaSetDevice(s->device);
+    if (error == cudaSuccess) error = cudaMalloc(data, bytes);
     if (error != cudaSuccess) {
         (void)cudaGetLastError(); /* said here, not by the next launch */
         return fail(e, error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE,
@@ -70,6 +78,7 @@ static status next_half(cuda_state *s, unsigned char **half) {
 }
 
 status cuda_upload(cuda_state *s, void *device, const void *host, size_t bytes) {
+    TRY(use_device(s));
     for (size_t at = 0; at < bytes; at += STAGING_BYTES) {
         size_t n = bytes - at < STAGING_BYTES ? bytes - at : STAGING_BYTES;
         unsigned char *half;
@@ -87,6 +96,7 @@ static status upload(void *state, void *device, const void *host, size_t bytes) 
 
 static status download(void *state, void *host, const void *device, size_t bytes) {
     cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(use_device(s));
     for (size_t at = 0; at < bytes; at += STAGING_BYTES) {
         size_t n = bytes - at < STAGING_BYTES ? bytes - at : STAGING_BYTES;
         unsigned char *half;
@@ -101,6 +111,7 @@ static status download(void *state, void *host, const void *device, size_t bytes
 
 static status sync_stream(void *state) {
     cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(use_device(s));
     CUDA_TRY(cudaStreamSynchronize(s->stream));
     if (!*s->fault) return STATUS_OK;
     *s->fault = 0;

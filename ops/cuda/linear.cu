@@ -86,13 +86,14 @@ static status upload_weights(cuda_state *s, cuda_matrix *m, const ops_tensor *w)
     return st;
 }
 
-static status open_memory(cuda_matrix *m) {
+static status open_memory(cuda_matrix *m, int device) {
     size_t weights = align_part((size_t)m->head.n_out * row_bytes_here(m));
     size_t scales = dtype_is_quantized(m->head.dtype) ? align_part((size_t)(m->head.n_out * m->row_elements / QUANT_BLOCK) * 2) : 0;
     size_t bias = align_part((size_t)m->head.n_out * sizeof(float)), own = align_part((size_t)m->head.n_out * 2);
     m->head.bytes = weights + scales + bias + own;
     void *data;
-    cudaError_t error = cudaMalloc(&data, m->head.bytes);
+    cudaError_t error = cudaSetDevice(device);
+    if (error == cudaSuccess) error = cudaMalloc(&data, m->head.bytes);
     if (error != cudaSuccess) {
         (void)cudaGetLastError();
         return error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE;
@@ -112,7 +113,7 @@ status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, c
     m->head.n_in = w->dims[1];
     m->head.dtype = w->dtype;
     m->row_elements = ceil_div(m->head.n_in, ROW_MULTIPLE) * ROW_MULTIPLE;
-    status st = open_memory(m);
+    status st = open_memory(m, s->device);
     if (st == STATUS_OK) st = upload_weights(s, m, w);
     if (st == STATUS_OK) st = upload_bias(s, m, bias);
     if (st == STATUS_OK) st = cuda_many_choose(s, m);

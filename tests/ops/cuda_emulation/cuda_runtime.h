@@ -107,6 +107,12 @@ static inline float __uint_as_float(unsigned bits) {
     return v;
 }
 
+static inline int atomicAdd(int *at, int more) { /* one fiber runs at a time */
+    int before = *at;
+    *at += more;
+    return before;
+}
+
 /* The product is exact in double; rounding twice differs from once in the last bit, seldom. */
 static inline float emulated_fmaf(float a, float b, float c) { return (float)((double)a * (double)b + (double)c); }
 #define fmaf emulated_fmaf

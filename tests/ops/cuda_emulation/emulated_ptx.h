@@ -22,24 +22,23 @@ static inline void copies_wait(void) { emulated_copies_wait(n); }
 static inline float emulated_f32(__half v) { return __half2float(v); }
 static inline float emulated_f32(__nv_bfloat16 v) { return __bfloat162float(v); }
 
-/* Every lane brings its fragments and adds up its own four elements, k in order. */
+/* Every lane brings its fragments as f32 and adds up its own four elements, k in order. */
 template <typename T>
 static inline void mma(float d[4], const unsigned a[4], const unsigned b[2]) {
-    struct {
-        T a[8], b[4];
-    } mine, others[32];
-    memcpy(mine.a, a, sizeof mine.a);
-    memcpy(mine.b, b, sizeof mine.b);
-    const unsigned char *all = emulate_meeting(EMULATED_MMA, &mine, sizeof mine);
-    for (int i = 0; i < 32; i++) memcpy(&others[i], all + i * EMULATED_SLOT, sizeof mine);
-    int g = (int)emulated_here->lane / 4, t = (int)emulated_here->lane % 4;
-    for (int i = 0; i < 4; i++) {
-        int high = i / 2, col = 2 * t + i % 2; /* row g or g + 8; column of d */
-        for (int k = 0; k < 16; k++) {
-            int lane = k % 8 / 2, word = high + 2 * (k / 8);
-            float x = emulated_f32(others[4 * g + lane].a[2 * word + k % 2]);
-            float y = emulated_f32(others[4 * col + lane].b[2 * (k / 8) + k % 2]);
-            d[i] += x * y;
+    T halves[12];
+    float mine[12]; /* a, then b */
+    memcpy(halves, a, 16);
+    memcpy(halves + 8, b, 8);
+    for (int i = 0; i < 12; i++) mine[i] = emulated_f32(halves[i]);
+    const unsigned char *all = emulate_meeting(EMULATED_MMA, mine, sizeof mine);
+    unsigned g = emulated_here->lane / 4, t = emulated_here->lane % 4;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned high = i / 2, col = 2 * t + i % 2; /* row g or g + 8; column of d */
+        for (unsigned k = 0; k < 16; k++) {
+            unsigned pair = k % 8 / 2, late = k / 8;
+            const float *x = reinterpret_cast<const float *>(all + (4 * g + pair) * EMULATED_SLOT);
+            const float *y = reinterpret_cast<const float *>(all + (4 * col + pair) * EMULATED_SLOT);
+            d[i] += x[2 * (high + 2 * late) + k % 2] * y[8 + 2 * late + k % 2];
         }
     }
 }
