@@ -18,8 +18,8 @@
 
 enum { ROWS = 300 };
 
-static const char *const variants[] = {"generic", "avx2", "avx512"};
-#define N_VARIANTS 3
+static const char *const variants[] = {"generic", "avx2", "avx512", "vnni", "amx"};
+#define N_VARIANTS 5
 
 /* NULL when this machine has no such variant. */
 static ops_ctx *open_variant(const char *simd, int n_threads) {
