@@ -113,6 +113,7 @@ static int part_of(const weight_row *row) {
 
 static void make_fingerprints(model *m, int parts) {
     fingerprint *f = fingerprint_begin("tower");
+    if (m->product != OPS_PRODUCT_F32) fingerprint_add_text(f, "product %s", ops_product_name(m->product));
     fingerprint_add_tower_config(f, &m->config);
     for (size_t i = 0; i < m->table.n_rows; i++)
         if (part_of(&m->table.rows[i]) == MODEL_PART_TOWER)
@@ -140,13 +141,19 @@ bool model_is_extra(const model *m, const weight_entry *entry) {
 static status read_dtype(model *m, const char *name, err *e) {
     static const char *const NAMES[] = {[SAFETENSORS_F32] = "f32", [SAFETENSORS_F16] = "f16", [SAFETENSORS_BF16] = "bf16"};
     m->wanted = SAFETENSORS_OTHER;
+    m->product = OPS_PRODUCT_F32;
     if (!name || strcmp(name, "auto") == 0) return STATUS_OK;
+    if (strcmp(name, "int8") == 0) {
+        m->product = OPS_PRODUCT_INT8;
+        return STATUS_OK;
+    }
+    if (strcmp(name, "bf16") == 0) m->product = OPS_PRODUCT_BF16;
     for (int i = 0; i < SAFETENSORS_OTHER; i++)
         if (strcmp(NAMES[i], name) == 0) {
             m->wanted = (safetensors_dtype)i;
             return STATUS_OK;
         }
-    return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16 or bf16", name);
+    return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16, bf16 or int8", name);
 }
 
 /* The tensor of a row in the wanted dtype. A finite value that has no place in f16 is refused: it would be infinite. */
@@ -307,6 +314,8 @@ ops_dtype model_tower_dtype(const model *m) {
     }
     return dtype;
 }
+
+ops_product model_product(const model *m) { return m->product; }
 
 const unsigned char *model_tower_fingerprint(const model *m) { return m->tower_fingerprint; }
 
