@@ -1,6 +1,6 @@
 /* Times the operators at the sizes of Mipha-3B. One line per case:
  *
- *     linear dtype=bf16 rows=729 n_in=1152 n_out=3456 threads=2 ms=31.2 gflops=186.1 gbs=12.3
+ *     linear dtype=bf16 product=f32 rows=729 n_in=1152 n_out=3456 threads=2 ms=31.2 gflops=186.1 gbs=12.3
  *
  *     ops_bench [--threads N] [--simd NAME] [--only TEXT] [--clock wall|cpu]
  *
@@ -8,7 +8,7 @@
  * program ends with 1. ms is the best of several rounds, after one round to warm up. gflops counts
  * useful multiply-adds twice; gbs counts the bytes of the weights or of keys and values, read once.
  * With --clock cpu time is the processor time of the program, which with one thread says more on a busy
- * machine. "peak" multiplies one tile in L1, the ceiling for what computes; "read" is a plain loop over 1 GiB, the ceiling for what streams. bench/torch_linear.py prints the
+ * machine. "peak" and "int8_peak" multiply one tile in L1, the ceiling for what computes; "read" is a plain loop over 1 GiB, the ceiling for what streams. bench/torch_linear.py prints the
  * same linear cases with PyTorch. */
 #include <math.h>
 #include <stdio.h>
@@ -131,6 +131,34 @@ static void multiply_one_tile(void *arg) {
                       PEAK_K, PANEL_COLS, false);
 }
 
+/* The same with a tile of the int8 product: 8 blocks of a panel are 8.5 KiB. */
+typedef struct {
+    const simd_reduced *kernels;
+    void *x;
+    float out[REDUCED_ROWS_MAX * PANEL_COLS];
+    unsigned char w[8 * (QUANT_HEAD + QUANT_BLOCK * PANEL_COLS)];
+} int8_peak_job;
+
+static void multiply_one_int8_tile(void *arg) {
+    int8_peak_job *j = arg;
+    if (j->kernels->enter) j->kernels->enter();
+    for (int i = 0; i < PEAK_ROUNDS; i++)
+        j->kernels->tile(j->out, PANEL_COLS, j->x, j->kernels->tile_rows, j->w, 8, false, false);
+    if (j->kernels->leave) j->kernels->leave();
+}
+
+static void bench_int8_peak(const char *simd) {
+    static int8_peak_job j;
+    if (!strstr("peak", only)) return;
+    j.kernels = simd_choose(simd)->int8;
+    j.x = calloc(1, j.kernels->tile_bytes);
+    CHECK(j.x, "memory for the benchmark");
+    double us = best_us(multiply_one_int8_tile, &j);
+    printf("int8_peak threads=1 gflops=%.1f\n",
+           2.0 * PEAK_ROUNDS * 8 * QUANT_BLOCK * PANEL_COLS * j.kernels->tile_rows / us / 1e3);
+    free(j.x);
+}
+
 static void bench_peak(const char *simd) {
     static peak_job j; /* zeroes; the time does not depend on the values */
     if (!strstr("peak", only)) return;
@@ -148,57 +176,77 @@ typedef struct {
     ops_act act;
 } linear_call;
 
+static ops_product product = OPS_PRODUCT_F32;
+
 static void do_linear(void *arg) {
     linear_call *c = arg;
     must(ops_linear(ctx, &c->out, &c->x, c->m, c->act));
 }
 
-static void bench_linear(ops_dtype dtype, int64_t rows, int64_t n_in, int64_t n_out, ops_act act) {
-    char name[128];
-    (void)snprintf(name, sizeof name, "linear dtype=%s rows=%lld n_in=%lld n_out=%lld act=%d",
-                   dtype_name(dtype), (long long)rows, (long long)n_in, (long long)n_out, (int)act);
-    if (!strstr(name, only)) return;
-    err e;
-    ops_block bx, bo;
-    linear_call c = {.x = device_floats(&bx, rows, n_in, 1), .act = act};
-    c.out = device_floats(&bo, rows, n_out, 2);
-    size_t n = (size_t)(n_in * n_out), size = dtype_bytes(dtype);
-    unsigned char *w = malloc(n * size);
-    CHECK(w, "memory for the benchmark");
-    rng r = rng_make(3);
-    for (size_t i = 0; i < n; i++) {
-        float v = (float)(rng_unit(&r) - 0.5);
-        uint16_t half = dtype == OPS_DTYPE_F16 ? f32_to_f16(v) : f32_to_bf16(v);
-        memcpy(w + i * size, dtype == OPS_DTYPE_F32 ? (void *)&v : (void *)&half, size);
+/* Rows of w as `dtype` holds them. */
+static void *stored_weights(const float *w, ops_dtype dtype, int64_t n_out, int64_t n_in) {
+    size_t row_bytes = dtype_row_bytes(dtype, n_in), size = dtype_bytes(dtype);
+    unsigned char *stored = malloc((size_t)n_out * row_bytes);
+    CHECK(stored, "memory for the benchmark");
+    for (int64_t o = 0; o < n_out; o++) {
+        unsigned char *row = stored + (size_t)o * row_bytes;
+        if (dtype_is_quantized(dtype)) quantize_row(row, dtype, w + o * n_in, n_in);
+        else if (dtype == OPS_DTYPE_F32) memcpy(row, w + o * n_in, row_bytes);
+        else
+            for (int64_t i = 0; i < n_in; i++) {
+                float v = w[o * n_in + i];
+                uint16_t half = dtype == OPS_DTYPE_F16 ? f32_to_f16(v) : f32_to_bf16(v);
+                memcpy(row + (size_t)i * size, &half, size);
+            }
     }
-    ops_tensor tw = tensor_make(w, OPS_PLACE_HOST, dtype, 2, (int64_t[]){n_out, n_in});
-    must(ops_matrix_open(ctx, &c.m, &tw, NULL, &e));
-    do_linear(&c);
-    bool right = true;
-    for (int i = 0; i < 20 && act == OPS_ACT_NONE && right; i++) {
-        int64_t row = (int64_t)rng_below(&r, (uint64_t)rows);
-        int64_t col = (int64_t)rng_below(&r, (uint64_t)n_out);
+    return stored;
+}
+
+/* A few outputs against a double sum over the stored weights; what a reduced product may lose besides is a share of the
+ * magnitude: both sides rounded to 9 bits, or to 127 steps of at most four times the mean. */
+static bool is_right(const linear_call *c, const ops_tensor *w, const char *name) {
+    static const double losses[] = {0.0, 0x1p-7, 0.02};
+    int64_t n_in = w->dims[1];
+    rng r = rng_make(3);
+    for (int i = 0; i < 20 && c->act == OPS_ACT_NONE; i++) {
+        int64_t row = (int64_t)rng_below(&r, (uint64_t)c->x.dims[0]), col = (int64_t)rng_below(&r, (uint64_t)w->dims[0]);
         double sum = 0, magnitude = 0;
         for (int64_t k = 0; k < n_in; k++) {
-            uint16_t half;
-            float v;
-            memcpy(size == 2 ? (void *)&half : (void *)&v, w + (size_t)(col * n_in + k) * size, size);
-            if (size == 2) v = dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
-            double product = (double)v * (double)((float *)c.x.data)[row * n_in + k];
-            sum += product;
-            magnitude += fabs(product);
+            double term = (double)tensor_value(w, col * n_in + k) * (double)((float *)c->x.data)[row * n_in + k];
+            sum += term;
+            magnitude += fabs(term);
         }
-        right = near((double)((float *)c.out.data)[row * n_out + col], sum,
-                     (double)(2 * n_in + 2) * 0x1p-24 * magnitude, name);
+        if (!near((double)((float *)c->out.data)[row * w->dims[0] + col], sum,
+                  ((double)(2 * n_in + 2) * 0x1p-24 + losses[product]) * magnitude, name))
+            return false;
     }
-    if (right) {
+    return true;
+}
+
+static void bench_linear(ops_dtype dtype, int64_t rows, int64_t n_in, int64_t n_out, ops_act act) {
+    char name[160];
+    (void)snprintf(name, sizeof name, "linear dtype=%s product=%s rows=%lld n_in=%lld n_out=%lld act=%d", dtype_name(dtype),
+                   ops_product_name(product), (long long)rows, (long long)n_in, (long long)n_out, (int)act);
+    if (!strstr(name, only)) return;
+    err e;
+    ops_block bx, bo, bw;
+    linear_call c = {.x = device_floats(&bx, rows, n_in, 1), .act = act};
+    c.out = device_floats(&bo, rows, n_out, 2);
+    ops_tensor values = device_floats(&bw, n_out, n_in, 3);
+    void *w = stored_weights(values.data, dtype, n_out, n_in);
+    ops_tensor tw = tensor_make(w, OPS_PLACE_HOST, dtype, 2, (int64_t[]){n_out, n_in});
+    must(ops_matrix_open_as(ctx, &c.m, &tw, NULL, product, &e));
+    do_linear(&c);
+    if (is_right(&c, &tw, name)) {
         double us = best_us(do_linear, &c);
         printf("%s threads=%d ms=%.3f gflops=%.1f gbs=%.2f\n", name, n_threads, us / 1e3,
-               2.0 * (double)rows * (double)n / us / 1e3, (double)n * (double)size / us / 1e3);
+               2.0 * (double)rows * (double)(n_in * n_out) / us / 1e3, (double)ops_matrix_bytes(c.m) / us / 1e3);
+        (void)fflush(stdout);
     }
     ops_matrix_close(ctx, &c.m);
     ops_block_close(&bx);
     ops_block_close(&bo);
+    ops_block_close(&bw);
     free(w);
 }
 
@@ -332,18 +380,18 @@ int main(int argc, char **argv) {
     }
     printf("device %s\n", ops_device_text(ctx));
     bench_peak(simd);
+    bench_int8_peak(simd);
     bench_read();
-    static const ops_dtype dtypes[] = {OPS_DTYPE_F32, OPS_DTYPE_BF16, OPS_DTYPE_F16};
-    for (int d = 0; d < 3; d++) {
-        bench_linear(dtypes[d], 729, 1152, 3456, OPS_ACT_NONE);
-        bench_linear(dtypes[d], 729, 1152, 4304, OPS_ACT_NONE);
-        bench_linear(dtypes[d], 729, 4304, 1152, OPS_ACT_NONE);
-        bench_linear(dtypes[d], 1, 2560, 10240, OPS_ACT_NONE);
-        bench_linear(dtypes[d], 8, 2560, 10240, OPS_ACT_NONE);
-        bench_linear(dtypes[d], 64, 2560, 10240, OPS_ACT_NONE);
-        bench_linear(dtypes[d], 789, 2560, 10240, OPS_ACT_NONE);
-        bench_linear(dtypes[d], 789, 10240, 2560, OPS_ACT_NONE);
-    }
+    static const ops_dtype dtypes[] = {OPS_DTYPE_F32, OPS_DTYPE_BF16, OPS_DTYPE_F16, OPS_DTYPE_Q8, OPS_DTYPE_Q4};
+    static const int64_t shapes[][3] = {{729, 1152, 3456}, {729, 1152, 4304}, {729, 4304, 1152}, {1, 2560, 10240},
+                                        {8, 2560, 10240},  {64, 2560, 10240}, {789, 2560, 10240}, {789, 10240, 2560}};
+    for (size_t d = 0; d < sizeof dtypes / sizeof *dtypes; d++)
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            for (int p = 0; p < OPS_PRODUCT_COUNT; p++) {
+                product = (ops_product)p;
+                bench_linear(dtypes[d], shapes[i][0], shapes[i][1], shapes[i][2], OPS_ACT_NONE);
+            }
+    product = OPS_PRODUCT_F32;
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_TANH);
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_ERF);
     bench_full(729, 16, 72);

@@ -30,7 +30,7 @@ status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err
     if (has_bias) bias = model_weight(m, "%s.bias", name);
     int64_t n_rows = w.dims[0];
     w = tensor_reshape(&w, 2, (int64_t[]){n_rows, tensor_elements(&w) / n_rows});
-    return ops_matrix_open(ctx, matrix, &w, has_bias ? &bias : NULL, e);
+    return ops_matrix_open_as(ctx, matrix, &w, has_bias ? &bias : NULL, model_product(m), e);
 }
 
 device_rows device_rows_from(const char *name, int64_t first, int64_t n) {
@@ -89,7 +89,7 @@ status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, con
         }
         at += parts[i].n;
     }
-    if (st == STATUS_OK) st = ops_matrix_open(ctx, matrix, &w, has_bias ? &bias : NULL, e);
+    if (st == STATUS_OK) st = ops_matrix_open_as(ctx, matrix, &w, has_bias ? &bias : NULL, model_product(m), e);
     free(w.data);
     free(bias.data);
     return st;
@@ -158,7 +158,7 @@ status device_projector_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, 
     (void)snprintf(weight, sizeof weight, "%s.weight", name);
     (void)snprintf(bias_name, sizeof bias_name, "%s.bias", name);
     ops_tensor w = model_served_weight(m, served, weight), bias = model_served_weight(m, served, bias_name);
-    return ops_matrix_open(ctx, matrix, &w, &bias, e);
+    return ops_matrix_open_as(ctx, matrix, &w, &bias, model_product(m), e);
 }
 
 /* ---- vectors ------------------------------------------------------------------------------------- */

@@ -1,4 +1,5 @@
-/* Weights of a checkpoint on a device: what every network does with model_weight before it can run.
+/* Weights of a checkpoint on a device: what every network does with model_weight before it can run. Matrices multiply as
+ * model_product says, but for the two factors of an adapter.
  *
  *     st = device_matrix_open(ctx, &layer->fc1, m, &e, "model.layers.%d.mlp.fc1", i);
  *     st = device_vector_cut(&block, &layer->norm_w, m, &e, "model.layers.%d.input_layernorm.weight", i);

@@ -113,6 +113,7 @@ static int part_of(const weight_row *row) {
 
 static void make_fingerprints(model *m, int parts) {
     fingerprint *f = fingerprint_begin("tower");
+    if (m->product != OPS_PRODUCT_F32) fingerprint_add_text(f, "product %s", ops_product_name(m->product));
     fingerprint_add_tower_config(f, &m->config);
     for (size_t i = 0; i < m->table.n_rows; i++)
         if (part_of(&m->table.rows[i]) == MODEL_PART_TOWER)
@@ -139,10 +140,14 @@ bool model_is_extra(const model *m, const weight_entry *entry) {
 
 static status read_dtype(model *m, const char *name, err *e) {
     m->wanted = SAFETENSORS_OTHER;
+    m->product = OPS_PRODUCT_F32;
     if (!name || strcmp(name, "auto") == 0) return STATUS_OK;
     m->wanted = stored_dtype_find(name);
-    if (m->wanted != SAFETENSORS_OTHER) return STATUS_OK;
-    return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16 or bf16", name);
+    if (m->wanted == SAFETENSORS_BF16) m->product = OPS_PRODUCT_BF16;
+    if (strcmp(name, "int8") == 0) m->product = OPS_PRODUCT_INT8;
+    else if (m->wanted == SAFETENSORS_OTHER)
+        return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16, bf16 or int8", name);
+    return STATUS_OK;
 }
 
 /* The tensor of a row in the wanted dtype. A finite value that has no place in f16 is refused: it would be infinite. */
@@ -303,6 +308,8 @@ ops_dtype model_tower_dtype(const model *m) {
     }
     return dtype;
 }
+
+ops_product model_product(const model *m) { return m->product; }
 
 const unsigned char *model_tower_fingerprint(const model *m) { return m->tower_fingerprint; }
 

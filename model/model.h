@@ -17,7 +17,7 @@
 #include "model/adapter_factors.h"
 #include "model/model_config.h"
 #include "model/tokenizer.h"
-#include "ops/tensor.h"
+#include "ops/ops.h"
 
 typedef struct model model;
 
@@ -32,8 +32,9 @@ enum {
 
 typedef struct {
     const char *dir;     /* the checkpoint */
-    const char *dtype;   /* what weights are converted to: "f32", "f16" or "bf16"; NULL or "auto": to nothing. Weights in
-                            blocks stay as they are */
+    const char *dtype;   /* "f32", "f16", "bf16": weights that are not in blocks are converted to it. With "bf16" matrices
+                            are multiplied in bf16 too, with "int8", which converts nothing, in 8 bits; else exactly.
+                            NULL or "auto": nothing is converted, products are exact */
     const char *adapter; /* the folder of a PEFT adapter that is merged into the weights; NULL: none */
     const char *const *served; /* n_served adapters more, "NAME=DIR": not merged, but added to the rows of those who ask
                                   for one by name. They may change matrices of the decoder, and the projector in any way */
@@ -60,6 +61,9 @@ ops_tensor model_served_weight(const model *m, int served, const char *name);
 const model_config *model_get_config(const model *m);
 const tokenizer *model_get_tokenizer(const model *m); /* NULL without MODEL_PART_DECODER */
 
+/* How matrices of the networks are multiplied; what an adapter adds is multiplied exactly whatever this is. */
+ops_product model_product(const model *m);
+
 /* A weight as a host view into the mapped file, possibly unaligned: f32, f16 or bf16; a matrix perhaps q8 or q4. */
 ops_tensor model_weight(const model *m, const char *name_format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -71,7 +75,7 @@ bool model_has_weight(const model *m, const char *name_format, ...) __attribute_
 ops_dtype model_tower_dtype(const model *m);
 
 /* SHA-256 over exactly the weights and config values that decide the features (tower: weights of the
- * layers that run, tower config, preprocessing), and over everything (whole checkpoint: all used
+ * layers that run, tower config, preprocessing, the product when it is not the exact one), and over everything (whole checkpoint: all used
  * tensors, configs, tokenizer). Computed at open of the parts that exist; the whole one is computed
  * from both parts and is only there with MODEL_PART_ALL or MODEL_PART_DECODER (decoder nodes do not
  * run the tower but do hash it, so that both kinds of node name the same model). */

@@ -19,6 +19,7 @@ struct model {
     model_config config;
     int parts;
     safetensors_dtype wanted; /* of every weight that is not in blocks; OTHER: as it is stored */
+    ops_product product;
     weight_files *files;
     stored_tensor *converted; /* to another dtype */
     adapter *adapter;         /* NULL: none is merged */

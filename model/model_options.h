@@ -16,7 +16,7 @@
 
 #define MODEL_DTYPE_ROW                                                                            \
     {"dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,                                              \
-     "what weights are converted to: f32, f16 or bf16; auto leaves them as they are stored"}
+     "f32 or f16: weights are converted to it; bf16, int8: and products rounded to it; auto: as stored, exact products"}
 
 #define MODEL_LOAD_ROWS                                                                            \
     MODEL_ADAPTER_ROW, MODEL_DTYPE_ROW,                                                            \

@@ -236,7 +236,18 @@ static status done(const ops_ctx *ctx, status st) {
 
 status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
                        const ops_tensor *bias, err *e) {
+    return ops_matrix_open_as(ctx, matrix, w, bias, OPS_PRODUCT_F32, e);
+}
+
+const char *ops_product_name(ops_product product) {
+    static const char *const NAMES[] = {"f32", "bf16", "int8"};
+    return (unsigned)product < OPS_PRODUCT_COUNT ? NAMES[product] : "unknown";
+}
+
+status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
+                          ops_product product, err *e) {
     *matrix = NULL;
+    if ((unsigned)product >= OPS_PRODUCT_COUNT) return fail(e, STATUS_BAD_ARGUMENT, "ops: product %d", (int)product);
     if (w->place != OPS_PLACE_HOST || (bias && bias->place != OPS_PLACE_HOST))
         return fail(e, STATUS_UNSUPPORTED, "ops: a matrix is packed from host memory");
     if ((!is_storage_dtype(w->dtype) && !dtype_is_quantized(w->dtype)) || (bias && !is_storage_dtype(bias->dtype)))
@@ -253,7 +264,7 @@ status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
                     bias->n_dims, (long long)bias->dims[0], (long long)w->dims[0]);
     if (!w->data || (bias && !bias->data))
         return fail(e, STATUS_BAD_ARGUMENT, "ops: a matrix without data");
-    return ctx->backend->matrix_open(ctx->state, matrix, w, bias, e);
+    return ctx->backend->matrix_open(ctx->state, matrix, w, bias, product, e);
 }
 
 void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix) {

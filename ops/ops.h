@@ -34,7 +34,7 @@ typedef struct ops_ctx ops_ctx;
 typedef struct {
     const char *device; /* "cpu"; "cuda" or "cuda:N" where built with it */
     int n_threads;      /* CPU: compute threads, 1..256; 0: one per available core */
-    const char *simd;   /* CPU: NULL picks the best; "generic", "avx2", "avx512" force one */
+    const char *simd;   /* CPU: NULL picks the best; "generic", "avx2", "avx512", "vnni" or "amx" force one */
 } ops_settings;
 
 MUST_USE status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e);
@@ -84,6 +84,22 @@ typedef struct ops_matrix ops_matrix;
  * bf16, or NULL). Values are kept exactly. w may be unmapped afterwards. Errors: NO_MEMORY, BAD_SHAPE. */
 MUST_USE status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
                                 const ops_tensor *bias, err *e);
+
+/* How a matrix is multiplied. What each means is the same on every processor; one with the right instructions is faster.
+ * Whatever the product, a row's bits do not depend on other rows, on threads or on how work is cut. */
+typedef enum {
+    OPS_PRODUCT_F32,  /* every weight and every value of x as it is */
+    OPS_PRODUCT_BF16, /* both rounded to bf16 (nearest even), exact products, sums in f32 */
+    OPS_PRODUCT_INT8, /* both as whole numbers with scales: see ops_linear */
+    OPS_PRODUCT_COUNT
+} ops_product;
+
+const char *ops_product_name(ops_product product); /* "f32", "bf16", "int8" */
+
+/* ops_matrix_open with a product of that kind; F32 is ops_matrix_open. BF16 keeps every weight as bf16, blocks too. INT8
+ * keeps q8 and q4 as they are and puts other weights into q8. Errors: UNSUPPORTED where the device has no such product. */
+MUST_USE status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
+                                   ops_product product, err *e);
 void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix);
 size_t ops_matrix_bytes(const ops_matrix *matrix);
 
@@ -99,7 +115,17 @@ typedef enum {
 /* out[r,o] = act(bias[o] + sum over i of x[r,i] * w[o,i])    out [rows, n_out], x [rows, n_in]; out f32 or as x.
  * CPU: the sum runs over i in order in one f32 accumulator per element (fused multiply-add where the
  * machine has it), whatever rows is. Relative to sum |x*w| the error is at most (n_in + 2) * 2^-24,
- * before the activation. CUDA: the order is another one, and as fixed. out may not overlap x. */
+ * before the activation. CUDA: the order is another one, and as fixed. out may not overlap x.
+ *
+ * BF16: the same of rounded values; processors with bf16 instructions add in another fixed order, and there what is below
+ * 2^-126 counts as zero.
+ * INT8: x is cut into runs of OPS_INT8_RUN. A run's scale is its largest magnitude / 127, in f32, and a code is x * (127 /
+ * that magnitude) rounded to nearest even. Codes are multiplied and added exactly over each QUANT_BLOCK; the sum of a
+ * block is multiplied by the weights' scale and added to those of its run, and that by the run's scale and added to out,
+ * in f32 and in order. A run whose largest magnitude is below OPS_INT8_TINY counts as zeros; one with a value that is not
+ * finite makes its row NaN. */
+#define OPS_INT8_RUN  64
+#define OPS_INT8_TINY 0x1p-100f
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                            const ops_matrix *matrix, ops_act act);
 

@@ -17,7 +17,8 @@ extern "C" {
 /* What every backend's matrix begins with. */
 struct ops_matrix {
     int64_t n_out, n_in;
-    ops_dtype dtype;
+    ops_dtype dtype; /* of the weights as they are held */
+    ops_product product;
     size_t bytes; /* device memory held */
 };
 
@@ -41,8 +42,9 @@ typedef struct {
     status (*download)(void *state, void *host, const void *device, size_t bytes);
     status (*sync)(void *state);
 
+    /* a product the backend does not have is UNSUPPORTED */
     status (*matrix_open)(void *state, ops_matrix **matrix, const ops_tensor *w,
-                          const ops_tensor *bias, err *e);
+                          const ops_tensor *bias, ops_product product, err *e);
     void (*matrix_close)(void *state, ops_matrix *matrix);
 
     /* is_few: the caller's word for the kind of its rows; out is of x's dtype or f32 */

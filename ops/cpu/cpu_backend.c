@@ -90,11 +90,11 @@ static status backend_open(void **state, const ops_settings *settings, int devic
     const simd_kernels *simd = simd_choose(settings->simd);
     if (!simd) {
         const char *name = settings->simd;
-        if (strcmp(name, "avx2") == 0 || strcmp(name, "avx512") == 0)
+        if (simd_is_known(name))
             return fail(e, STATUS_UNSUPPORTED, "ops: simd \"%s\": this processor does not have it",
                         name);
         return fail(e, STATUS_BAD_ARGUMENT,
-                    "ops: simd \"%s\", need \"generic\", \"avx2\" or \"avx512\"", name);
+                    "ops: simd \"%s\", need \"generic\", \"avx2\", \"avx512\", \"vnni\" or \"amx\"", name);
     }
     cpu_state *s = calloc(1, sizeof *s);
     if (!s) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a context");

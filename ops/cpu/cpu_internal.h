@@ -13,9 +13,11 @@ typedef struct {
     size_t scratch_bytes;
 } cpu_state;
 
-/* A packed matrix: panels of PANEL_COLS outputs, [panel][k][PANEL_COLS], outputs past n_out zero. */
+/* A packed matrix: panels of PANEL_COLS outputs, [panel][k][PANEL_COLS], outputs past n_out zero; with reduced kernels,
+ * blocks in the order of simd_reduced. */
 typedef struct {
     ops_matrix head; /* first, so that the two pointers are one */
+    const simd_reduced *reduced; /* NULL: products are those of f32 */
     int64_t n_panels;
     size_t panel_bytes;
     unsigned char *panels;
@@ -35,6 +37,11 @@ typedef void cpu_rows_fn(void *job, int64_t first, int64_t n, int thread);
 void cpu_split_rows(cpu_state *s, int64_t n_rows, int64_t row_cost, cpu_rows_fn *do_rows,
                     void *job);
 
+/* Packs the panels of a matrix with reduced kernels, and multiplies with it. m is otherwise set up, its memory zeroed. */
+size_t cpu_reduced_panel_bytes(ops_dtype dtype, int64_t n_in);
+void cpu_reduced_pack(cpu_state *s, cpu_matrix *m, const ops_tensor *w);
+status cpu_reduced_linear(cpu_state *s, float *out, const float *x, int64_t n_rows, const cpu_matrix *m, ops_act act);
+
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline size_t align_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
@@ -43,7 +50,7 @@ static inline size_t align_up(size_t bytes) { return (bytes + 63) & ~(size_t)63;
 bool cpu_indices_fit(const int32_t *index, int64_t n, int64_t limit);
 
 status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
-                       const ops_tensor *bias, err *e);
+                       const ops_tensor *bias, ops_product product, err *e);
 void cpu_matrix_close(void *state, ops_matrix *matrix);
 status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
                   ops_act act, bool is_few);

@@ -6,6 +6,9 @@
  * blocking give equal bits.
  *
  * One row: x is used in place; a task is a group of panels, each streamed once.
+ * A matrix of OPS_PRODUCT_BF16 is the same with both sides rounded, unless the processor has kernels of its own for it;
+ * those, and OPS_PRODUCT_INT8, are in reduced.c.
+ *
  * Many rows: x is first copied into tiles [row block][k block][tile][rows of tile][256]. A task is a
  * block of rows times a group of panels. Inside: for each k block, for each panel (made f32 once when
  * there are several tiles to use it), for each tile. A k block of a panel in f32 is 32 KiB and stays
@@ -26,6 +29,7 @@
 typedef struct {
     unsigned char *panels;
     const unsigned char *w;
+    const ops_tensor *tensor; /* the same */
     size_t panel_bytes;
     int64_t n_out, n_in;
     ops_dtype dtype;
@@ -68,6 +72,19 @@ static void pack_quantized_panel(void *arg, int64_t panel, int thread) {
     }
 }
 
+/* Weights of any type, each rounded to bf16. */
+static void pack_rounded_panel(void *arg, int64_t panel, int thread) {
+    const pack_job *j = arg;
+    (void)thread;
+    int64_t n_cols = min_i64(PANEL_COLS, j->n_out - panel * PANEL_COLS);
+    unsigned char *out = j->panels + (size_t)panel * j->panel_bytes;
+    for (int64_t c = 0; c < n_cols; c++)
+        for (int64_t k = 0; k < j->n_in; k++) {
+            uint16_t v = f32_to_bf16(tensor_value(j->tensor, (panel * PANEL_COLS + c) * j->n_in + k));
+            memcpy(out + (k * PANEL_COLS + c) * 2, &v, sizeof v);
+        }
+}
+
 static void pack_panel(void *arg, int64_t panel, int thread) {
     const pack_job *j = arg;
     (void)thread;
@@ -90,15 +107,31 @@ static void pack_panel(void *arg, int64_t panel, int thread) {
     }
 }
 
+/* What the weights of a matrix are kept as. */
+static ops_dtype held_dtype(ops_dtype dtype, ops_product product) {
+    if (product == OPS_PRODUCT_BF16) return OPS_DTYPE_BF16;
+    return product == OPS_PRODUCT_INT8 && !dtype_is_quantized(dtype) ? OPS_DTYPE_Q8 : dtype;
+}
+
+static void pack_matrix(cpu_state *s, cpu_matrix *m, const ops_tensor *w) {
+    pack_job j = {.panels = m->panels, .w = w->data, .tensor = w, .panel_bytes = m->panel_bytes,
+                  .n_out = m->head.n_out, .n_in = m->head.n_in, .dtype = w->dtype};
+    if (m->reduced) cpu_reduced_pack(s, m, w);
+    else if (w->dtype != m->head.dtype) pool_run(s->pool, m->n_panels, pack_rounded_panel, &j);
+    else pool_run(s->pool, m->n_panels, dtype_is_quantized(w->dtype) ? pack_quantized_panel : pack_panel, &j);
+}
+
 status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
-                       const ops_tensor *bias, err *e) {
+                       const ops_tensor *bias, ops_product product, err *e) {
     cpu_state *s = state;
     cpu_matrix *m = calloc(1, sizeof *m);
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
-    m->head = (ops_matrix){.n_out = w->dims[0], .n_in = w->dims[1], .dtype = w->dtype};
+    ops_dtype dtype = held_dtype(w->dtype, product);
+    m->head = (ops_matrix){.n_out = w->dims[0], .n_in = w->dims[1], .dtype = dtype, .product = product};
+    m->reduced = product == OPS_PRODUCT_INT8 ? s->simd->int8 : product == OPS_PRODUCT_BF16 ? s->simd->bf16 : NULL;
     m->n_panels = ceil_div(m->head.n_out, PANEL_COLS);
-    bool is_quantized = dtype_is_quantized(w->dtype);
-    m->panel_bytes = panel_offset(w->dtype, is_quantized ? ceil_div(m->head.n_in, QUANT_BLOCK) * QUANT_BLOCK : m->head.n_in);
+    int64_t whole_k = dtype_is_quantized(dtype) ? ceil_div(m->head.n_in, QUANT_BLOCK) * QUANT_BLOCK : m->head.n_in;
+    m->panel_bytes = m->reduced ? cpu_reduced_panel_bytes(dtype, m->head.n_in) : panel_offset(dtype, whole_k);
     size_t bias_bytes = (size_t)m->n_panels * PANEL_COLS * sizeof(float);
     m->head.bytes = (size_t)m->n_panels * m->panel_bytes + bias_bytes;
     void *data = NULL;
@@ -111,10 +144,7 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
     m->panels = (unsigned char *)data + bias_bytes;
     if (bias)
         for (int64_t i = 0; i < m->head.n_out; i++) m->bias[i] = tensor_value(bias, i);
-    pack_job j = {.panels = m->panels, .w = w->data, .panel_bytes = m->panel_bytes,
-                  .n_out = m->head.n_out, .n_in = m->head.n_in,
-                  .dtype = w->dtype};
-    pool_run(s->pool, m->n_panels, is_quantized ? pack_quantized_panel : pack_panel, &j);
+    pack_matrix(s, m, w);
     *matrix = &m->head;
     return STATUS_OK;
 }
@@ -134,6 +164,7 @@ typedef struct {
     float *out;
     const float *x;
     ops_act act;
+    bool rounds; /* x to bf16 before it is used */
     int64_t n_rows;
     float *panel_f32;   /* one k block of a panel for each thread */
     /* many rows only */
@@ -195,8 +226,11 @@ static void pack_rows(void *arg, int64_t first, int64_t n, int thread) {
         int64_t in_block = r % j->row_block;
         for (int64_t k = 0; k < n_in; k += K_BLOCK) {
             float *tile = tile_at(j, r / j->row_block, k / K_BLOCK, in_block / j->simd->tile_rows);
-            memcpy(tile + in_block % j->simd->tile_rows * TILE_STRIDE, j->x + r * n_in + k,
-                   (size_t)min_i64(K_BLOCK, n_in - k) * sizeof(float));
+            float *to = tile + in_block % j->simd->tile_rows * TILE_STRIDE;
+            const float *from = j->x + r * n_in + k;
+            int64_t width = min_i64(K_BLOCK, n_in - k);
+            if (j->rounds) j->simd->round_bf16(to, from, width);
+            else memcpy(to, from, (size_t)width * sizeof *to);
         }
     }
 }
@@ -244,12 +278,18 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
     cpu_state *s = state;
     const cpu_matrix *m = (const cpu_matrix *)matrix;
     linear_job j = {.simd = s->simd, .m = m, .out = out->data, .x = x->data, .act = act,
-                    .n_rows = x->dims[0]};
+                    .n_rows = x->dims[0], .rounds = m->head.product == OPS_PRODUCT_BF16};
+    if (m->reduced) return cpu_reduced_linear(s, j.out, j.x, j.n_rows, m, act);
     int n_threads = pool_threads(s->pool);
     size_t f32_bytes = (size_t)n_threads * K_BLOCK * PANEL_COLS * sizeof(float);
     if (j.n_rows == 1) {
-        j.panel_f32 = (float *)(void *)cpu_scratch(s, f32_bytes);
+        j.panel_f32 = (float *)(void *)cpu_scratch(s, f32_bytes + (size_t)m->head.n_in * sizeof(float));
         if (!j.panel_f32) return STATUS_NO_MEMORY;
+        float *rounded = j.panel_f32 + f32_bytes / sizeof(float);
+        if (j.rounds) {
+            s->simd->round_bf16(rounded, j.x, m->head.n_in);
+            j.x = rounded;
+        }
         pool_run(s->pool, ceil_div(m->n_panels, GEMV_GROUP), gemv_group, &j);
         return STATUS_OK;
     }

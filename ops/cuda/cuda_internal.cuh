@@ -103,7 +103,8 @@ static __device__ inline float activation(float x, ops_act act) {
     }
 }
 
-status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias, err *e);
+status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
+                        ops_product product, err *e);
 void cuda_matrix_close(void *state, ops_matrix *matrix);
 status cuda_upload(cuda_state *s, void *device, const void *host, size_t bytes);
 status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act, bool is_few);

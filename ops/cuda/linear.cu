@@ -105,8 +105,12 @@ static status open_memory(cuda_matrix *m, int device) {
     return STATUS_OK;
 }
 
-status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias, err *e) {
+/* Products are of the activations' type as they are: bf16 where weights are bf16. */
+status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias, ops_product product,
+                        err *e) {
     cuda_state *s = static_cast<cuda_state *>(state);
+    if (product == OPS_PRODUCT_INT8)
+        return fail(e, STATUS_UNSUPPORTED, "ops: device cuda:%d has no products in int8, need f32 or bf16", s->device);
     cuda_matrix *m = static_cast<cuda_matrix *>(calloc(1, sizeof *m));
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
     m->head.n_out = w->dims[0];

@@ -600,7 +600,9 @@ static void a_converted_checkpoint_is_the_one_stored_so(void **state) {
             if (open_as(&m, &c, NAMES[wanted][1], &e) != STATUS_OK) fail_msg("%s", e.text);
             expect_values(m, &c);
             bool is_same = memcmp(model_fingerprint(m), model_fingerprint(as_is), HASH_SHA256_BYTES) == 0;
-            assert_int_equal(is_same, wanted == stored);
+            bool is_exact = wanted != 2; /* bf16 is a product too */
+            assert_int_equal(model_product(m), is_exact ? OPS_PRODUCT_F32 : OPS_PRODUCT_BF16);
+            assert_int_equal(is_same, wanted == stored && is_exact);
             assert_int_equal(model_tower_dtype(m), DTYPES[wanted]);
             model_close(&m);
         }
@@ -609,7 +611,30 @@ static void a_converted_checkpoint_is_the_one_stored_so(void **state) {
     model *m;
     err e;
     assert_int_equal(open_as(&m, &c, "f64", &e), STATUS_BAD_ARGUMENT);
-    expect_words(e.text, SAYS("f64", "expected auto, f32, f16 or bf16"));
+    expect_words(e.text, SAYS("f64", "expected auto, f32, f16, bf16 or int8"));
+    checkpoint_close(&c);
+}
+
+/* What a cache was filled with by one product may not answer for another. */
+static void products_have_fingerprints_of_their_own(void **state) {
+    (void)state;
+    static const char *const NAMES[] = {"auto", "bf16", "int8"};
+    static const ops_product PRODUCTS[] = {OPS_PRODUCT_F32, OPS_PRODUCT_BF16, OPS_PRODUCT_INT8};
+    checkpoint c = checkpoint_load(CASE);
+    checkpoint_set_dtype(&c, "BF16");
+    checkpoint_write(&c, 1);
+    model *m[3];
+    err e;
+    for (int i = 0; i < 3; i++) {
+        if (open_as(&m[i], &c, NAMES[i], &e) != STATUS_OK) fail_msg("%s", e.text);
+        assert_int_equal(model_product(m[i]), PRODUCTS[i]);
+        assert_int_equal(model_tower_dtype(m[i]), OPS_DTYPE_BF16);
+        for (int k = 0; k < i; k++) {
+            assert_memory_not_equal(model_fingerprint(m[i]), model_fingerprint(m[k]), HASH_SHA256_BYTES);
+            assert_memory_not_equal(model_tower_fingerprint(m[i]), model_tower_fingerprint(m[k]), HASH_SHA256_BYTES);
+        }
+    }
+    for (int i = 0; i < 3; i++) model_close(&m[i]);
     checkpoint_close(&c);
 }
 
@@ -642,6 +667,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_tensor_reads_as_it_was_written_in_every_dtype),
         cmocka_unit_test(a_converted_checkpoint_is_the_one_stored_so),
+        cmocka_unit_test(products_have_fingerprints_of_their_own),
         cmocka_unit_test(a_value_that_has_no_place_in_f16_is_refused),
         cmocka_unit_test(a_tower_of_two_dtypes_counts_as_f32),
         cmocka_unit_test(shards_and_one_file_are_the_same_model),

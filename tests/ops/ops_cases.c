@@ -38,7 +38,7 @@ void case_contexts_open(case_contexts *c) {
     static const struct {
         const char *simd;
         int n_threads;
-    } wanted[] = {{"generic", 1}, {"avx2", 1}, {"avx512", 1}, {NULL, 2}, {NULL, 3}, {NULL, 4}};
+    } wanted[] = {{"generic", 1}, {"avx2", 1}, {"avx512", 1}, {"vnni", 1}, {"amx", 1}, {NULL, 2}, {NULL, 3}, {NULL, 4}};
     c->n = 0;
     if (!test_device_is_cpu()) {
         open_device(c);

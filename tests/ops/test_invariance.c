@@ -24,9 +24,10 @@ typedef struct {
     const char *simd;
     ops_dtype dtype;
 } variant;
-static const variant cpu_variants[] = {{"generic", OPS_DTYPE_F32}, {"avx2", OPS_DTYPE_F32}, {"avx512", OPS_DTYPE_F32}};
+static const variant cpu_variants[] = {{"generic", OPS_DTYPE_F32}, {"avx2", OPS_DTYPE_F32}, {"avx512", OPS_DTYPE_F32},
+                                       {"vnni", OPS_DTYPE_F32},    {"amx", OPS_DTYPE_F32}};
 static const variant device_variants[] = {{NULL, OPS_DTYPE_F32}, {NULL, OPS_DTYPE_F16}, {NULL, OPS_DTYPE_BF16}};
-#define N_VARIANTS 3
+#define N_VARIANTS (test_device_is_cpu() ? 5 : 3)
 
 static const variant *variant_at(int i) { return test_device_is_cpu() ? &cpu_variants[i] : &device_variants[i]; }
 static const char *variant_name(int i) { return variant_at(i)->simd ? variant_at(i)->simd : dtype_name(variant_at(i)->dtype); }

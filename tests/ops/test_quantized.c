@@ -17,7 +17,7 @@
 #include "tests/ops/ops_cases.h"
 
 static const ops_dtype types[] = {OPS_DTYPE_Q8, OPS_DTYPE_Q4};
-static const char *const variants[] = {"generic", "avx2", "avx512"};
+static const char *const variants[] = {"generic", "avx2", "avx512", "vnni", "amx"};
 
 static void fill(float *x, int64_t n, rng *r, float size) {
     for (int64_t i = 0; i < n; i++) x[i] = (float)(rng_unit(r) * 2 - 1) * size;
@@ -133,7 +133,7 @@ static void products_are_those_of_the_values_bit_by_bit(void **state) {
     static const int64_t sizes[][2] = {{1, 1}, {32, 32}, {33, 31}, {160, 256}, {97, 300}, {256, 512}, {300, 270}, {512, 1000}};
     if (!test_device_is_cpu()) return; /* the next one */
     rng r = rng_make(11);
-    for (size_t v = 0; v < 3; v++)
+    for (size_t v = 0; v < sizeof variants / sizeof *variants; v++)
         for (int n_threads = 1; n_threads <= 3; n_threads += 2) {
             ops_ctx *ctx;
             err e;

@@ -38,6 +38,8 @@ static inline vf vload_u4(const uint8_t *p, int shift) {
     return (vf)_mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_set1_epi32(8)));
 }
 
+#define INT8_ROWS 6
+
 #include "ops/cpu/simd/transpose_avx.h"
 
 #include "ops/cpu/simd/kernels.h"

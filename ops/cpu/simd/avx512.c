@@ -1,44 +1,5 @@
-/* Sixteen lanes: AVX-512 F, DQ, BW and VL. A tile of 12 x 32 uses 24 of 32 registers to sum. */
+/* AVX-512 F, DQ, BW and VL. */
 #ifdef __x86_64__
-#include <immintrin.h>
-#include <stdint.h>
-
-#include "ops/tensor.h"
-
-#define VARIANT   avx512
-#define LANES     16
-#define TILE_ROWS 12
-#define TILE_VECS 2
-
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-
-static inline vf vload(const float *p) { return (vf)_mm512_loadu_ps(p); }
-static inline void vstore(float *p, vf v) { _mm512_storeu_ps(p, (__m512)v); }
-static inline vf vfma(vf a, vf b, vf c) {
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-}
-static inline vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
-static inline vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-static inline vf vload_f16(const uint16_t *p) {
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
-}
-static inline vf vload_bf16(const uint16_t *p) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
-    return (vf)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-static inline vf vload_i8(const int8_t *p) {
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
-}
-static inline vf vload_u4(const uint8_t *p, int shift) {
-    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
-    wide = shift ? _mm512_srli_epi32(wide, 4) : _mm512_and_si512(wide, _mm512_set1_epi32(15));
-    return (vf)_mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(8)));
-}
-
-#include "ops/cpu/simd/transpose_avx.h"
-
-#include "ops/cpu/simd/kernels.h"
+#define VARIANT avx512
+#include "ops/cpu/simd/lanes16.h"
 #endif

@@ -43,6 +43,8 @@ static inline vf vload_u4(const uint8_t *p, int shift) {
     return v;
 }
 
+#define INT8_ROWS 3
+
 #define TRANSPOSE_EDGE 4
 static inline void transpose_square(float *out, int64_t out_stride, const float *const *rows,
                                     int64_t at) {

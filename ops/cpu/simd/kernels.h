@@ -7,6 +7,7 @@
  *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
  *     vload_f16, vload_bf16   LANES values, upcast;  vload_i8   LANES signed bytes;
  *     vload_u4(p, shift)      LANES bytes, of each the four bits at shift (0 or 4), less 8
+ *     INT8_ROWS, and where the machine has it HAS_BYTE_DOT, vload_bytes, vload_halves, vbyte_dot    see int8.h
  *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
  *
  * A tile keeps TILE_ROWS x TILE_VECS accumulators in registers; for each k it loads TILE_VECS vectors
@@ -403,6 +404,38 @@ static void scale(float *out, const float *x, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
 }
 
+/* ---- bf16 ---------------------------------------------------------------------------------- */
+
+/* As f32_to_bf16: to nearest even, NaN stays one. */
+INLINE vf vround_bf16(vf x) {
+    vu bits = (vu)x;
+    vi is_nan = (vi)(x != x);
+    vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+    return (vf)(((vu)is_nan & ((bits | 0x400000u) & 0xffff0000u)) | (~(vu)is_nan & rounded));
+}
+
+static void round_bf16(float *out, const float *x, int64_t n) {
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) vstore(out + c, vround_bf16(vload(x + c)));
+    if (c < n) {
+        float edge[LANES] = {0};
+        memcpy(edge, x + c, (size_t)(n - c) * sizeof *edge);
+        vstore(edge, vround_bf16(vload(edge)));
+        memcpy(out + c, edge, (size_t)(n - c) * sizeof *edge);
+    }
+}
+
+#include "ops/cpu/simd/int8.h"
+
+#ifdef AMX_KERNELS
+#include "ops/cpu/simd/amx_kernels.h"
+#define REDUCED_INT8 &amx_int8
+#define REDUCED_BF16 &amx_bf16
+#else
+#define REDUCED_INT8 &reduced_int8
+#define REDUCED_BF16 NULL
+#endif
+
 #define TABLE_NAME_OF(variant) simd_##variant
 #define TABLE_NAME(variant)    TABLE_NAME_OF(variant)
 #define TEXT_OF(text)          #text
@@ -410,12 +443,15 @@ static void scale(float *out, const float *x, float factor, int64_t n) {
 
 const simd_kernels TABLE_NAME(VARIANT) = {
     .name = TEXT(VARIANT),
+    .int8 = REDUCED_INT8,
+    .bf16 = REDUCED_BF16,
     .tile_rows = TILE_ROWS,
     .gemv_panels = GEMV_PANELS,
     .tile = tile,
     .gemv = gemv,
     .finish = finish,
     .upcast = upcast,
+    .round_bf16 = round_bf16,
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
     .activate = activate_row,

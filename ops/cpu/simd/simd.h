@@ -4,7 +4,8 @@
  * Whatever the vector width, each output element has one accumulator that runs over k in order, and
  * sums over a row use sixteen fixed lanes folded in a fixed tree: a result never depends on where in a
  * tile or vector an element happens to lie. AVX2 and AVX-512 therefore give equal bits; the generic
- * variant rounds products, because it has no fused multiply-add. */
+ * variant rounds products, because it has no fused multiply-add. vnni and amx are avx512 with their own
+ * instructions for the reduced products. */
 #ifndef OPS_CPU_SIMD_SIMD_H
 #define OPS_CPU_SIMD_SIMD_H
 
@@ -19,8 +20,46 @@
 #define QUANT_HEAD   (PANEL_COLS * 2) /* bytes of the scales before the codes of a packed block, bf16 a column */
 #define KEY_CHUNK    64  /* keys of one softmax step, counted from absolute position 0 */
 
+#define REDUCED_ROWS_MAX 32 /* the most rows a reduced tile takes in any variant */
+
+/* The kernels of one reduced product (OPS_PRODUCT_INT8 or BF16) of a variant. Weights lie in panels of PANEL_COLS columns,
+ * a panel is a run of blocks of QUANT_BLOCK k, and a block is
+ *
+ *     int8, q8   the bf16 scales of the columns, then bytes [k / dot_k][column][dot_k], each code + offset_q8
+ *     int8, q4   the scales, then bytes [k / dot_k][column mod 16][dot_k]; columns from 16 on in the high half, each
+ *                code + 8
+ *     bf16       [k / 2][column][2]
+ *
+ * x comes in tiles of tile_rows rows and TILE_STRIDE of k, packed by pack_x in whatever way tile reads. */
+typedef struct {
+    int tile_rows;      /* at most REDUCED_ROWS_MAX */
+    int dot_k;          /* k side by side: what one instruction adds up */
+    int offset_q8;      /* 0 or 128 */
+    int offset_q4;      /* 0 or 8: what tile and expand leave of the 8 that q4 is stored with */
+    int rows_to_expand; /* rows from which q4 is expanded to the form of q8 beforehand */
+    bool needs_whole;   /* tile always writes tile_rows rows of PANEL_COLS columns to out */
+    size_t tile_bytes;  /* of a tile of x, a multiple of 64 */
+
+    /* Row `row` of a tile from x [k], 0 < k <= TILE_STRIDE, filled up with zeros; offset is what was added to the codes of
+     * the weights it will meet. */
+    void (*pack_x)(void *tile, int row, const float *x, int64_t k, int offset);
+
+    /* out[r, c] (+)= what n_blocks blocks of a panel add. load: continue from what out holds. is_q4: w is packed q4. */
+    void (*tile)(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w, int64_t n_blocks,
+                 bool is_q4, bool load);
+
+    /* Blocks of q4 in the form of q8. */
+    void (*expand)(unsigned char *out, const unsigned char *w, int64_t n_blocks);
+
+    /* Around the tiles of a task, on its thread; NULL: nothing is to be done. */
+    void (*enter)(void);
+    void (*leave)(void);
+} simd_reduced;
+
 typedef struct {
     const char *name;
+    const simd_reduced *int8;
+    const simd_reduced *bf16; /* NULL: f32 kernels on rounded values */
     int tile_rows;   /* rows of x that one tile takes, at most TILE_ROWS_MAX */
     int gemv_panels; /* panels that one row walks at once */
 
@@ -41,6 +80,9 @@ typedef struct {
 
     /* k rows of a packed panel to f32 [k, PANEL_COLS]; w begins a row, of q8 and q4 a block. */
     void (*upcast)(float *out, const void *w, ops_dtype dtype, int64_t k);
+
+    /* out[i] = x[i] rounded to bf16, i < n */
+    void (*round_bf16)(float *out, const float *x, int64_t n);
 
     /* One row of layer norm. */
     void (*layer_norm)(float *out, const float *x, const float *w, const float *b, int64_t n,
@@ -72,9 +114,13 @@ extern const simd_kernels simd_generic;
 #ifdef __x86_64__
 extern const simd_kernels simd_avx2;
 extern const simd_kernels simd_avx512;
+extern const simd_kernels simd_vnni;
 #endif
 
 /* The variant of this name, or the best one for NULL; NULL when this machine has no such variant. */
 const simd_kernels *simd_choose(const char *name);
+
+/* Whether some machine has a variant of this name. */
+bool simd_is_known(const char *name);
 
 #endif

@@ -1,0 +1,57 @@
+/* Sixteen lanes: AVX-512 F, DQ, BW and VL; with VNNI where the file is compiled with it. A tile of 12 x 32 uses 24 of 32
+ * registers to sum. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "ops/tensor.h"
+
+#define LANES     16
+#define TILE_ROWS 12
+#define TILE_VECS 2
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+
+static inline vf vload(const float *p) { return (vf)_mm512_loadu_ps(p); }
+static inline void vstore(float *p, vf v) { _mm512_storeu_ps(p, (__m512)v); }
+static inline vf vfma(vf a, vf b, vf c) {
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+static inline vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+static inline vf vload_f16(const uint16_t *p) {
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
+}
+static inline vf vload_bf16(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
+    return (vf)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+static inline vf vload_i8(const int8_t *p) {
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+static inline vf vload_u4(const uint8_t *p, int shift) {
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
+    wide = shift ? _mm512_srli_epi32(wide, 4) : _mm512_and_si512(wide, _mm512_set1_epi32(15));
+    return (vf)_mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(8)));
+}
+
+#ifdef __AVX512VNNI__
+#define INT8_ROWS 6
+/* Unsigned bytes of weights times signed ones of x: four k, sixteen columns. */
+#define HAS_BYTE_DOT
+static inline vi vload_bytes(const unsigned char *p) { return (vi)_mm512_loadu_si512((const void *)p); }
+static inline vi vload_halves(const unsigned char *p, int shift) {
+    __m512i both = _mm512_loadu_si512((const void *)p);
+    if (shift) both = _mm512_srli_epi16(both, 4);
+    return (vi)_mm512_and_si512(both, _mm512_set1_epi8(15));
+}
+static inline vi vbyte_dot(vi sum, vi w, vi x) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
+#else
+#define INT8_ROWS 12
+#endif
+
+#include "ops/cpu/simd/transpose_avx.h"
+
+#include "ops/cpu/simd/kernels.h"
