@@ -230,7 +230,7 @@ static inline void expand_blocks(unsigned char *out, const unsigned char *w, int
 }
 
 static inline void int8_expand(unsigned char *out, const unsigned char *w, int64_t n_blocks) {
-    expand_blocks(out, w, n_blocks, DOT_K, 8 - OFFSET_Q4);
+    expand_blocks(out, w, n_blocks, DOT_K, OFFSET_Q4 ? 0 : 8);
 }
 
 static const simd_reduced reduced_int8 __attribute__((unused)) = {

@@ -115,6 +115,7 @@ extern const simd_kernels simd_generic;
 extern const simd_kernels simd_avx2;
 extern const simd_kernels simd_avx512;
 extern const simd_kernels simd_vnni;
+extern const simd_kernels simd_amx;
 #endif
 
 /* The variant of this name, or the best one for NULL; NULL when this machine has no such variant. */
