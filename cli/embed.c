@@ -25,6 +25,7 @@ static const option_row rows[] = {
      "features: the tower's, as cached; projected: as the language model sees them; pooled: features "
      "averaged over tokens"},
     {"exif", 0, OPTION_FLAG, NULL, NULL, 0, 0, "turn photos upright as their EXIF orientation says"},
+    {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},
     {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads; without it, one per core"},
     {0}};
 
@@ -126,13 +127,13 @@ static status embed_one(embedding *em, const char *path, bool exif, err *e) {
 }
 
 /* The decoder's processes first: they are forked. */
-static status open_engine(embedding *em, model_settings *settings, int n_threads, err *e) {
+static status open_engine(embedding *em, model_settings *settings, const ops_settings *device, err *e) {
     image_decoder_limits limits = {0};
     status st = image_decoder_open(&em->decoder, 1, &limits, e);
     bool is_whole = em->wanted == LAYER_PROJECTED || settings->adapter;
     settings->parts = is_whole ? MODEL_PART_ALL : MODEL_PART_TOWER;
     if (st == STATUS_OK) st = model_open(&em->m, settings, e);
-    if (st == STATUS_OK) st = ops_open(&em->ctx, &(ops_settings){.device = "cpu", .n_threads = n_threads}, e);
+    if (st == STATUS_OK) st = ops_open(&em->ctx, device, e);
     if (st == STATUS_OK) st = vision_encoder_open(&em->encoder, em->ctx, em->m, 1, e);
     if (st != STATUS_OK) return st;
     const model_config *c = model_get_config(em->m);
@@ -183,10 +184,10 @@ status embed_run(const options *o, int *exit_code, err *e) {
     status st = layer_from_text(&em.wanted, options_string(o, "layer"), e);
     if (st != STATUS_OK) return st;
     st = model_place(dir, options_string(o, "model"), e);
-    int n_threads = options_is_set(o, "threads") ? (int)options_int(o, "threads") : 0;
+    ops_settings device = {.device = options_string(o, "device"), .n_threads = (int)options_int(o, "threads")};
     model_settings checkpoint = {
         .dir = dir, .adapter = options_string(o, "adapter"), .dtype = options_string(o, "dtype")};
-    if (st == STATUS_OK) st = open_engine(&em, &checkpoint, n_threads, e);
+    if (st == STATUS_OK) st = open_engine(&em, &checkpoint, &device, e);
     if (st != STATUS_OK)
         *exit_code = EXIT_NOT_STARTED;
     else

@@ -20,6 +20,7 @@ static const option_row rows[] = {
     {"window", 0, OPTION_INT, "N", "512", 2, 65536, "tokens read in one piece, at most what the checkpoints can"},
     {"dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,
      "how the second one is opened: auto, f32, f16, bf16 or int8; with one folder twice, what that costs"},
+    {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},
     {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads; without it, one per core"},
     {0}};
 
@@ -197,7 +198,7 @@ static void print_scores(const comparison *c) {
 status model_compare_run(const options *o, int *exit_code, err *e) {
     comparison c = {.window = (int)options_int(o, "window")};
     if (!options_string(o, "text")) return fail(e, STATUS_BAD_ARGUMENT, "--text FILE is missing: what both read");
-    ops_settings settings = {.device = "cpu", .n_threads = (int)options_int(o, "threads")};
+    ops_settings settings = {.device = options_string(o, "device"), .n_threads = (int)options_int(o, "threads")};
     status st = ops_open(&c.ctx, &settings, e);
     for (int i = 0; i < 2 && st == STATUS_OK; i++) st = open_side(&c, i, o->positional[i], i == 1 ? options_string(o, "dtype") : "auto", e);
     if (st == STATUS_OK) st = open_decoders(&c, e);

@@ -15,6 +15,11 @@
 #include "tests/lm_node/golden.h"
 #include "tests/support/support.h"
 
+/* The device this program tests the scheduler on: its tests are built once for each there is. */
+#ifndef TEST_DEVICE
+#define TEST_DEVICE "cpu"
+#endif
+
 #define ADAPTERS   TEST_DATA_DIR "/adapters"
 #define ASKS       21
 #define TOKENS_MAX 64
@@ -80,7 +85,7 @@ static void on_finished(void *user, int question_idx, scheduler_finish reason, b
 static engine open_engine(engine_settings wanted) {
     engine en;
     err e;
-    ops_settings o = {.device = "cpu", .n_threads = wanted.n_threads};
+    ops_settings o = {.device = TEST_DEVICE, .n_threads = wanted.n_threads};
     if (ops_open(&en.ctx, &o, &e) != STATUS_OK) fail_msg("%s", e.text);
     scheduler_settings settings = {
         .kv_bytes = (uint64_t)wanted.kv_blocks * lm_decoder_block_bytes(model_get_config(m), lm_decoder_dtype(en.ctx, m)),
@@ -795,6 +800,13 @@ int main(void) {
         cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
     };
+    const struct CMUnitTest device[] = {
+        cmocka_unit_test(a_question_is_answered_as_by_transformers),
+        cmocka_unit_test(the_company_of_others_changes_no_byte),
+        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+    };
+    if (ops_device_count(TEST_DEVICE) == 0) return TEST_SKIPPED;
+    if (strcmp(TEST_DEVICE, "cpu") != 0) return cmocka_run_group_tests_name("adapters", device, set_up_adapters, tear_down);
     int n_failed = cmocka_run_group_tests_name("Phi-2", tests, set_up, tear_down);
     n_failed += cmocka_run_group_tests_name("adapters", adapters, set_up_adapters, tear_down);
     return n_failed + cmocka_run_group_tests_name("long contexts", long_contexts, set_up_long, tear_down);

@@ -66,6 +66,22 @@ function(project_test name)
     endif()
 endfunction()
 
+# A test of a network, once for each device there is: the CPU, the emulated GPU, and the GPU where CUDA was found, on which
+# it is skipped when there is none.   network_tests(folder.file test_file.c uses...)
+function(network_tests name source)
+    project_test(${name} SOURCES ${source} USES ${ARGN} TIMEOUT 300)
+    project_test(${name}.cuda_emulated SOURCES ${source} USES ops_emulated ${ARGN} TIMEOUT 900)
+    set(devices cuda_emulated)
+    if(MIPHA_HAS_CUDA)
+        project_test(${name}.cuda SOURCES ${source} USES ${ARGN} TIMEOUT 300)
+        list(APPEND devices cuda)
+    endif()
+    foreach(device ${devices})
+        string(REPLACE "." "_" target "test_${name}.${device}")
+        target_compile_definitions(${target} PRIVATE TEST_DEVICE="cuda")
+    endforeach()
+endfunction()
+
 # A fuzz target is two things: with clang and MIPHA_FUZZ a libFuzzer program, and everywhere a test
 # that replays its corpus.   project_fuzz(name SOURCES fuzz_name.c USES ... CORPUS dir)
 function(project_fuzz name)
