@@ -162,16 +162,16 @@ static status step(comparison *c, const int32_t *ids, int first, int n, int last
     int n_blocks = (c->window + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS, n_out = n;
     for (int i = 0; i < n; i++) positions[i] = slots[i] = first + i, out_rows[i] = i; /* blocks lie in order */
     if (first + n - 1 == last) n_out--;
-    const float *logits[2];
+    lm_step out[2];
     for (int s = 0; s < 2; s++) {
         lm_batch batch = {.n_rows = n, .ids = ids + first, .positions = positions, .slots = slots, .seqs = seqs,
                           .n_seqs = 1, .n_table_blocks = n_blocks, .tables = c->table, .n_out = n_out,
-                          .out_rows = out_rows};
-        status st = lm_decoder_step(c->sides[s].decoder, &logits[s], &batch, e);
+                          .out_rows = out_rows, .wants_logits = true};
+        status st = lm_decoder_step(c->sides[s].decoder, &out[s], &batch, e);
         if (st != STATUS_OK) return st;
     }
     for (int i = 0; i < n_out; i++)
-        score_row(c, logits[0] + (size_t)i * (size_t)c->n_vocab, logits[1] + (size_t)i * (size_t)c->n_vocab,
+        score_row(c, out[0].logits + (size_t)i * (size_t)c->n_vocab, out[1].logits + (size_t)i * (size_t)c->n_vocab,
                   ids[first + i + 1]);
     return STATUS_OK;
 }

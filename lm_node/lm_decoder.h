@@ -1,7 +1,7 @@
 /* The language network: rows of many sequences in, logits of the wanted rows out.
  *
  *     st = lm_decoder_open(&d, ctx, m, &settings, &e);
- *     st = lm_decoder_step(d, &logits, &batch, &e);
+ *     st = lm_decoder_step(d, &out, &batch, &e);                  // out.best[0]
  *     lm_decoder_close(&d);
  *
  * A step takes rows of any sequences in any mixture: pieces of prompts, image rows, single rows of
@@ -44,16 +44,24 @@ typedef struct {
     int n_table_blocks;        /* columns of tables, enough for the longest sequence */
     const int32_t *tables;     /* [n_seqs, n_table_blocks] blocks in order; unused entries 0 */
     int n_out;                 /* 0 .. max_out */
-    const int32_t *out_rows;   /* [n_out] rows whose logits are wanted */
+    const int32_t *out_rows;   /* [n_out] rows whose next token is wanted */
+    bool wants_logits;         /* all of their logits, too, not only which token has the largest */
 } lm_batch;
+
+/* What came out, on the host, good until the next step. */
+typedef struct {
+    const int32_t *best; /* [n_out] the token with the largest logit, the lowest one on ties, of those that have an
+                            embedding; -1: a logit is not a finite number */
+    const float *logits; /* [n_out, n_vocab_out], if wanted; else NULL */
+} lm_step;
 
 /* m was opened with MODEL_PART_DECODER. Errors: BAD_ARGUMENT, NO_MEMORY, DEVICE. */
 MUST_USE status lm_decoder_open(lm_decoder **d, ops_ctx *ctx, const model *m,
                                 const lm_decoder_settings *settings, err *e);
 void lm_decoder_close(lm_decoder **d);
 
-/* logits: [n_out, n_vocab_out] on the host, good until the next step. Errors: DEVICE. */
-MUST_USE status lm_decoder_step(lm_decoder *d, const float **logits, const lm_batch *batch, err *e);
+/* Errors: DEVICE. */
+MUST_USE status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *e);
 
 /* Copies keys and values of one block in all layers: a question takes over a partial block. */
 MUST_USE status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e);
@@ -71,7 +79,8 @@ ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m);
 size_t lm_decoder_block_bytes(const model_config *c, ops_dtype dtype);
 
 size_t lm_decoder_feature_row_bytes(const lm_decoder *d);
-int lm_decoder_n_vocab(const lm_decoder *d); /* logits of a row */
+int lm_decoder_n_vocab(const lm_decoder *d);  /* logits of a row */
+int lm_decoder_n_offered(const lm_decoder *d); /* tokens that have an embedding, of these */
 
 /* For tests: called with the embeddings as layer 0, then after every layer. In the last layer only the
  * wanted rows exist, in the order of out_rows. Costs a download a layer; NULL turns it off. */

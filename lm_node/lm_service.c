@@ -263,6 +263,7 @@ static scheduler_question question_of(service_job *j, size_t i, const int32_t *i
                                          .top_k = (int)p->top_k,
                                          .top_p = p->top_p,
                                          .min_p = p->min_p,
+                                         .wants_logprob = p->want_logprobs,
                                          .n_logprobs = (int)p->n_logprobs,
                                          .seed = p->seed,
                                          .stream = stream_of(j, i)}};

@@ -144,6 +144,10 @@ static int32_t draw(sampler *s, const float *logits, int n, double largest,
     return s->order[n_kept - 1]; /* u so close to 1 that rounding passed the end */
 }
 
+bool sampler_needs_logits(const sampler_params *p) {
+    return p->temperature > 0.0f || p->wants_logprob || p->n_logprobs > 0;
+}
+
 status sampler_pick(sampler *s, sampled_token *token, const float *logits, int n,
                     const sampler_params *p, uint64_t position, err *e) {
     CHECK(n > 0 && n <= s->n_max, "a row is no longer than at open");
@@ -157,6 +161,7 @@ status sampler_pick(sampler *s, sampled_token *token, const float *logits, int n
     double largest = (double)logits[best];
     *token = (sampled_token){.id = best};
     if (p->temperature > 0.0f) token->id = draw(s, logits, n, largest, p, position);
+    if (!p->wants_logprob && p->n_logprobs == 0) return STATUS_OK;
     double log_total = log(total_weight(logits, n, largest, 1.0));
     token->logprob = (float)((double)logits[token->id] - largest - log_total);
     if (p->n_logprobs == 0) return STATUS_OK;

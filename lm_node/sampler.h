@@ -11,6 +11,7 @@
 #ifndef LM_NODE_SAMPLER_H
 #define LM_NODE_SAMPLER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -22,6 +23,7 @@ typedef struct {
     int top_k;          /* 0: off */
     float top_p;        /* 0 or 1: off; else the smallest set whose probability reaches it */
     float min_p;        /* 0: off; else at least this share of the likeliest token's probability */
+    bool wants_logprob; /* of the token; n_logprobs ask for it, too */
     int n_logprobs;     /* likeliest tokens to report, 0 .. SAMPLER_LOGPROBS_MAX */
     uint64_t seed;
     uint64_t stream;    /* which item and question: equal questions of different items differ in it */
@@ -34,10 +36,13 @@ typedef struct {
 
 typedef struct {
     int32_t id;
-    float logprob;
+    float logprob; /* 0 unless it is wanted */
     int n_top;
     sampled_candidate top[SAMPLER_LOGPROBS_MAX]; /* likeliest first */
 } sampled_token;
+
+/* Whether more than the largest logit of a row has to be known. */
+bool sampler_needs_logits(const sampler_params *params);
 
 typedef struct sampler sampler;
 

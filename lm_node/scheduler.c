@@ -55,7 +55,6 @@ struct scheduler {
     int image_tokens, max_context, n_kv_blocks;
     int long_from;  /* positions from which a prompt turns its keys otherwise; INT_MAX: it never does */
     int n_vocab_in; /* ids that have an embedding */
-    int n_sampled;  /* ids offered: those that can be read back */
     size_t feature_row_bytes;
     prefix *prefixes;
     running *waiting, **waiting_last;
@@ -446,12 +445,21 @@ static void fill_tables(scheduler *s) {
     s->batch.n_table_blocks = columns;
 }
 
-static void take_token(scheduler *s, running *r, const float *logits) {
+/* The next token of a question whose logits are row i. */
+static status pick_token(scheduler *s, sampled_token *t, const running *r, const lm_step *out, int i, err *e) {
+    uint64_t position = (uint64_t)(r->n_ids - r->n_prompt);
+    if (sampler_needs_logits(&r->q.sampling))
+        return sampler_pick(s->sampler, t, out->logits + (size_t)i * (size_t)lm_decoder_n_vocab(s->decoder),
+                            lm_decoder_n_offered(s->decoder), &r->q.sampling, position, e);
+    *t = (sampled_token){.id = out->best[i]};
+    if (t->id >= 0) return STATUS_OK;
+    return fail(e, STATUS_INTERNAL, "a logit of token %llu is not a finite number", (unsigned long long)position);
+}
+
+static void take_token(scheduler *s, running *r, const lm_step *out, int i) {
     sampled_token t;
     err e;
-    uint64_t position = (uint64_t)(r->n_ids - r->n_prompt);
-    if (sampler_pick(s->sampler, &t, logits, s->n_sampled, &r->q.sampling, position, &e) !=
-        STATUS_OK) {
+    if (pick_token(s, &t, r, out, i, &e) != STATUS_OK) {
         if (r->prefix) r->prefix->is_broken = true;
         finish(s, r, SCHEDULER_ERROR, &e);
         return;
@@ -486,16 +494,16 @@ bool scheduler_step(scheduler *s) {
     add_prompt_rows(s);
     if (s->batch.n_rows == 0) return s->active || s->waiting;
     fill_tables(s);
-    const float *logits;
+    for (int i = 0; i < s->batch.n_out; i++) s->batch.wants_logits |= sampler_needs_logits(&s->out_of[i]->q.sampling);
+    lm_step out;
     err e;
-    if (lm_decoder_step(s->decoder, &logits, &s->batch, &e) != STATUS_OK) {
+    if (lm_decoder_step(s->decoder, &out, &s->batch, &e) != STATUS_OK) {
         settle_prefixes(s, false);
         fail_all(s, &e);
         return s->waiting != NULL;
     }
     settle_prefixes(s, true);
-    size_t row = (size_t)lm_decoder_n_vocab(s->decoder);
-    for (int i = 0; i < s->batch.n_out; i++) take_token(s, s->out_of[i], logits + (size_t)i * row);
+    for (int i = 0; i < s->batch.n_out; i++) take_token(s, s->out_of[i], &out, i);
     return s->active || s->waiting;
 }
 
@@ -559,7 +567,6 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
     s->long_from = c->decoder.has_long_rope ? c->decoder.original_positions : INT_MAX;
     s->n_kv_blocks = (int)n_blocks;
     s->n_vocab_in = c->decoder.n_vocab_in;
-    s->n_sampled = c->decoder.n_vocab_out < s->n_vocab_in ? c->decoder.n_vocab_out : s->n_vocab_in;
     s->waiting_last = &s->waiting;
     s->active_last = &s->active;
     s->max_rows = settings->chunk_rows + settings->max_questions;

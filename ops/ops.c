@@ -411,14 +411,14 @@ status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
     return done(ctx, ctx->backend->cast(ctx->state, out, x));
 }
 
-status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
+status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int64_t n) {
     TRY(rule_device(out, OPS_DTYPE_I32, 1));
     TRY(rule_device(x, OPS_DTYPE_F32, 2));
-    if (out->dims[0] != x->dims[0] || x->dims[1] < 1 || x->dims[1] > INT32_MAX)
-        return STATUS_BAD_SHAPE;
+    if (out->dims[0] != x->dims[0] || x->dims[1] > INT32_MAX) return STATUS_BAD_SHAPE;
+    if (n < 1 || n > x->dims[1]) return STATUS_BAD_ARGUMENT;
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return done(ctx, ctx->backend->argmax_rows(ctx->state, out, x));
+    return done(ctx, ctx->backend->argmax_rows(ctx->state, out, x, n));
 }
 
 /* ---- vision -------------------------------------------------------------------------------- */

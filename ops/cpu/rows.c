@@ -51,31 +51,26 @@ status cpu_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t fro
 typedef struct {
     int32_t *out;
     const float *x;
-    int64_t cols;
+    int64_t cols, n;
 } argmax_job;
 
-/* NaN is never larger than anything; a row of nothing else gives 0. */
 static void argmax_some(void *arg, int64_t first, int64_t n, int thread) {
     const argmax_job *j = arg;
     (void)thread;
     for (int64_t r = first; r < first + n; r++) {
         const float *row = j->x + r * j->cols;
-        float best = -INFINITY;
-        int64_t at = 0;
-        for (int64_t c = 0; c < j->cols; c++)
-            if (row[c] > best) {
-                best = row[c];
-                at = c;
-            }
-        /* -infinity is larger than NaN, but was not larger than the start */
-        if (best == -INFINITY)
-            for (at = 0; at < j->cols - 1 && isnan(row[at]); at++) {}
-        j->out[r] = best == -INFINITY && isnan(row[at]) ? 0 : (int32_t)at;
+        bool is_finite = true;
+        int64_t best = 0;
+        for (int64_t c = 0; c < j->n; c++) {
+            is_finite = is_finite && isfinite(row[c]);
+            if (row[c] > row[best]) best = c;
+        }
+        j->out[r] = is_finite ? (int32_t)best : -1;
     }
 }
 
-status cpu_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x) {
-    argmax_job j = {.out = out->data, .x = x->data, .cols = x->dims[1]};
-    cpu_split_rows(state, x->dims[0], j.cols, argmax_some, &j);
+status cpu_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n) {
+    argmax_job j = {.out = out->data, .x = x->data, .cols = x->dims[1], .n = n};
+    cpu_split_rows(state, x->dims[0], n, argmax_some, &j);
     return STATUS_OK;
 }

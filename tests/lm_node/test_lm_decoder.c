@@ -100,6 +100,17 @@ static spliced splice(const fixture *f, const int32_t *ids, int n_ids) {
     return s;
 }
 
+/* The token that was chosen on the device is the first of the largest logits among those that have an embedding. */
+static void check_best(const fixture *f, const lm_step *out, int n_out) {
+    for (int row = 0; row < n_out; row++) {
+        const float *logits = out->logits + (size_t)row * (size_t)f->c->decoder.n_vocab_out;
+        int32_t best = 0;
+        for (int32_t i = 1; i < f->c->decoder.n_vocab_out && i < f->c->decoder.n_vocab_in; i++)
+            if (logits[i] > logits[best]) best = i;
+        assert_int_equal(out->best[row], best);
+    }
+}
+
 /* Rows from .. from + n - 1 of s as one step of one sequence. all: logits of every row, else the last. */
 static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from, int n, bool all) {
     static int32_t positions[ROWS_MAX], spans[ROWS_MAX], slots[ROWS_MAX], seqs[ROWS_MAX], images[ROWS_MAX], outs[ROWS_MAX];
@@ -120,7 +131,8 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
                   .n_seqs = 1,
                   .n_table_blocks = seq->n_blocks,
                   .tables = seq->blocks,
-                  .out_rows = outs};
+                  .out_rows = outs,
+                  .wants_logits = true};
     for (int i = 0; i < n; i++) {
         positions[i] = from + i;
         spans[i] = s->n;
@@ -133,11 +145,12 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
                f->features + (size_t)s->feature[from + i] * row_bytes, row_bytes);
         images[b.n_image_rows++] = i;
     }
-    const float *logits;
+    lm_step out;
     err e;
-    if (lm_decoder_step(f->d, &logits, &b, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (lm_decoder_step(f->d, &out, &b, &e) != STATUS_OK) fail_msg("%s", e.text);
     free(features);
-    return logits;
+    check_best(f, &out, b.n_out);
+    return out.logits;
 }
 
 /* ---- comparisons --------------------------------------------------------------------------- */

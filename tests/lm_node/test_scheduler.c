@@ -163,6 +163,7 @@ static void make_asks(ask asks[ASKS]) {
         }
         add_words(a, &r, 1 + (int)rng_below(&r, i == 8 ? 300 : 40));
         a->sampling.n_logprobs = i % 4;
+        a->sampling.wants_logprob = i % 3 == 0;
         if (i % 2) continue;
         a->sampling.temperature = 1.5f;
         a->sampling.top_p = i % 3 ? 0.9f : 0.0f;
@@ -253,6 +254,7 @@ static void each_adapter_gives_answers_of_its_own(void **state) {
     for (int i = 0; i <= model_n_served(m); i++) {
         ask a = asks[0];
         a.adapter = i;
+        a.sampling.wants_logprob = true;
         submit(&en, &a, records, i);
     }
     run_to_end(&en);
