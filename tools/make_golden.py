@@ -4,7 +4,7 @@
     python3 tools/make_golden.py                      rewrites tests/data/golden
     python3 tools/make_golden.py --checkpoints DIR    also leaves the checkpoint folders in DIR
     python3 tools/make_golden.py --matrix -o DIR      every tower with every decoder, three seeds each, into DIR;
-                                                      then MIPHA_GOLDEN_DIR=DIR ctest -R 'vision_encoder|lm_decoder'
+                                                      then MIPHA_GOLDEN_DIR=DIR ctest -R 'vision_encoder$|lm_decoder$'
 
 Every case is a complete checkpoint folder in the published Mipha format, written by the safetensors
 package.  Its weights are not random numbers of some library but a formula (`formula` below: SplitMix64
