@@ -11,6 +11,7 @@
 #include "cli/bench_ceilings.h"
 #include "cli/bench_engine.h"
 #include "cli/commands.h"
+#include "cli/model_place.h"
 #include "cli/service.h"
 #include "model/random_checkpoint.h"
 
@@ -56,7 +57,7 @@ typedef struct {
     bench_ceilings top;
     int rounds;
     bool is_json;
-    char dir[64]; /* of random weights; empty: not ours */
+    char dir[MODEL_PLACE_BYTES]; /* of random weights; empty: not ours */
 } bench;
 
 /* ---- printing ------------------------------------------------------------------------------------ */
@@ -150,7 +151,7 @@ static int64_t choose(const options *o, const char *name, int64_t cpu, int64_t c
 
 static status write_random(bench *b, const options *o, err *e) {
     const char *temp = getenv("TMPDIR");
-    (void)snprintf(b->dir, sizeof b->dir, "%.40s/mipha-bench-XXXXXX", temp && *temp ? temp : "/tmp");
+    (void)snprintf(b->dir, sizeof b->dir, "%.4000s/mipha-bench-XXXXXX", temp && *temp ? temp : "/tmp");
     if (!mkdtemp(b->dir)) {
         b->dir[0] = '\0';
         return fail_errno(e, STATUS_IO, "making a temporary folder");
@@ -167,7 +168,7 @@ static void remove_random(const bench *b) {
     static const char *const FILES[] = {"config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
                                         "model.safetensors"};
     for (size_t i = 0; b->dir[0] && i < sizeof FILES / sizeof *FILES; i++) {
-        char path[128];
+        char path[MODEL_PLACE_BYTES + 32];
         (void)snprintf(path, sizeof path, "%s/%s", b->dir, FILES[i]);
         (void)unlink(path);
     }
