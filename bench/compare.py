@@ -57,7 +57,8 @@ class Theirs:
         tower = SiglipVisionConfig(**TOWER, num_hidden_layers=args.tower_layers - 1, vision_use_head=False)
         phi = PhiConfig(**PHI, num_hidden_layers=args.decoder_layers, bos_token_id=None, eos_token_id=None)
         self.tower = self.place(SiglipVisionModel._from_config(tower, attn_implementation="sdpa"),
-                                {k.removeprefix("model.vision_tower."): v for k, v in weights.items()})
+                                {k.removeprefix("model.vision_tower."): v for k, v in weights.items()} |
+                                {k.removeprefix("model.vision_tower.vision_model."): v for k, v in weights.items()})
         self.phi = self.place(PhiForCausalLM._from_config(phi, attn_implementation="sdpa"), weights)
         projector = torch.nn.Sequential(torch.nn.Linear(1152, 2560), torch.nn.GELU(), torch.nn.Linear(2560, 2560))
         self.projector = self.place(projector, {k.removeprefix("model.mm_projector."): v for k, v in weights.items()})
