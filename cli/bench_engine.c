@@ -13,6 +13,7 @@
 #include "lm_node/scheduler.h"
 #include "vision_node/vision_encoder.h"
 
+#define QUESTIONS_MAX 65536
 #define DECODE_STEPS 8 /* timed together: one step of a small network is shorter than the clock is good for */
 
 struct bench_engine {
@@ -27,7 +28,9 @@ struct bench_engine {
     int32_t *ids;            /* of one prompt, PROMPT_IDS_MAX */
     rng random;
     uint64_t next_image;     /* no two runs share one */
-    int n_first_tokens, n_unfinished;
+    int n_asked, n_unfinished; /* questions of this run */
+    int n_answering;           /* of them with a first token */
+    bool is_answering[QUESTIONS_MAX];
     status failed;
     err why;
 };
@@ -36,8 +39,10 @@ struct bench_engine {
 
 static bool on_token(void *user, int question_idx, const sampled_token *t) {
     bench_engine *b = user;
+    bool *is_answering = &b->is_answering[question_idx];
     (void)t;
-    b->n_first_tokens += question_idx >= 0;
+    if (!*is_answering) b->n_answering++;
+    *is_answering = true;
     return false;
 }
 
@@ -129,6 +134,8 @@ static status ask(bench_engine *b, uint64_t image, int n_text, int new_tokens, e
     b->ids[n++] = PROMPT_IMAGE_ID;
     for (int i = 0; i < n_text; i++) b->ids[n++] = (int32_t)rng_below(&b->random, (uint64_t)n_vocab);
     scheduler_question q = {.user = b,
+                            .question_idx = b->n_asked++ % QUESTIONS_MAX,
+                            .ignores_end = true,
                             .ids = b->ids,
                             .n_ids = n,
                             .features = b->features + (size_t)(image % (uint64_t)b->s.batch) * b->feature_bytes,
@@ -177,10 +184,11 @@ static status run_decode(bench_engine *b, const bench_case *c, double *ms, err *
     status st = prompt_fits(b, c, e);
     if (st == STATUS_OK && c->n > b->s.max_questions)
         st = fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": at most %d run at once (--max-questions)", c->text, b->s.max_questions);
-    b->n_first_tokens = 0;
     for (int i = 0; i < c->n && st == STATUS_OK; i++) st = ask(b, b->next_image++, n_text, 1000000, e);
-    while (st == STATUS_OK && scheduler_read_counters(b->scheduler).n_waiting > 0 && b->n_first_tokens < c->n) st = step(b, e);
-    while (st == STATUS_OK && b->n_first_tokens < c->n) st = step(b, e);
+    if (st == STATUS_OK && c->tokens + DECODE_STEPS > model_get_config(b->m)->decoder.max_positions)
+        st = fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": the model has %d positions", c->text,
+                  model_get_config(b->m)->decoder.max_positions);
+    while (st == STATUS_OK && b->n_answering < c->n) st = step(b, e);
     int64_t start_us = clock_now_us();
     for (int i = 0; i < DECODE_STEPS && st == STATUS_OK; i++) st = step(b, e);
     *ms = (double)(clock_now_us() - start_us) / 1e3 / DECODE_STEPS;
@@ -229,6 +237,8 @@ status bench_engine_run(bench_engine *b, const bench_case *c, double *ms, err *e
     if (c->kind == BENCH_ENCODE && c->n > b->s.batch)
         return fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": at most %d pictures at once (--batch)", c->text, b->s.batch);
     b->failed = STATUS_OK;
+    b->n_asked = b->n_answering = 0;
+    memset(b->is_answering, 0, sizeof b->is_answering);
     int64_t start_us = clock_now_us();
     status st = STATUS_OK;
     if (c->kind == BENCH_DECODE) return run_decode(b, c, ms, e);

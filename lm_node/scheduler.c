@@ -466,7 +466,8 @@ static void take_token(scheduler *s, running *r, const lm_step *out, int i) {
     }
     bool wants_stop = s->callbacks.token(r->q.user, r->q.question_idx, &t);
     r->ids[r->n_ids++] = t.id;
-    if (t.id == s->eos_id || wants_stop) finish(s, r, SCHEDULER_STOP, NULL);
+    bool has_ended = t.id == s->eos_id && !r->q.ignores_end;
+    if (has_ended || wants_stop) finish(s, r, SCHEDULER_STOP, NULL);
     else if (r->n_ids == r->n_max) finish(s, r, SCHEDULER_LENGTH, NULL);
 }
 

@@ -47,6 +47,7 @@ typedef struct {
                               scheduler_has_prefix said so */
     sampler_params sampling;
     int max_new_tokens; /* 1 or more; cut to what the context leaves */
+    bool ignores_end;   /* goes on behind the token that ends an answer: for measuring */
 } scheduler_question;
 
 typedef enum { SCHEDULER_STOP, SCHEDULER_LENGTH, SCHEDULER_ERROR } scheduler_finish;
