@@ -138,7 +138,7 @@ class Theirs:
             cache, ids = self.caches[n, tokens], torch.zeros(n, 1, dtype=torch.long, device=self.device)
             ms = self.timed(lambda: self.decode(ids, cache, tokens - 1))
             if not self.compiles:
-                cache.crop(tokens - 1)
+                cache.crop(-1)  # one token less again
             return ms
         new = {"caption": 64, "answer": 3}[what]
         # A batch size has its share of the pictures, so that the sizes cost about the same to try.

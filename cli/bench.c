@@ -204,6 +204,7 @@ status bench_run(const options *o, int *exit_code, err *e) {
     if (st != STATUS_OK) *exit_code = st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_NOT_STARTED;
     if (st == STATUS_OK) {
         print_heading(&b);
+        (void)fflush(stdout); /* who asks case by case waits for it */
         st = run_cases(&b, o, e);
         *exit_code = st == STATUS_OK ? EXIT_ALL_ANSWERED : st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_SOME_FAILED;
     }
