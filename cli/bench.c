@@ -39,7 +39,9 @@ const option_table bench_table = {
     .program = "mipha bench",
     .positional = "[CASE...]",
     .purpose = "measure the engine on this machine, next to what the machine can do",
-    .example = "  mipha bench\n"
+    .example = "  # cases: encode N, prefill N TOKENS, decode N CONTEXT, caption N, answer N,\n"
+               "  # questions N, cached N, resident N\n"
+               "  mipha bench\n"
                "  mipha bench --device cuda \"encode 32\" \"prefill 8 789\" \"decode 64 800\"\n"
                "  mipha bench --model Mipha-3B --json \"answer 8\"\n"
                "  echo \"decode 1 800\" | mipha bench -\n",
