@@ -180,7 +180,7 @@ static ops_product product = OPS_PRODUCT_F32;
 
 static void do_linear(void *arg) {
     linear_call *c = arg;
-    must(ops_linear(ctx, &c->out, &c->x, c->m, c->act));
+    must(ops_linear(ctx, &c->out, &c->x, c->m, &(ops_linear_params){.act = c->act}));
 }
 
 /* Rows of w as `dtype` holds them. */

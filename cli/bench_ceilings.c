@@ -17,7 +17,7 @@ typedef struct {
 } arena;
 
 static status run_sum(arena *r) { return ops_add(r->ctx, &r->out, &r->a, &r->b); }
-static status run_product(arena *r) { return ops_linear(r->ctx, &r->out, &r->a, r->matrix, OPS_ACT_NONE); }
+static status run_product(arena *r) { return ops_linear(r->ctx, &r->out, &r->a, r->matrix, NULL); }
 
 static status time_best(arena *r, double *best_s, status (*run)(arena *)) {
     *best_s = INFINITY;

@@ -1,9 +1,9 @@
 /* A matrix of the decoder, with what each served adapter adds to the rows that ask for it.
  *
  *     adapter_room_init(&room, ctx, m, dtype, n_elements);
- *     st = adapted_matrix_open(&w, &room, m, parts, n_parts, &e);   // every matrix: room learns the ranks
+ *     st = adapted_matrix_open(&w, &room, m, &join, &e);            // every matrix: room learns the ranks
  *     st = adapter_room_ready(&room, max_rows, &e);
- *     st = adapted_linear(&room, &y, &x, &w, OPS_ACT_SILU, &kinds);
+ *     st = adapted_linear(&room, &y, &x, &w, &(ops_linear_params){.act = OPS_ACT_SILU}, &kinds);
  *
  * All rows are multiplied by the matrix at once, whatever their adapters. Then, for each adapter, its rows are
  * gathered, go through the two factors, and are added: row += (x a') b', with alpha / r in b. So a row's bytes do
@@ -25,7 +25,7 @@ typedef struct {
 } adapted_matrix;
 
 /* What the rows of a call are: the first n_few are tokens being decoded, or rows whose logits are wanted
- * (ops_linear_few), the others belong to prompts; and those that have an adapter, in groups of one adapter and one of
+ * (ops_linear_params.is_few), the others belong to prompts; and those that have an adapter, in groups of one adapter and one of
  * the two ways. */
 typedef struct {
     int64_t n_few;
@@ -54,14 +54,14 @@ void adapter_room_init(adapter_room *room, ops_ctx *ctx, const model *m, ops_dty
 MUST_USE status adapter_room_ready(adapter_room *room, int64_t max_rows, err *e);
 void adapter_room_deinit(adapter_room *room);
 
-/* Rows of stored matrices, one below the other (device_matrix_join). Errors: NO_MEMORY. */
-MUST_USE status adapted_matrix_open(adapted_matrix *w, adapter_room *room, const model *m, const device_rows *parts,
-                                    size_t n_parts, err *e);
+/* Stored matrices, joined (device_matrix_join). Errors: NO_MEMORY. */
+MUST_USE status adapted_matrix_open(adapted_matrix *w, adapter_room *room, const model *m, const device_join *join, err *e);
 void adapted_matrix_close(adapted_matrix *w, const adapter_room *room);
 size_t adapted_matrix_bytes(const adapted_matrix *w, const adapter_room *room);
 
-/* out = act(x w' + b + what adapters add to their rows); as ops_linear, out also f32. */
+/* out = act(x w' + b + what adapters add to their rows) + params->add; as ops_linear, but which rows are few is said by
+ * kinds. */
 MUST_USE status adapted_linear(adapter_room *room, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w,
-                               ops_act act, const row_kinds *kinds);
+                               const ops_linear_params *params, const row_kinds *kinds);
 
 #endif

@@ -6,10 +6,16 @@
  *     one by one:       x = x + attention(norm1(x));  x = x + mlp(norm2(x))
  *     behind the last:  logits = head(final_norm(x))
  *
- * The last layer needs keys and values of all rows, but everything else only of the rows whose logits
- * are wanted, so those are gathered first: a prompt costs almost one layer less.
+ * What is multiplied by the same rows is one matrix: `in` makes keys, values and queries, and of a parallel layer fc1's
+ * part, too, side by side in `wide`. Attention leaves its result in the queries' place, so that what `out` of a parallel
+ * layer multiplies, [attention | act(fc1)], stands side by side as well; out and fc2 are one matrix then. x is added where
+ * a product ends.
  *
- * Rows are of two kinds (ops_linear_few): tokens being decoded, and of every step the rows whose logits are wanted,
+ * The last layer needs keys and values of all rows, but everything else only of the rows whose logits
+ * are wanted, so those are gathered first: a prompt costs almost one layer less. There, keys and values have a matrix of
+ * their own.
+ *
+ * Rows are of two kinds (ops_linear_params.is_few): tokens being decoded, and of every step the rows whose logits are wanted,
  * from where the others stop to be needed, are few; rows of prompts are many. The kind follows from the row alone.
  *
  * All indices of a step go to the device in one upload; the arrays below are views into it. */
@@ -33,7 +39,10 @@ typedef struct {
 
 typedef struct {
     decoder_norm norm1, norm2;
-    adapted_matrix q, k, v, out, fc1, fc2; /* fc1 of a gated MLP: gate above up */
+    adapted_matrix in;       /* k, v, q and, of a parallel layer, fc1; without k and v in the last layer */
+    adapted_matrix kv;       /* k, v: of the last layer only */
+    adapted_matrix out;      /* out, and beside it, of a parallel layer, fc2 */
+    adapted_matrix fc1, fc2; /* where they are not in those; fc1 of a gated MLP: gate above up */
     ops_tensor keys, values; /* [kv_blocks, KV_BLOCK_TOKENS, kv_width] */
 } decoder_layer;
 
@@ -54,10 +63,9 @@ struct lm_decoder {
     decoder_norm final;
     ops_tensor embed, embed_scale;
     ops_tensor cos, sin; /* [max_context, rotary / 2], and the same again for calls of a long context */
-    /* Activations: x, n, a [max_rows, hidden]; q [max_rows, hidden or q_width, the wider]; k, v [max_rows,
-     * kv_width]; wide [max_rows, fc1_width]; gated [max_rows, intermediate]; out_x, out_n [max_out, hidden];
-     * logits [max_out, n_vocab_out], best [max_out]. */
-    ops_tensor x, n, q, a, k, v, wide, gated, out_x, out_n, logits, best, indices;
+    /* Activations: x, other, n [max_rows, hidden], x of a layer and of the next in turns; wide [max_rows, wide_width];
+     * gated [max_rows, intermediate]; out_x, out_other, out_n [max_out, hidden]; logits [max_out, n_vocab_out], best [max_out]. */
+    ops_tensor x, other, n, wide, gated, out_x, out_other, out_n, logits, best, indices;
     int32_t *host_indices;
     adapter_room adapters;
     row_kinds kinds, out_kinds; /* of the step's rows and of its wanted rows */
@@ -84,11 +92,20 @@ static int64_t kv_width(const model_decoder_config *c) {
 
 static int64_t q_width(const model_decoder_config *c) { return (int64_t)c->n_heads * c->head_size; }
 
-static int64_t wider(const model_decoder_config *c) { return q_width(c) > c->hidden ? q_width(c) : c->hidden; }
-
 /* What fc1 makes: the MLP, or gate and value of it. */
 static int64_t fc1_width(const model_decoder_config *c) {
     return c->family->is_gated ? 2 * (int64_t)c->intermediate : c->intermediate;
+}
+
+/* Queries, and of a parallel layer the MLP's part beside them. */
+static int64_t q_mlp_width(const model_decoder_config *c) {
+    return q_width(c) + (c->family->is_parallel ? fc1_width(c) : 0);
+}
+
+/* What the widest of a layer's products makes. */
+static int64_t wide_width(const model_decoder_config *c) {
+    int64_t in = 2 * kv_width(c) + q_mlp_width(c);
+    return in > fc1_width(c) ? in : fc1_width(c);
 }
 
 static int64_t n_turns(const lm_decoder *d) { return (int64_t)d->s.max_context * (d->c.has_long_rope ? 2 : 1); }
@@ -115,11 +132,9 @@ static int64_t n_indices_max(const lm_decoder *d) {
 
 static size_t activation_bytes(const lm_decoder *d) {
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
-    return 3 * ops_cut_bytes(d->dtype, rows * hidden) + ops_cut_bytes(d->dtype, rows * wider(&d->c)) +
-           2 * ops_cut_bytes(d->dtype, rows * kv_width(&d->c)) +
-           ops_cut_bytes(d->dtype, rows * fc1_width(&d->c)) +
+    return 3 * ops_cut_bytes(d->dtype, rows * hidden) + ops_cut_bytes(d->dtype, rows * wide_width(&d->c)) +
            (d->c.family->is_gated ? ops_cut_bytes(d->dtype, rows * d->c.intermediate) : 0) +
-           2 * ops_cut_bytes(d->dtype, outs * hidden) +
+           3 * ops_cut_bytes(d->dtype, outs * hidden) +
            ops_cut_bytes(OPS_DTYPE_F32, outs * d->c.n_vocab_out) +
            ops_cut_bytes(OPS_DTYPE_I32, outs) + ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
 }
@@ -146,7 +161,7 @@ lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d) {
     }
     for (int i = 0; i < d->c.n_layers; i++) {
         const decoder_layer *l = &d->layers[i];
-        const adapted_matrix *all[] = {&l->q, &l->k, &l->v, &l->out, &l->fc1, &l->fc2};
+        const adapted_matrix *all[] = {&l->in, &l->kv, &l->out, &l->fc1, &l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
             sum.weights += adapted_matrix_bytes(all[k], &d->adapters);
     }
@@ -212,29 +227,48 @@ static status open_matrix(lm_decoder *d, adapted_matrix *w, const model *m, cons
     char full[NAME_BYTES];
     (void)snprintf(full, sizeof full, "%s%s", prefix, name);
     const device_rows all = device_rows_all(m, full);
-    return adapted_matrix_open(w, &d->adapters, m, &all, 1, e);
+    return adapted_matrix_open(w, &d->adapters, m, &(device_join){&all, 1, false}, e);
 }
 
-/* Where the checkpoint keeps queries, keys and values in one matrix, each has its rows of it. */
-static status open_qkv(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, err *e) {
+#define PART_K 0
+#define PART_V 1
+#define PART_Q 2
+
+/* Where the rows of keys, values and queries are: in matrices of their own, or each its rows of one. names: room for what
+ * the parts are called. */
+static void find_qkv(const lm_decoder *d, device_rows parts[3], char names[3][NAME_BYTES], const model *m, const char *prefix) {
     const decoder_family *f = d->c.family;
-    if (f->qkv_layout == MODEL_QKV_APART) {
-        TRY(open_matrix(d, &l->q, m, prefix, f->q, e));
-        TRY(open_matrix(d, &l->k, m, prefix, f->k, e));
-        return open_matrix(d, &l->v, m, prefix, f->v, e);
-    }
-    char name[NAME_BYTES];
-    (void)snprintf(name, sizeof name, "%s%s", prefix, f->qkv);
+    const char *apart[3] = {f->k, f->v, f->q};
     const int64_t q = q_width(&d->c), kv = kv_width(&d->c), head = d->c.head_size;
-    device_rows parts[3] = {device_rows_from(name, 0, q), device_rows_from(name, q, kv),
-                            device_rows_from(name, q + kv, kv)};
-    for (int64_t i = 0; f->qkv_layout == MODEL_QKV_BY_HEAD && i < 3; i++)
-        parts[i] = (device_rows){.name = name, .first = i * head, .n = q, .run = head, .stride = 3 * head};
-    adapted_matrix *matrices[3] = {&l->q, &l->k, &l->v};
-    for (int i = 0; i < 3; i++) TRY(adapted_matrix_open(matrices[i], &d->adapters, m, &parts[i], 1, e));
-    return STATUS_OK;
+    const int64_t first[3] = {q, q + kv, 0}, n[3] = {kv, kv, q}, place[3] = {1, 2, 0}; /* in the order q, k, v */
+    for (int i = 0; i < 3; i++) {
+        bool is_apart = f->qkv_layout == MODEL_QKV_APART;
+        (void)snprintf(names[i], NAME_BYTES, "%s%s", prefix, is_apart ? apart[i] : f->qkv);
+        if (is_apart) parts[i] = device_rows_all(m, names[i]);
+        else if (f->qkv_layout == MODEL_QKV_IN_BLOCKS) parts[i] = device_rows_from(names[i], first[i], n[i]);
+        else
+            parts[i] = (device_rows){.name = names[i], .first = place[i] * head, .n = q, .run = head, .stride = 3 * head};
+    }
 }
 
+static status open_attention(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, bool is_last, err *e) {
+    const decoder_family *f = d->c.family;
+    char names[3][NAME_BYTES], fc1[NAME_BYTES], out[NAME_BYTES], fc2[NAME_BYTES];
+    device_rows in[4];
+    find_qkv(d, in, names, m, prefix);
+    if (is_last) TRY(adapted_matrix_open(&l->kv, &d->adapters, m, &(device_join){&in[PART_K], 2, false}, e));
+    size_t first = is_last ? PART_Q : PART_K, n_parts = 3;
+    (void)snprintf(fc1, sizeof fc1, "%s%s", prefix, f->is_parallel ? f->fc1 : "");
+    if (f->is_parallel) in[n_parts++] = device_rows_all(m, fc1);
+    TRY(adapted_matrix_open(&l->in, &d->adapters, m, &(device_join){in + first, n_parts - first, false}, e));
+    if (!f->is_parallel) return open_matrix(d, &l->out, m, prefix, f->out, e);
+    (void)snprintf(out, sizeof out, "%s%s", prefix, f->out);
+    (void)snprintf(fc2, sizeof fc2, "%s%s", prefix, f->fc2);
+    device_rows beside[2] = {device_rows_all(m, out), device_rows_all(m, fc2)};
+    return adapted_matrix_open(&l->out, &d->adapters, m, &(device_join){beside, 2, true}, e);
+}
+
+/* Of a layer that is not parallel. */
 static status open_mlp(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, err *e) {
     const decoder_family *f = d->c.family;
     TRY(open_matrix(d, &l->fc2, m, prefix, f->fc2, e));
@@ -243,7 +277,7 @@ static status open_mlp(lm_decoder *d, decoder_layer *l, const model *m, const ch
     (void)snprintf(gate, sizeof gate, "%s%s", prefix, f->gate);
     (void)snprintf(up, sizeof up, "%s%s", prefix, f->up);
     device_rows parts[2] = {device_rows_all(m, gate), device_rows_all(m, up)};
-    return adapted_matrix_open(&l->fc1, &d->adapters, m, parts, 2, e);
+    return adapted_matrix_open(&l->fc1, &d->adapters, m, &(device_join){parts, 2, false}, e);
 }
 
 static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i, err *e) {
@@ -252,9 +286,9 @@ static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i,
     (void)snprintf(prefix, sizeof prefix, "%slayers.%d.", d->c.prefix, i);
     TRY(open_norm(d, &l->norm1, m, e, prefix, f->norm1));
     if (f->norm2) TRY(open_norm(d, &l->norm2, m, e, prefix, f->norm2));
-    TRY(open_qkv(d, l, m, prefix, e));
-    TRY(open_matrix(d, &l->out, m, prefix, f->out, e));
-    TRY(open_mlp(d, l, m, prefix, e));
+    CHECK(!f->is_parallel || !f->is_gated, "no parallel family has a gate");
+    TRY(open_attention(d, l, m, prefix, i + 1 == d->c.n_layers, e));
+    if (!f->is_parallel) TRY(open_mlp(d, l, m, prefix, e));
     const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
     l->keys = ops_block_cut(&d->kv, d->dtype, 3, dims);
     l->values = ops_block_cut(&d->kv, d->dtype, 3, dims);
@@ -284,7 +318,7 @@ static status open_projectors(lm_decoder *d, const model *m, err *e) {
 
 /* The most values that go into one matrix, or come out of it. */
 static int64_t widest_call(const lm_decoder *d) {
-    int64_t row = fc1_width(&d->c) > wider(&d->c) ? fc1_width(&d->c) : wider(&d->c);
+    int64_t row = wide_width(&d->c) > d->c.hidden ? wide_width(&d->c) : d->c.hidden;
     int64_t rows = d->s.max_rows * row, outs = d->s.max_out * (int64_t)d->c.n_vocab_out;
     return rows > outs ? rows : outs;
 }
@@ -314,18 +348,15 @@ static status open_activations(lm_decoder *d, err *e) {
     TRY(ops_block_open(d->ctx, &d->activations, activation_bytes(d), e));
     ops_block *block = &d->activations;
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
-    const int64_t kv = kv_width(&d->c), vocab = d->c.n_vocab_out;
-    ops_tensor *rows_by_hidden[] = {&d->x, &d->n, &d->a};
+    const int64_t vocab = d->c.n_vocab_out;
+    ops_tensor *rows_by_hidden[] = {&d->x, &d->other, &d->n}, *outs_by_hidden[] = {&d->out_x, &d->out_other, &d->out_n};
     for (size_t i = 0; i < sizeof rows_by_hidden / sizeof rows_by_hidden[0]; i++)
         *rows_by_hidden[i] = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, hidden});
-    d->q = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, wider(&d->c)});
-    d->k = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, kv});
-    d->v = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, kv});
-    d->wide = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, fc1_width(&d->c)});
+    d->wide = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, wide_width(&d->c)});
     if (d->c.family->is_gated)
         d->gated = ops_block_cut(block, d->dtype, 2, (int64_t[]){rows, d->c.intermediate});
-    d->out_x = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
-    d->out_n = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
+    for (size_t i = 0; i < sizeof outs_by_hidden / sizeof outs_by_hidden[0]; i++)
+        *outs_by_hidden[i] = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
     d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
     d->best = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){outs});
     d->indices = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){n_indices_max(d)});
@@ -385,7 +416,7 @@ void lm_decoder_close(lm_decoder **out) {
     if (!d) return;
     for (int i = 0; d->layers && i < d->c.n_layers; i++) {
         decoder_layer *l = &d->layers[i];
-        adapted_matrix *all[] = {&l->q, &l->k, &l->v, &l->out, &l->fc1, &l->fc2};
+        adapted_matrix *all[] = {&l->in, &l->kv, &l->out, &l->fc1, &l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) adapted_matrix_close(all[k], &d->adapters);
     }
     adapted_matrix_close(&d->head, &d->adapters);
@@ -550,93 +581,112 @@ typedef struct {
     const row_kinds *kinds;
 } row_places;
 
-static status run_linear(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w, ops_act act,
-                         const row_places *at) {
-    return adapted_linear(&d->adapters, out, x, w, act, at->kinds);
+static status run_linear(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w,
+                         const ops_linear_params *params, const row_places *at) {
+    return adapted_linear(&d->adapters, out, x, w, params, at->kinds);
 }
 
-/* Norm, then keys and values of every row to their slots. n receives the norm. */
-static status run_keys(lm_decoder *d, decoder_layer *l, ops_tensor *n, const ops_tensor *x, const ops_tensor *slots,
-                       const row_places *at) {
-    const int64_t rows = x->dims[0];
-    ops_tensor k = tensor_rows(&d->k, 0, rows), v = tensor_rows(&d->v, 0, rows);
-    TRY(run_norm(d, n, x, &l->norm1));
-    TRY(run_linear(d, &k, n, &l->k, OPS_ACT_NONE, at));
-    TRY(ops_rope(d->ctx, &k, &d->cos, &d->sin, at->turns, d->c.n_kv_heads));
-    TRY(run_linear(d, &v, n, &l->v, OPS_ACT_NONE, at));
-    TRY(ops_kv_write(d->ctx, &l->keys, &k, slots));
-    return ops_kv_write(d->ctx, &l->values, &v, slots);
+static void swap(ops_tensor *a, ops_tensor *b) {
+    ops_tensor kept = *a;
+    *a = *b;
+    *b = kept;
 }
 
-/* out = attention of the rows of n; all keys are written. */
-static status run_attention(lm_decoder *d, decoder_layer *l, ops_tensor *out, const ops_tensor *n,
-                            const row_places *at) {
-    ops_tensor q = tensor_first(&d->q, n->dims[0], q_width(&d->c));
+/* What `in` ends with: of a parallel layer, the activation of the MLP's part. */
+static ops_linear_params in_params(const lm_decoder *d, int64_t mlp_from) {
+    if (!d->c.family->is_parallel) return (ops_linear_params){.act = OPS_ACT_NONE};
+    return (ops_linear_params){.act = d->c.act, .act_from = mlp_from};
+}
+
+/* out = x + MLP of n. */
+static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n, const ops_tensor *x,
+                      const row_places *at) {
+    const bool is_gated = d->c.family->is_gated;
+    ops_tensor wide = tensor_first(&d->wide, n->dims[0], fc1_width(&d->c)), inner = wide;
+    TRY(run_linear(d, &wide, n, &l->fc1, &(ops_linear_params){.act = is_gated ? OPS_ACT_NONE : d->c.act}, at));
+    if (is_gated) {
+        inner = tensor_rows(&d->gated, 0, n->dims[0]);
+        TRY(ops_gate(d->ctx, &inner, &wide, d->c.act));
+    }
+    return run_linear(d, out, &inner, &l->fc2, &(ops_linear_params){.add = x}, at);
+}
+
+/* Attention and MLP of the rows of x, whose queries (and the MLP's part beside them) are in q_mlp and whose keys are all
+ * written. n and other are used up; the result is in x. */
+static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, ops_tensor *n,
+                           const ops_tensor *q_mlp, const row_places *at) {
+    ops_tensor q = tensor_columns(q_mlp, 0, q_width(&d->c));
     const ops_attention_params params = {
         .n_heads = d->c.n_heads,
         .n_kv_heads = d->c.n_kv_heads,
         .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
         .window = d->c.window,
     };
-    TRY(run_linear(d, &q, n, &l->q, OPS_ACT_NONE, at));
-    TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, at->turns, d->c.n_heads));
     TRY(ops_attention_paged(d->ctx, &q, &q, &l->keys, &l->values, at->tables, at->seqs, at->positions, &params));
-    return run_linear(d, out, &q, &l->out, OPS_ACT_NONE, at);
-}
-
-static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n, const row_places *at) {
-    ops_tensor wide = tensor_rows(&d->wide, 0, n->dims[0]);
-    if (!d->c.family->is_gated) {
-        TRY(run_linear(d, &wide, n, &l->fc1, d->c.act, at));
-        return run_linear(d, out, &wide, &l->fc2, OPS_ACT_NONE, at);
-    }
-    ops_tensor gated = tensor_rows(&d->gated, 0, n->dims[0]);
-    TRY(run_linear(d, &wide, n, &l->fc1, OPS_ACT_NONE, at));
-    TRY(ops_gate(d->ctx, &gated, &wide, d->c.act));
-    return run_linear(d, out, &gated, &l->fc2, OPS_ACT_NONE, at);
-}
-
-/* What a layer adds to the rows of x, whose first norm is n; n is used up. */
-static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *n, const row_places *at) {
-    const int64_t rows = x->dims[0];
-    ops_tensor a = tensor_rows(&d->a, 0, rows);
-    TRY(run_attention(d, l, &a, n, at));
+    TRY(run_linear(d, other, d->c.family->is_parallel ? q_mlp : &q, &l->out, &(ops_linear_params){.add = x}, at));
     if (d->c.family->is_parallel) {
-        ops_tensor m = tensor_first(&d->q, rows, d->c.hidden);
-        TRY(run_mlp(d, l, &m, n, at));
-        TRY(ops_add(d->ctx, &a, &a, &m));
-        return ops_add(d->ctx, x, &a, x);
+        swap(x, other);
+        return STATUS_OK;
     }
-    TRY(ops_add(d->ctx, x, x, &a));
-    TRY(run_norm(d, n, x, &l->norm2));
-    TRY(run_mlp(d, l, &a, n, at));
-    return ops_add(d->ctx, x, x, &a);
+    TRY(run_norm(d, n, other, &l->norm2));
+    return run_mlp(d, l, x, n, other, at);
 }
 
-static status run_layers(lm_decoder *d, ops_tensor *x, const step_indices *at, int n_out) {
-    ops_tensor n = tensor_rows(&d->n, 0, x->dims[0]);
+static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, const ops_tensor *slots,
+                        const row_places *at) {
+    const int64_t rows = x->dims[0], kv = kv_width(&d->c), before = 2 * kv, width = before + q_mlp_width(&d->c);
+    ops_tensor n = tensor_rows(&d->n, 0, rows), wide = tensor_first(&d->wide, rows, width);
+    const ops_linear_params params = in_params(d, before + q_width(&d->c));
+    TRY(run_norm(d, &n, x, &l->norm1));
+    TRY(run_linear(d, &wide, &n, &l->in, &params, at));
+    ops_tensor k = tensor_columns(&wide, 0, kv), v = tensor_columns(&wide, kv, kv);
+    ops_tensor q = tensor_columns(&wide, before, q_width(&d->c)), q_mlp = tensor_columns(&wide, before, width - before);
+    const ops_kv_places places = {&d->cos, &d->sin, at->turns, slots};
+    TRY(ops_kv_append(d->ctx, &l->keys, &l->values, &k, &v, &q, &places, d->c.n_heads, d->c.n_kv_heads));
+    return run_branches(d, l, x, other, &n, &q_mlp, at);
+}
+
+/* The last layer: keys and values of every row of x, the rest of the wanted rows. */
+static status run_last_layer(lm_decoder *d, decoder_layer *l, ops_tensor *out_x, const ops_tensor *x, const step_indices *at,
+                             const row_places *all, const row_places *wanted) {
+    const int64_t rows = x->dims[0], kv = kv_width(&d->c), n_out = out_x->dims[0];
+    ops_tensor n = tensor_rows(&d->n, 0, rows), both = tensor_first(&d->wide, rows, 2 * kv);
+    TRY(run_norm(d, &n, x, &l->norm1));
+    TRY(run_linear(d, &both, &n, &l->kv, &(ops_linear_params){.act = OPS_ACT_NONE}, all));
+    ops_tensor k = tensor_columns(&both, 0, kv), v = tensor_columns(&both, kv, kv);
+    const ops_kv_places places = {&d->cos, &d->sin, all->turns, &at->slots};
+    TRY(ops_kv_append(d->ctx, &l->keys, &l->values, &k, &v, NULL, &places, d->c.n_heads, d->c.n_kv_heads));
+    if (n_out == 0) return STATUS_OK;
+    ops_tensor other = tensor_rows(&d->out_other, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
+    ops_tensor q_mlp = tensor_first(&d->wide, n_out, q_mlp_width(&d->c)), q = tensor_columns(&q_mlp, 0, q_width(&d->c));
+    const ops_linear_params params = in_params(d, q_width(&d->c));
+    TRY(ops_gather_rows(d->ctx, out_x, x, &at->out_rows));
+    TRY(ops_gather_rows(d->ctx, &out_n, &n, &at->out_rows));
+    TRY(run_linear(d, &q_mlp, &out_n, &l->in, &params, wanted));
+    TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, wanted->turns, d->c.n_heads));
+    return run_branches(d, l, out_x, &other, &out_n, &q_mlp, wanted);
+}
+
+/* out_x receives what the last layer makes of the wanted rows. */
+static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x, const step_indices *at) {
+    ops_tensor other = tensor_rows(&d->other, 0, x->dims[0]);
     const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables, &d->kinds};
     const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables, &d->out_kinds};
-    for (int i = 0; i + 1 < d->c.n_layers; i++) {
-        TRY(run_keys(d, &d->layers[i], &n, x, &at->slots, &all));
-        TRY(run_branches(d, &d->layers[i], x, &n, &all));
+    const int last = d->c.n_layers - 1;
+    for (int i = 0; i < last; i++) {
+        TRY(run_layer(d, &d->layers[i], x, &other, &at->slots, &all));
         TRY(tap_state(d, i + 1, x));
     }
-    decoder_layer *last = &d->layers[d->c.n_layers - 1];
-    TRY(run_keys(d, last, &n, x, &at->slots, &all));
-    if (n_out == 0) return STATUS_OK;
-    ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
-    TRY(ops_gather_rows(d->ctx, &out_x, x, &at->out_rows));
-    TRY(ops_gather_rows(d->ctx, &out_n, &n, &at->out_rows));
-    TRY(run_branches(d, last, &out_x, &out_n, &wanted));
-    return tap_state(d, d->c.n_layers, &out_x);
+    TRY(run_last_layer(d, &d->layers[last], out_x, x, at, &all, &wanted));
+    return out_x->dims[0] > 0 ? tap_state(d, d->c.n_layers, out_x) : STATUS_OK;
 }
 
 /* The choice among the logits is made on the device: a row of them is large, and most often nobody else looks. */
-static status run_head(lm_decoder *d, int n_out, bool wants_logits) {
-    ops_tensor out_x = tensor_rows(&d->out_x, 0, n_out), logits = tensor_rows(&d->logits, 0, n_out);
-    TRY(run_norm(d, &out_x, &out_x, &d->final));
-    TRY(adapted_linear(&d->adapters, &logits, &out_x, &d->head, OPS_ACT_NONE, &d->out_kinds));
+static status run_head(lm_decoder *d, ops_tensor *out_x, bool wants_logits) {
+    const int64_t n_out = out_x->dims[0];
+    ops_tensor logits = tensor_rows(&d->logits, 0, n_out);
+    TRY(run_norm(d, out_x, out_x, &d->final));
+    TRY(adapted_linear(&d->adapters, &logits, out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->out_kinds));
     ops_tensor best = tensor_rows(&d->best, 0, n_out);
     TRY(ops_argmax_rows(d->ctx, &best, &logits, lm_decoder_n_offered(d)));
     TRY(ops_download(d->ctx, d->host_best, &best));
@@ -645,12 +695,12 @@ static status run_head(lm_decoder *d, int n_out, bool wants_logits) {
 
 static status run_step(lm_decoder *d, const lm_batch *b, err *e) {
     step_indices at;
-    ops_tensor x = tensor_rows(&d->x, 0, b->n_rows);
+    ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
     TRY(upload_indices(d, &at, b));
     TRY(run_embeddings(d, &x, &at, b, e));
     TRY(tap_state(d, 0, &x));
-    TRY(run_layers(d, &x, &at, b->n_out));
-    if (b->n_out > 0) TRY(run_head(d, b->n_out, b->wants_logits));
+    TRY(run_layers(d, &out_x, &x, &at));
+    if (b->n_out > 0) TRY(run_head(d, &out_x, b->wants_logits));
     return ops_sync(d->ctx);
 }
 

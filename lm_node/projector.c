@@ -92,8 +92,8 @@ status projector_run(projector *p, ops_tensor *projected, const void *features, 
     if (st == STATUS_OK) st = ops_cast(p->ctx, &x, &raw);
     for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
         ops_tensor y = tensor_rows(&p->buffers[i % 2], 0, n_rows);
-        st = ops_linear(p->ctx, &y, &x, p->linear[i],
-                        i + 1 < p->n_linear ? OPS_ACT_GELU_ERF : OPS_ACT_NONE);
+        const ops_linear_params params = {.act = i + 1 < p->n_linear ? OPS_ACT_GELU_ERF : OPS_ACT_NONE};
+        st = ops_linear(p->ctx, &y, &x, p->linear[i], &params);
         x = y;
     }
     *projected = x;

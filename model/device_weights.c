@@ -47,47 +47,78 @@ static int64_t row_at(const device_rows *part, int64_t i) {
     return part->first + i / part->run * part->stride + i % part->run;
 }
 
-/* Rows of width values, copied as they are where the types agree. */
-static void copy_rows(ops_tensor *to, int64_t at, const ops_tensor *from, const device_rows *part, int64_t width) {
-    size_t size = dtype_bytes(to->dtype), row_bytes = dtype_row_bytes(to->dtype, width);
-    unsigned char *out = (unsigned char *)to->data + (size_t)at * row_bytes;
-    for (int64_t i = 0; i < part->n; i++, out += row_bytes) {
-        int64_t row = row_at(part, i);
+/* Rows of `width` values to row `row` and column `column`, copied as they are where the types agree. */
+static void copy_rows(ops_tensor *to, int64_t row, int64_t column, const ops_tensor *from, const device_rows *part,
+                      int64_t width) {
+    size_t size = dtype_bytes(to->dtype), row_bytes = dtype_row_bytes(from->dtype, width);
+    size_t to_bytes = dtype_row_bytes(to->dtype, to->dims[1]);
+    unsigned char *out = (unsigned char *)to->data + (size_t)row * to_bytes + dtype_row_bytes(to->dtype, column);
+    for (int64_t i = 0; i < part->n; i++, out += to_bytes) {
+        int64_t stored = row_at(part, i);
         if (from->dtype == to->dtype) {
-            memcpy(out, (const unsigned char *)from->data + (size_t)row * row_bytes, row_bytes);
+            memcpy(out, (const unsigned char *)from->data + (size_t)stored * row_bytes, row_bytes);
             continue;
         }
         for (int64_t c = 0; c < width; c++) {
-            float value = tensor_value(from, row * width + c);
+            float value = tensor_value(from, stored * width + c);
             memcpy(out + (size_t)c * size, &value, sizeof value);
         }
     }
 }
 
-status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_rows *parts,
-                          size_t n_parts, err *e) {
-    bool has_bias = model_has_weight(m, "%s.bias", parts[0].name);
-    ops_tensor first = model_weight(m, "%s.weight", parts[0].name);
-    int64_t width = first.dims[1], n_rows = 0;
+static ops_tensor part_weight(const model *m, const device_rows *part) { return model_weight(m, "%s.weight", part->name); }
+
+/* Rows and columns of all parts together, and the type that holds them. */
+static ops_tensor joined_shape(const model *m, const device_join *join) {
+    ops_tensor first = part_weight(m, &join->parts[0]);
+    int64_t n_rows = 0, n_columns = 0;
     ops_dtype dtype = first.dtype;
-    for (size_t i = 0; i < n_parts; i++) {
-        if (model_weight(m, "%s.weight", parts[i].name).dtype != dtype) dtype = OPS_DTYPE_F32;
-        n_rows += parts[i].n;
+    for (size_t i = 0; i < join->n_parts; i++) {
+        ops_tensor w = part_weight(m, &join->parts[i]);
+        bool begins_block = !join->is_beside || n_columns % QUANT_BLOCK == 0;
+        if (w.dtype != first.dtype || (dtype_is_quantized(w.dtype) && !begins_block)) dtype = OPS_DTYPE_F32;
+        CHECK(join->is_beside ? join->parts[i].n == join->parts[0].n : w.dims[1] == first.dims[1], "parts fit each other");
+        n_rows = join->is_beside ? join->parts[i].n : n_rows + join->parts[i].n;
+        n_columns = join->is_beside ? n_columns + w.dims[1] : w.dims[1];
     }
-    ops_tensor w = tensor_make(malloc((size_t)n_rows * dtype_row_bytes(dtype, width)), OPS_PLACE_HOST, dtype, 2,
-                               (int64_t[]){n_rows, width});
-    ops_tensor bias = tensor_make(malloc((size_t)n_rows * sizeof(float)), OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &n_rows);
+    return tensor_make(NULL, OPS_PLACE_HOST, dtype, 2, (int64_t[]){n_rows, n_columns});
+}
+
+/* Of parts beside each other, the sum: added up in f32. */
+static void join_biases(ops_tensor *to, const model *m, const device_join *join) {
+    float *out = to->data;
+    for (size_t i = 0; i < join->n_parts; i++) {
+        const device_rows *part = &join->parts[i];
+        bool has = model_has_weight(m, "%s.bias", part->name);
+        ops_tensor from = has ? model_weight(m, "%s.bias", part->name) : *to;
+        for (int64_t r = 0; has && r < part->n; r++) out[r] += tensor_value(&from, row_at(part, r));
+        if (!join->is_beside) out += part->n;
+    }
+}
+
+status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_join *join, err *e) {
+    ops_tensor w = joined_shape(m, join);
+    const int64_t n_rows = w.dims[0];
+    w.data = malloc(tensor_bytes(&w));
+    ops_tensor bias = tensor_make(calloc((size_t)n_rows, sizeof(float)), OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &n_rows);
     status st = w.data && bias.data ? STATUS_OK
-                                    : fail(e, STATUS_NO_MEMORY, "weight %s: no memory to gather it", parts[0].name);
-    int64_t at = 0;
-    for (size_t i = 0; i < n_parts && st == STATUS_OK; i++) {
-        ops_tensor from = model_weight(m, "%s.weight", parts[i].name);
-        copy_rows(&w, at, &from, &parts[i], width);
-        if (has_bias) {
-            ops_tensor from_bias = model_weight(m, "%s.bias", parts[i].name);
-            copy_rows(&bias, at, &from_bias, &parts[i], 1);
-        }
-        at += parts[i].n;
+                                    : fail(e, STATUS_NO_MEMORY, "weight %s: no memory to gather it", join->parts[0].name);
+    bool has_bias = false;
+    int64_t row = 0, column = 0;
+    for (size_t i = 0; i < join->n_parts && st == STATUS_OK; i++) {
+        ops_tensor from = part_weight(m, &join->parts[i]);
+        copy_rows(&w, row, column, &from, &join->parts[i], from.dims[1]);
+        has_bias |= model_has_weight(m, "%s.bias", join->parts[i].name);
+        if (join->is_beside) column += from.dims[1];
+        else row += join->parts[i].n;
+    }
+    if (st == STATUS_OK && has_bias) {
+        join_biases(&bias, m, join);
+        ops_dtype rounded = join->is_beside ? ops_activation_dtype(ctx, w.dtype) : OPS_DTYPE_F32;
+        ops_tensor own = bias;
+        own.dtype = rounded; /* in place: what is written lies before what is still to be read */
+        for (int64_t i = 0; rounded != OPS_DTYPE_F32 && i < n_rows; i++) tensor_set_value(&own, i, tensor_value(&bias, i));
+        bias = own;
     }
     if (st == STATUS_OK) st = ops_matrix_open_as(ctx, matrix, &w, has_bias ? &bias : NULL, model_product(m), e);
     free(w.data);
@@ -97,54 +128,60 @@ status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, con
 
 /* ---- adapters ------------------------------------------------------------------------------------ */
 
-#define PARTS_MAX 3
+#define PARTS_MAX 4
 
-/* a: the parts' factors, one below the other. */
-static void fill_a(const ops_tensor *a, const adapter_factors *f, const bool *has, size_t n_parts) {
-    int64_t at = 0;
-    for (size_t p = 0; p < n_parts; p++)
-        for (int64_t i = 0; has[p] && i < tensor_elements(&f[p].a); i++) tensor_set_value(a, at++, tensor_value(&f[p].a, i));
+/* a: the parts' factors, one below the other; of parts beside each other, each in the columns of its x. */
+static void fill_a(const ops_tensor *a, const adapter_factors *f, const bool *has, const model *m, const device_join *join) {
+    int64_t row = 0, column = 0;
+    for (size_t p = 0; p < join->n_parts; p++) {
+        int64_t width = part_weight(m, &join->parts[p]).dims[1], n = has[p] ? f[p].a.dims[0] * width : 0;
+        for (int64_t i = 0; i < n; i++)
+            tensor_set_value(a, (row + i / width) * a->dims[1] + column + i % width, tensor_value(&f[p].a, i));
+        if (has[p]) row += f[p].a.dims[0];
+        if (join->is_beside) column += width;
+    }
 }
 
 /* b: the wanted rows of each part, in the columns of its own a. */
-static void fill_b(const ops_tensor *b, const adapter_factors *f, const bool *has, const device_rows *parts,
-                   size_t n_parts) {
+static void fill_b(const ops_tensor *b, const adapter_factors *f, const bool *has, const device_join *join) {
     int64_t column = 0, row = 0;
-    for (size_t p = 0; p < n_parts; p++) {
+    for (size_t p = 0; p < join->n_parts; p++) {
+        const device_rows *part = &join->parts[p];
         int64_t r = has[p] ? f[p].a.dims[0] : 0;
-        for (int64_t i = 0; i < parts[p].n; i++, row++)
+        for (int64_t i = 0; i < part->n; i++)
             for (int64_t k = 0; k < r; k++) {
-                double value = f[p].scale * (double)tensor_value(&f[p].b, row_at(&parts[p], i) * r + k);
-                tensor_set_value(b, row * b->dims[1] + column + k, (float)value);
+                double value = f[p].scale * (double)tensor_value(&f[p].b, row_at(part, i) * r + k);
+                tensor_set_value(b, (row + i) * b->dims[1] + column + k, (float)value);
             }
         column += r;
+        if (!join->is_beside) row += part->n;
     }
 }
 
 status device_low_rank_open(ops_ctx *ctx, ops_dtype dtype, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
-                            int served, const device_rows *parts, size_t n_parts, err *e) {
-    CHECK(n_parts >= 1 && n_parts <= PARTS_MAX, "a matrix is joined of few parts");
+                            int served, const device_join *join, err *e) {
+    CHECK(join->n_parts >= 1 && join->n_parts <= PARTS_MAX, "a matrix is joined of few parts");
     adapter_factors f[PARTS_MAX];
     bool has[PARTS_MAX];
-    int64_t n_out = 0, n_in = 0;
+    const ops_tensor shape = joined_shape(m, join);
+    const int64_t n_out = shape.dims[0], n_in = shape.dims[1];
     *a = *b = NULL;
     *rank = 0;
-    for (size_t p = 0; p < n_parts; p++) {
+    for (size_t p = 0; p < join->n_parts; p++) {
         char name[NAME_BYTES];
-        (void)snprintf(name, sizeof name, "%s.weight", parts[p].name);
+        (void)snprintf(name, sizeof name, "%s.weight", join->parts[p].name);
         has[p] = model_served_factors(m, served, name, &f[p]);
-        if (has[p]) *rank += f[p].a.dims[0], n_in = f[p].a.dims[1];
-        n_out += parts[p].n;
+        if (has[p]) *rank += f[p].a.dims[0];
     }
     if (*rank == 0) return STATUS_OK;
     size_t size = dtype_bytes(dtype);
     ops_tensor wide = tensor_make(calloc((size_t)(*rank * n_in), size), OPS_PLACE_HOST, dtype, 2, (int64_t[]){*rank, n_in});
     ops_tensor tall = tensor_make(calloc((size_t)(n_out * *rank), size), OPS_PLACE_HOST, dtype, 2, (int64_t[]){n_out, *rank});
     status st = wide.data && tall.data ? STATUS_OK
-                                       : fail(e, STATUS_NO_MEMORY, "adapter: no memory for %s", parts[0].name);
+                                       : fail(e, STATUS_NO_MEMORY, "adapter: no memory for %s", join->parts[0].name);
     if (st == STATUS_OK) {
-        fill_a(&wide, f, has, n_parts);
-        fill_b(&tall, f, has, parts, n_parts);
+        fill_a(&wide, f, has, m, join);
+        fill_b(&tall, f, has, join);
         st = ops_matrix_open(ctx, a, &wide, NULL, e);
     }
     if (st == STATUS_OK) st = ops_matrix_open(ctx, b, &tall, NULL, e);

@@ -27,16 +27,23 @@ typedef struct {
 device_rows device_rows_all(const model *m, const char *name);
 device_rows device_rows_from(const char *name, int64_t first, int64_t n);
 
-/* Packs the rows of n_parts matrices, one below the other, as one; with their biases if the model has them.
- * Parts of different types are widened to f32. Errors: NO_MEMORY. */
-MUST_USE status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_rows *parts,
-                                   size_t n_parts, err *e);
+/* Several matrices that are multiplied as one. Below each other: each makes its own outputs of the same x. Beside each
+ * other: each has its own part of x, and what they make is added up. */
+typedef struct {
+    const device_rows *parts;
+    size_t n_parts;
+    bool is_beside;
+} device_join;
+
+/* Packs them, with their biases if the model has them. Parts of different types, and blocks that would not begin where a
+ * block begins, are widened to f32. The sum of biases is rounded to the dtype of activations. Errors: NO_MEMORY. */
+MUST_USE status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_join *join, err *e);
 
 /* What a served adapter adds to that matrix: x w' becomes x w' + (x a') b', with a [rank, n_in] and b [n_out, rank], the
- * scale in b, both rounded to dtype. NULL twice and rank 0: it adds nothing. Each part has its own columns of b. Errors:
- * NO_MEMORY. */
+ * scale in b, both rounded to dtype. NULL twice and rank 0: it adds nothing. Each part has its own rows of a and columns of
+ * b. Errors: NO_MEMORY. */
 MUST_USE status device_low_rank_open(ops_ctx *ctx, ops_dtype dtype, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
-                                     int served, const device_rows *parts, size_t n_parts, err *e);
+                                     int served, const device_join *join, err *e);
 
 /* device_matrix_open of a linear of the projector, as a served adapter (0: none) has it. */
 MUST_USE status device_projector_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, int served, const char *name,

@@ -1,5 +1,5 @@
 /* The checked front: each function states its operator's rules once, then makes one indirect call.
- * kv_write is scatter_rows over the cache seen as rows; add is add_table with equal rows. */
+ * add is add_table with equal rows. */
 #include "ops/ops.h"
 
 #include <math.h>
@@ -138,13 +138,16 @@ ops_tensor ops_block_cut(ops_block *block, ops_dtype dtype, int n_dims, const in
 
 /* ---- the rules ----------------------------------------------------------------------------- */
 
-/* A tensor an operator may touch: on the device, with sane dims. */
-static status rule_device(const ops_tensor *t, ops_dtype dtype, int n_dims) {
+/* A tensor an operator may touch: on the device, with sane dims. A view of columns has rows no longer than its stride. */
+static status rule_view(const ops_tensor *t, ops_dtype dtype, int n_dims) {
     if (t->place != OPS_PLACE_DEVICE) return STATUS_UNSUPPORTED;
     if (t->dtype != dtype) return STATUS_UNSUPPORTED;
     if (t->n_dims != n_dims) return STATUS_BAD_SHAPE;
-    int64_t n = (int64_t)dtype_bytes(dtype);
+    int64_t n = (int64_t)dtype_bytes(dtype), reach;
     bool empty = false;
+    if (t->row_stride && (n_dims != 2 || t->row_stride < t->dims[1] || t->dims[0] < 0 ||
+                          __builtin_mul_overflow(n * t->dims[0], t->row_stride, &reach)))
+        return STATUS_BAD_SHAPE;
     for (int i = 0; i < n_dims; i++) {
         if (t->dims[i] < 0) return STATUS_BAD_SHAPE;
         if (t->dims[i] == 0)
@@ -156,6 +159,12 @@ static status rule_device(const ops_tensor *t, ops_dtype dtype, int n_dims) {
     return STATUS_OK;
 }
 
+/* One behind the other. */
+static status rule_device(const ops_tensor *t, ops_dtype dtype, int n_dims) {
+    if (t->row_stride && t->row_stride != t->dims[1]) return STATUS_BAD_SHAPE;
+    return rule_view(t, dtype, n_dims);
+}
+
 static bool is_storage_dtype(ops_dtype d) {
     return d == OPS_DTYPE_F32 || d == OPS_DTYPE_F16 || d == OPS_DTYPE_BF16;
 }
@@ -165,17 +174,31 @@ static status rule_storage(const ops_tensor *t, int n_dims) {
     return rule_device(t, t->dtype, n_dims);
 }
 
-/* A tensor of activations: of a dtype the backend computes in. */
+/* Tensors of activations: of a dtype the backend computes in. */
+static status rule_computed(const ops_ctx *ctx, ops_dtype dtype) {
+    return is_storage_dtype(dtype) && ctx->backend->activations & OPS_ACTIVATION(dtype) ? STATUS_OK : STATUS_UNSUPPORTED;
+}
+
 static status rule_activation(const ops_ctx *ctx, const ops_tensor *t, int n_dims) {
-    if (!is_storage_dtype(t->dtype) || !(ctx->backend->activations & OPS_ACTIVATION(t->dtype)))
-        return STATUS_UNSUPPORTED;
+    TRY(rule_computed(ctx, t->dtype));
     return rule_device(t, t->dtype, n_dims);
+}
+
+static status rule_activation_view(const ops_ctx *ctx, const ops_tensor *t) {
+    TRY(rule_computed(ctx, t->dtype));
+    return rule_view(t, t->dtype, 2);
 }
 
 /* Two of them in one call have one dtype. */
 static status rule_alike(const ops_ctx *ctx, const ops_tensor *out, const ops_tensor *x, int n_dims) {
     TRY(rule_activation(ctx, out, n_dims));
     return rule_device(x, out->dtype, n_dims);
+}
+
+/* The same of views. */
+static status rule_views_alike(const ops_ctx *ctx, const ops_tensor *out, const ops_tensor *x) {
+    TRY(rule_activation_view(ctx, out));
+    return rule_view(x, out->dtype, 2);
 }
 
 static bool same_dims(const ops_tensor *a, const ops_tensor *b) {
@@ -192,7 +215,8 @@ static status rule_apart(const ops_tensor *out, const ops_tensor *x) {
 
 /* In place is fine, shifted is not. */
 static status rule_apart_or_same(const ops_tensor *out, const ops_tensor *x) {
-    return out->data == x->data && same_dims(out, x) ? STATUS_OK : rule_apart(out, x);
+    bool is_same = out->data == x->data && same_dims(out, x) && (out->n_dims != 2 || tensor_row_stride(out) == tensor_row_stride(x));
+    return is_same ? STATUS_OK : rule_apart(out, x);
 }
 
 static bool is_empty(const ops_tensor *t) {
@@ -276,28 +300,27 @@ size_t ops_matrix_bytes(const ops_matrix *matrix) { return matrix->bytes; }
 
 static bool is_act(ops_act act) { return (unsigned)act < OPS_ACT_COUNT; }
 
-static status linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act,
-                     bool is_few) {
-    TRY(rule_activation(ctx, x, 2));
+status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
+                  const ops_linear_params *params) {
+    static const ops_linear_params plain;
+    const ops_linear_params *p = params ? params : &plain;
+    TRY(rule_activation_view(ctx, x));
     TRY(rule_device(out, out->dtype == OPS_DTYPE_F32 ? OPS_DTYPE_F32 : x->dtype, 2));
     if (out->dims[0] != x->dims[0] || x->dims[1] != matrix->n_in || out->dims[1] != matrix->n_out)
         return STATUS_BAD_SHAPE;
-    if (!is_act(act)) return STATUS_BAD_ARGUMENT;
+    if (!is_act(p->act) || p->act_from < 0 || p->act_from > matrix->n_out) return STATUS_BAD_ARGUMENT;
     TRY(rule_apart(out, x));
+    if (p->add) {
+        TRY(rule_device(p->add, out->dtype, 2));
+        if (!same_dims(p->add, out)) return STATUS_BAD_SHAPE;
+        if (p->act != OPS_ACT_NONE) return STATUS_BAD_ARGUMENT;
+        TRY(rule_apart(out, p->add));
+    }
     if (is_empty(out)) return STATUS_OK;
-    return done(ctx, ctx->backend->linear(ctx->state, out, x, matrix, act, is_few));
-}
-
-status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                  ops_act act) {
-    return linear(ctx, out, x, matrix, act, false);
+    return done(ctx, ctx->backend->linear(ctx->state, out, x, matrix, p));
 }
 
 bool ops_tells_few(const ops_ctx *ctx) { return ctx->backend->tells_few; }
-
-status ops_linear_few(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act) {
-    return linear(ctx, out, x, matrix, act, true);
-}
 
 /* ---- rows ---------------------------------------------------------------------------------- */
 
@@ -329,10 +352,10 @@ status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const op
 }
 
 status ops_activate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act) {
-    TRY(rule_alike(ctx, out, x, 2));
-    if (out->dims[0] != x->dims[0] || out->dims[1] != x->dims[1]) return STATUS_BAD_SHAPE;
+    TRY(rule_views_alike(ctx, out, x));
+    if (!same_dims(out, x)) return STATUS_BAD_SHAPE;
     if (!is_act(act)) return STATUS_BAD_ARGUMENT;
-    if (out->data != x->data) TRY(rule_apart(out, x));
+    TRY(rule_apart_or_same(out, x));
     if (is_empty(out)) return STATUS_OK;
     return done(ctx, ctx->backend->activate(ctx->state, out, x, act));
 }
@@ -380,7 +403,8 @@ status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const o
 status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
                        const ops_tensor *ids) {
     TRY(rule_activation(ctx, out, 2));
-    TRY(rule_storage(table, 2));
+    if (!is_storage_dtype(table->dtype)) return STATUS_UNSUPPORTED;
+    TRY(rule_view(table, table->dtype, 2));
     TRY(rule_device(ids, OPS_DTYPE_I32, 1));
     if (out->dims[0] != ids->dims[0] || out->dims[1] != table->dims[1]) return STATUS_BAD_SHAPE;
     TRY(rule_apart(out, table));
@@ -450,10 +474,10 @@ static status rule_heads(const ops_attention_params *p, int64_t q_width, int64_t
 
 status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
                      const ops_tensor *v, int64_t length, const ops_attention_params *params) {
-    TRY(rule_alike(ctx, out, q, 2));
-    TRY(rule_device(k, out->dtype, 2));
-    TRY(rule_device(v, out->dtype, 2));
-    if (!same_dims(out, q) || !same_dims(k, v) || q->dims[0] != k->dims[0])
+    TRY(rule_views_alike(ctx, out, q));
+    TRY(rule_view(k, out->dtype, 2));
+    TRY(rule_view(v, out->dtype, 2));
+    if (!same_dims(out, q) || !same_dims(k, v) || q->dims[0] != k->dims[0] || tensor_row_stride(k) != tensor_row_stride(v))
         return STATUS_BAD_SHAPE;
     if (length < 1 || length > INT32_MAX || params->window != 0) return STATUS_BAD_ARGUMENT;
     if (q->dims[0] % length != 0 || q->dims[0] > INT32_MAX) return STATUS_BAD_SHAPE;
@@ -467,9 +491,10 @@ status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q, const o
 
 /* ---- language ------------------------------------------------------------------------------ */
 
-status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
-                const ops_tensor *positions, int n_heads) {
-    TRY(rule_activation(ctx, x, 2));
+/* Rows of heads, and where the tables of angles turn them. */
+static status rule_turned(const ops_ctx *ctx, const ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
+                          const ops_tensor *positions, int n_heads) {
+    TRY(rule_activation_view(ctx, x));
     TRY(rule_device(cos, OPS_DTYPE_F32, 2));
     TRY(rule_device(sin, OPS_DTYPE_F32, 2));
     TRY(rule_device(positions, OPS_DTYPE_I32, 1));
@@ -477,19 +502,51 @@ status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_te
     if (!same_dims(cos, sin) || positions->dims[0] != x->dims[0]) return STATUS_BAD_SHAPE;
     if (x->dims[1] % n_heads != 0 || cos->dims[1] > x->dims[1] / n_heads / 2)
         return STATUS_BAD_SHAPE;
-    TRY(rule_apart(x, cos));
-    TRY(rule_apart(x, sin));
-    TRY(rule_apart(x, positions));
+    return STATUS_OK;
+}
+
+/* What is written shares no byte with tables and indices. */
+static status rule_apart_from_tables(const ops_tensor *out, const ops_tensor *cos, const ops_tensor *sin,
+                                     const ops_tensor *positions) {
+    TRY(rule_apart(out, cos));
+    TRY(rule_apart(out, sin));
+    return rule_apart(out, positions);
+}
+
+status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
+                const ops_tensor *positions, int n_heads) {
+    TRY(rule_turned(ctx, x, cos, sin, positions, n_heads));
+    TRY(rule_apart_from_tables(x, cos, sin, positions));
     if (is_empty(x) || cos->dims[1] == 0) return STATUS_OK;
     return done(ctx, ctx->backend->rope(ctx->state, x, cos, sin, positions, n_heads));
 }
 
-status ops_kv_write(ops_ctx *ctx, ops_tensor *cache, const ops_tensor *x,
-                    const ops_tensor *slots) {
-    TRY(rule_activation(ctx, cache, 3));
-    ops_tensor rows =
-        tensor_reshape(cache, 2, (int64_t[]){cache->dims[0] * cache->dims[1], cache->dims[2]});
-    return ops_scatter_rows(ctx, &rows, x, slots);
+status ops_kv_append(ops_ctx *ctx, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
+                     ops_tensor *q, const ops_kv_places *at, int n_heads, int n_kv_heads) {
+    TRY(rule_alike(ctx, k_cache, v_cache, 3));
+    TRY(rule_turned(ctx, k, at->cos, at->sin, at->positions, n_kv_heads));
+    TRY(rule_view(v, k->dtype, 2));
+    TRY(rule_device(at->slots, OPS_DTYPE_I32, 1));
+    if (k_cache->dtype != k->dtype) return STATUS_UNSUPPORTED;
+    if (!same_dims(k, v) || !same_dims(k_cache, v_cache) || k_cache->dims[2] != k->dims[1] ||
+        at->slots->dims[0] != k->dims[0])
+        return STATUS_BAD_SHAPE;
+    const ops_tensor *read[] = {k, v, at->slots};
+    ops_tensor *written[] = {k_cache, v_cache, q};
+    TRY(rule_apart(k_cache, v_cache));
+    for (int i = 0; i < (q ? 3 : 2); i++) {
+        for (int r = 0; r < 3; r++) TRY(rule_apart(written[i], read[r]));
+        TRY(rule_apart_from_tables(written[i], at->cos, at->sin, at->positions));
+    }
+    if (q) {
+        TRY(rule_turned(ctx, q, at->cos, at->sin, at->positions, n_heads));
+        if (q->dtype != k->dtype) return STATUS_UNSUPPORTED;
+        if (n_heads % n_kv_heads != 0 || q->dims[1] / n_heads != k->dims[1] / n_kv_heads) return STATUS_BAD_SHAPE;
+        TRY(rule_apart(q, k_cache));
+        TRY(rule_apart(q, v_cache));
+    }
+    if (is_empty(k)) return STATUS_OK;
+    return done(ctx, ctx->backend->kv_append(ctx->state, k_cache, v_cache, k, v, q, at, n_heads, n_kv_heads));
 }
 
 status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from) {
@@ -504,7 +561,7 @@ status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
                            const ops_tensor *k_cache, const ops_tensor *v_cache,
                            const ops_tensor *tables, const ops_tensor *row_seq,
                            const ops_tensor *row_pos, const ops_attention_params *params) {
-    TRY(rule_alike(ctx, out, q, 2));
+    TRY(rule_views_alike(ctx, out, q));
     TRY(rule_device(k_cache, out->dtype, 3));
     TRY(rule_device(v_cache, out->dtype, 3));
     TRY(rule_device(tables, OPS_DTYPE_I32, 2));

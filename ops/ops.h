@@ -17,6 +17,7 @@
  *   and so is every sum: a result is rounded to the activations' dtype once, at its end.
  * - Batch-invariant: for each output row the order of every reduction depends only on that row's own
  *   length, never on how many other rows there are, on threads, or on how work was cut into calls.
+ * - Tensors are contiguous. Where a comment says "view", rows may be columns of wider rows (tensor_columns).
  * - No operator knows a model: layer numbers, head counts and token ids never appear in ops/.
  * - One context belongs to one thread at a time. Two contexts may live side by side. */
 #ifndef OPS_OPS_H
@@ -112,10 +113,24 @@ typedef enum {
     OPS_ACT_COUNT
 } ops_act;
 
-/* out[r,o] = act(bias[o] + sum over i of x[r,i] * w[o,i])    out [rows, n_out], x [rows, n_in]; out f32 or as x.
+typedef struct {
+    ops_act act;
+    int64_t act_from;      /* the first of the outputs that act is for; the others stay as they are */
+    const ops_tensor *add; /* [rows, n_out] as out, added to the sum; only without act. NULL: nothing */
+    bool is_few;           /* the rows are of a kind that comes in small numbers: tokens being decoded, rows whose logits are
+                              wanted */
+} ops_linear_params;
+
+/* out[r,o] = act(bias[o] + sum over i of x[r,i] * w[o,i]) + add[r,o]
+ * out [rows, n_out], x [rows, n_in], a view; out f32 or as x. params NULL: all zero. Neither x nor add overlaps out.
+ *
+ * For few rows a backend may have another way that reads the weights at the speed of memory, in an order of its own. Which
+ * of the two a row takes is a fact about the row, never about how many there are: only so a row's bits do not depend on
+ * its neighbours. CPU: the same bits.
+ *
  * CPU: the sum runs over i in order in one f32 accumulator per element (fused multiply-add where the
  * machine has it), whatever rows is. Relative to sum |x*w| the error is at most (n_in + 2) * 2^-24,
- * before the activation. CUDA: the order is another one, and as fixed. out may not overlap x.
+ * before the activation. CUDA: the order is another one, and as fixed.
  *
  * BF16: the same of rounded values; processors with bf16 instructions add in another fixed order, and there what is below
  * 2^-126 counts as zero.
@@ -127,16 +142,9 @@ typedef enum {
 #define OPS_INT8_RUN  64
 #define OPS_INT8_TINY 0x1p-100f
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
-                           const ops_matrix *matrix, ops_act act);
+                           const ops_matrix *matrix, const ops_linear_params *params);
 
-/* The same sum for rows of a kind that comes in small numbers: tokens being decoded, rows whose logits are wanted.
- * A backend may have another way for them that reads the weights at the speed of memory, in an order of its own.
- * Which of the two a row takes is a fact about the row, never about how many there are: only so a row's bits do not
- * depend on its neighbours. CPU: the bits of ops_linear. */
-MUST_USE status ops_linear_few(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
-                               const ops_matrix *matrix, ops_act act);
-
-/* Whether the two ways differ here: where not, a caller with rows of both kinds needs one call. */
+/* Whether few rows go another way here: where not, a caller with rows of both kinds needs one call. */
 bool ops_tells_few(const ops_ctx *ctx);
 
 /* ---- rows ---------------------------------------------------------------------------------- */
@@ -152,7 +160,7 @@ MUST_USE status ops_rms_norm(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
 /* out[r,c] = act(x[r,c]) * x[r, n + c]   x [rows, 2 n], out [rows, n]: the gate stands left. */
 MUST_USE status ops_gate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act);
 
-/* out[r,c] = act(x[r,c]); of f32 the bits that ops_linear gives with it; out may be x. */
+/* out[r,c] = act(x[r,c]); of f32 the bits that ops_linear gives with it; views; out may be x. */
 MUST_USE status ops_activate(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, ops_act act);
 
 /* out[r,c] = x[r,c] * w[c]; out may be x. */
@@ -166,7 +174,7 @@ MUST_USE status ops_add(ops_ctx *ctx, ops_tensor *out, const ops_tensor *a, cons
 MUST_USE status ops_add_table(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                               const ops_tensor *table);
 
-/* out[r,:] = table[ids[r],:]; ids [rows] i32 on the device; table f32, f16 or bf16; out of an activations' dtype.
+/* out[r,:] = table[ids[r],:]; ids [rows] i32 on the device; table f32, f16 or bf16, a view; out of an activations' dtype.
  * An id outside the table gives BAD_ARGUMENT here, before anything is written, or at the next ops_sync, without the
  * rows it names. */
 MUST_USE status ops_gather_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *table,
@@ -198,23 +206,32 @@ typedef struct {
 } ops_attention_params;
 
 /* Full attention inside groups of equal length (all tokens of one image see each other, no others).
- * out, q [n_groups*length, n_heads*hd], k, v [n_groups*length, n_kv_heads*hd]; out may be q. */
+ * out, q [n_groups*length, n_heads*hd], k, v [n_groups*length, n_kv_heads*hd]; all views, those of k and v as wide; out may
+ * be q. */
 MUST_USE status ops_attention(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
                               const ops_tensor *k, const ops_tensor *v, int64_t length,
                               const ops_attention_params *params);
 
 /* ---- language ------------------------------------------------------------------------------ */
 
-/* Rotates the first 2*half dims of every head of x [rows, n_heads*hd] in place, halves paired:
+/* Rotates the first 2*half dims of every head of x [rows, n_heads*hd], a view, in place, halves paired:
  *   new[i] = x[i] cos - x[i+half] sin;  new[i+half] = x[i+half] cos + x[i] sin
  * cos, sin [n_positions, half] f32; positions [rows] i32, each < n_positions. */
 MUST_USE status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
                          const ops_tensor *positions, int n_heads);
 
-/* Paged keys and values of one layer: cache [n_blocks, block_tokens, n_kv_heads*hd].
- * Writes row r of x [rows, n_kv_heads*hd] at slot slots[r] = block * block_tokens + offset. */
-MUST_USE status ops_kv_write(ops_ctx *ctx, ops_tensor *cache, const ops_tensor *x,
-                             const ops_tensor *slots);
+/* Where the rows of a step stand. */
+typedef struct {
+    const ops_tensor *cos, *sin, *positions; /* as ops_rope has them */
+    const ops_tensor *slots;                 /* [rows] i32: block * block_tokens + offset */
+} ops_kv_places;
+
+/* Paged keys and values of one layer: caches [n_blocks, block_tokens, n_kv_heads*hd].
+ * Writes k [rows, n_kv_heads*hd], rotated, and v as it is, at the rows' slots, and rotates q [rows, n_heads*hd] in place;
+ * q NULL: none. k, v and q are views; k is left as it was. A row whose slot or position is outside is not written, and
+ * BAD_ARGUMENT is answered here, or by the next ops_sync. */
+MUST_USE status ops_kv_append(ops_ctx *ctx, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k,
+                              const ops_tensor *v, ops_tensor *q, const ops_kv_places *at, int n_heads, int n_kv_heads);
 
 /* Copies block `from` to block `to` of one layer's cache. */
 MUST_USE status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from);
@@ -223,7 +240,7 @@ MUST_USE status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, i
  * out, q [rows, n_heads*hd]; k_cache, v_cache as above; tables [n_seqs, max_blocks] i32: the blocks of
  * each sequence in order; row_seq [rows] i32: which sequence a row belongs to; row_pos [rows] i32: the
  * row sees positions 0 .. row_pos[r] of its sequence, or the last params->window of them, its own key
- * already written. out may be q. */
+ * already written. out and q are views; out may be q. Blocks that rows beside each other share are read once for all. */
 MUST_USE status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
                                     const ops_tensor *k_cache, const ops_tensor *v_cache,
                                     const ops_tensor *tables, const ops_tensor *row_seq,

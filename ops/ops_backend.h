@@ -26,7 +26,7 @@ struct ops_matrix {
 
 typedef struct {
     const char *name;     /* what ops_settings.device begins with */
-    bool tells_few;       /* ops_linear_few is another way than ops_linear */
+    bool tells_few;       /* few rows go another way (ops_linear_params) */
     unsigned activations; /* OPS_ACTIVATION of each dtype it computes in; f32 always */
 
     int (*count)(void); /* devices of this kind in this machine */
@@ -47,9 +47,9 @@ typedef struct {
                           const ops_tensor *bias, ops_product product, err *e);
     void (*matrix_close)(void *state, ops_matrix *matrix);
 
-    /* is_few: the caller's word for the kind of its rows; out is of x's dtype or f32 */
+    /* out is of x's dtype or f32 */
     status (*linear)(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                     ops_act act, bool is_few);
+                     const ops_linear_params *params);
     status (*layer_norm)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
                          const ops_tensor *b, float eps);
     status (*rms_norm)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);
@@ -69,6 +69,8 @@ typedef struct {
                         const ops_tensor *v, int64_t length, const ops_attention_params *params);
     status (*rope)(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
                    const ops_tensor *positions, int n_heads);
+    status (*kv_append)(void *state, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
+                        ops_tensor *q, const ops_kv_places *at, int n_heads, int n_kv_heads);
     status (*kv_copy_block)(void *state, ops_tensor *cache, int64_t to, int64_t from);
     status (*attention_paged)(void *state, ops_tensor *out, const ops_tensor *q,
                               const ops_tensor *k_cache, const ops_tensor *v_cache,

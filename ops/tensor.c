@@ -64,14 +64,28 @@ ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n) {
     ops_tensor view = *t;
     int64_t row_elements = 1;
     for (int i = 1; i < t->n_dims; i++) row_elements *= t->dims[i];
+    if (t->row_stride) row_elements = t->row_stride;
     if (t->data && first > 0)
         view.data = (unsigned char *)t->data + (size_t)first * dtype_row_bytes(t->dtype, row_elements);
     view.dims[0] = n;
     return view;
 }
 
+int64_t tensor_row_stride(const ops_tensor *t) { return t->row_stride ? t->row_stride : t->dims[1]; }
+
+ops_tensor tensor_columns(const ops_tensor *t, int64_t first, int64_t n) {
+    CHECK(t->n_dims == 2 && !dtype_is_quantized(t->dtype), "columns are of rows of numbers");
+    CHECK(first >= 0 && n >= 0 && first <= t->dims[1] && n <= t->dims[1] - first, "columns of a view lie inside it");
+    ops_tensor view = *t;
+    if (t->data) view.data = (unsigned char *)t->data + (size_t)first * dtype_bytes(t->dtype);
+    view.dims[1] = n;
+    view.row_stride = tensor_row_stride(t);
+    return view;
+}
+
 ops_tensor tensor_first(const ops_tensor *t, int64_t n_rows, int64_t width) {
     ops_tensor view = *t;
+    CHECK(!t->row_stride, "the first elements stand one behind the other");
     view.n_dims = 2;
     view.dims[0] = n_rows;
     view.dims[1] = width;
@@ -81,16 +95,28 @@ ops_tensor tensor_first(const ops_tensor *t, int64_t n_rows, int64_t width) {
 }
 
 ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims) {
+    CHECK(!t->row_stride, "what is reshaped is contiguous");
     ops_tensor view = tensor_make(t->data, t->place, t->dtype, n_dims, dims);
     CHECK(tensor_elements(&view) == tensor_elements(t), "a reshape keeps the number of elements");
     return view;
 }
 
+/* From the first byte to the last, what lies between rows included. */
+static size_t reach_bytes(const ops_tensor *t) {
+    size_t bytes = tensor_bytes(t);
+    if (!t->row_stride || bytes == 0) return bytes;
+    return ((size_t)(t->dims[0] - 1) * (size_t)t->row_stride + (size_t)t->dims[1]) * dtype_bytes(t->dtype);
+}
+
 bool tensor_overlaps(const ops_tensor *a, const ops_tensor *b) {
-    uintptr_t a0 = (uintptr_t)a->data, b0 = (uintptr_t)b->data;
-    size_t a_bytes = tensor_bytes(a), b_bytes = tensor_bytes(b);
-    if (a->place != b->place || a_bytes == 0 || b_bytes == 0) return false;
-    return a0 < b0 ? b0 - a0 < a_bytes : a0 - b0 < b_bytes;
+    if ((uintptr_t)a->data > (uintptr_t)b->data) return tensor_overlaps(b, a);
+    size_t a_bytes = reach_bytes(a), b_bytes = reach_bytes(b), apart = (size_t)((uintptr_t)b->data - (uintptr_t)a->data);
+    if (a->place != b->place || a_bytes == 0 || b_bytes == 0 || apart >= a_bytes) return false;
+    size_t stride_bytes = (size_t)a->row_stride * dtype_bytes(a->dtype);
+    if (!a->row_stride || !b->row_stride || stride_bytes != (size_t)b->row_stride * dtype_bytes(b->dtype)) return true;
+    size_t column = apart % stride_bytes; /* where b's rows begin in those of a */
+    return column < (size_t)a->dims[1] * dtype_bytes(a->dtype) ||
+           column + (size_t)b->dims[1] * dtype_bytes(b->dtype) > stride_bytes;
 }
 
 /* ---- one number ---------------------------------------------------------------------------- */

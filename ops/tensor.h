@@ -3,7 +3,8 @@
  *     ops_tensor x = tensor_make(data, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){rows, cols});
  *     size_t n = tensor_bytes(&x);
  *
- * Slowest axis first, contiguous by rule. */
+ * Slowest axis first. Contiguous, but for a view of columns: its rows stand as far apart as those of what it is cut
+ * from, and only operators that say so take it. */
 #ifndef OPS_TENSOR_H
 #define OPS_TENSOR_H
 
@@ -34,6 +35,7 @@ typedef struct {
     ops_dtype dtype;
     int n_dims;
     int64_t dims[OPS_DIMS_MAX]; /* dims[0] is the slowest; unused ones are 1 */
+    int64_t row_stride;         /* of a view of columns: elements from row to row; 0: contiguous */
 } ops_tensor;
 
 ops_tensor tensor_make(void *data, ops_place place, ops_dtype dtype, int n_dims,
@@ -45,8 +47,14 @@ bool dtype_is_quantized(ops_dtype dtype);
 size_t dtype_row_bytes(ops_dtype dtype, int64_t n); /* of n elements side by side */
 const char *dtype_name(ops_dtype dtype); /* "f32", "f16", "bf16", "i32", "u8", "q8", "q4" */
 
-/* rows [first, first + n) of the slowest axis, as a view. */
+/* Rows [first, first + n) of the slowest axis, as a view. */
 ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n);
+
+/* Columns [first, first + n) of the rows of a tensor of two dims, as a view. */
+ops_tensor tensor_columns(const ops_tensor *t, int64_t first, int64_t n);
+
+/* Elements from one row of two dims to the next. */
+int64_t tensor_row_stride(const ops_tensor *t);
 
 /* The first n_rows * width elements as rows of that width (CHECK that they are there). */
 ops_tensor tensor_first(const ops_tensor *t, int64_t n_rows, int64_t width);
@@ -64,6 +72,7 @@ void tensor_set_value(const ops_tensor *t, int64_t i, float value);
  * a sixteenth of the range, the one with the least square error. What is not finite counts as 0. */
 void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n);
 
+/* Whether some byte is of both. Columns beside each other of the same rows do not overlap. */
 bool tensor_overlaps(const ops_tensor *a, const ops_tensor *b);
 
 /* One number between f32 and the storage types, rounding to nearest even. */

@@ -290,7 +290,7 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *plan
     ops_tensor embedded = tensor_first(&v->a, n_patches, v->c.hidden);
     TRY(ops_upload(v->ctx, &pictures, planes));
     TRY(ops_patch_rows(v->ctx, &patches, &pictures, v->c.patch_size));
-    TRY(ops_linear(v->ctx, &embedded, &patches, v->patch, OPS_ACT_NONE));
+    TRY(ops_linear(v->ctx, &embedded, &patches, v->patch, NULL));
     if (v->c.family->class_token) {
         ops_tensor tokens = tensor_first(&v->class_tokens, n_images, v->c.hidden);
         ops_tensor class_at = tensor_rows(&v->class_at, 0, n_images);
@@ -309,13 +309,13 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *plan
 static status run_mlp(vision_encoder *v, const tower_layer *l, ops_tensor *out, const ops_tensor *n) {
     ops_tensor wide = tensor_first(&v->wide, n->dims[0], fc1_width(v));
     if (!v->c.family->is_gated) {
-        TRY(ops_linear(v->ctx, &wide, n, l->fc1, v->c.act));
-        return ops_linear(v->ctx, out, &wide, l->fc2, OPS_ACT_NONE);
+        TRY(ops_linear(v->ctx, &wide, n, l->fc1, &(ops_linear_params){.act = v->c.act}));
+        return ops_linear(v->ctx, out, &wide, l->fc2, NULL);
     }
     ops_tensor gated = tensor_first(&v->gated, n->dims[0], v->c.intermediate);
-    TRY(ops_linear(v->ctx, &wide, n, l->fc1, OPS_ACT_NONE));
+    TRY(ops_linear(v->ctx, &wide, n, l->fc1, NULL));
     TRY(ops_gate(v->ctx, &gated, &wide, OPS_ACT_SILU));
-    return ops_linear(v->ctx, out, &gated, l->fc2, OPS_ACT_NONE);
+    return ops_linear(v->ctx, out, &gated, l->fc2, NULL);
 }
 
 /* x = x + [scale *] branch */
@@ -334,11 +334,11 @@ static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) 
         .scale = (float)(1.0 / sqrt((double)(v->c.hidden / v->c.n_heads))),
     };
     TRY(ops_layer_norm(v->ctx, &a, x, &l->norm1_w, &l->norm1_b, v->c.layer_norm_eps));
-    TRY(ops_linear(v->ctx, &q, &a, l->q, OPS_ACT_NONE));
-    TRY(ops_linear(v->ctx, &k, &a, l->k, OPS_ACT_NONE));
-    TRY(ops_linear(v->ctx, &values, &a, l->v, OPS_ACT_NONE));
+    TRY(ops_linear(v->ctx, &q, &a, l->q, NULL));
+    TRY(ops_linear(v->ctx, &k, &a, l->k, NULL));
+    TRY(ops_linear(v->ctx, &values, &a, l->v, NULL));
     TRY(ops_attention(v->ctx, &q, &q, &k, &values, v->c.n_rows, &params));
-    TRY(ops_linear(v->ctx, &a, &q, l->out, OPS_ACT_NONE));
+    TRY(ops_linear(v->ctx, &a, &q, l->out, NULL));
     TRY(add_branch(v, x, &a, &l->scale1));
     TRY(ops_layer_norm(v->ctx, &a, x, &l->norm2_w, &l->norm2_b, v->c.layer_norm_eps));
     TRY(run_mlp(v, l, &q, &a));

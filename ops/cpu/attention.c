@@ -30,7 +30,8 @@ typedef struct {
     const float *q, *k, *v;
     const int32_t *tables, *row_seq, *row_pos;
     int64_t n_rows, max_blocks, block_tokens;
-    int64_t q_width, kv_width, head_dim, padded_dim; /* padded_dim: up to a multiple of 32 */
+    int64_t q_stride, out_stride, kv_stride; /* from row to row, from key to key */
+    int64_t head_dim, padded_dim;            /* padded_dim: up to a multiple of 32 */
     int heads_a_kv, n_heads, window;
     float scale;
     int64_t rows_a_task;
@@ -112,7 +113,7 @@ static void load_chunk(const attention_job *j, workspace *w, int64_t r, int64_t 
     size_t pad_bytes = (size_t)(j->padded_dim - j->head_dim) * sizeof(float);
     for (int i = 0; i < n; i++) {
         int64_t pos = start + i, block = blocks[pos / j->block_tokens];
-        at[i] = (block * j->block_tokens + pos % j->block_tokens) * j->kv_width + kv_offset;
+        at[i] = (block * j->block_tokens + pos % j->block_tokens) * j->kv_stride + kv_offset;
         keys[i] = j->k + at[i];
         for (int64_t d = 0; d < j->head_dim; d += LINE_FLOATS) __builtin_prefetch(keys[i] + d);
     }
@@ -139,7 +140,7 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
     for (int64_t d = 0; d < j->head_dim; d += TILE_STRIDE) {
         int64_t n_dims = min_i64(TILE_STRIDE, j->head_dim - d);
         for (int i = 0; i < n_rows; i++)
-            memcpy(w->q_tile + i * TILE_STRIDE, j->q + (first + rows[i]) * j->q_width + q_offset + d,
+            memcpy(w->q_tile + i * TILE_STRIDE, j->q + (first + rows[i]) * j->q_stride + q_offset + d,
                    (size_t)n_dims * sizeof(float));
         for (int c = 0; c < most; c += PANEL_COLS)
             simd->tile(w->p_tile + c, TILE_STRIDE, w->q_tile, n_rows, w->keys_t + d * KEY_CHUNK + c,
@@ -217,21 +218,22 @@ static void attend_task(void *arg, int64_t task, int thread) {
         attend_chunk(j, &w, first, n_rows, start, head);
     for (int64_t r = 0; r < n_rows; r++) {
         const float *acc = w.acc + r * j->padded_dim;
-        float *out = j->out + (first + r) * j->q_width + head * j->head_dim;
+        float *out = j->out + (first + r) * j->out_stride + head * j->head_dim;
         for (int64_t d = 0; d < j->head_dim; d++) out[d] = acc[d] / w.sum[r];
     }
 }
 
 /* Sizes, and scratch: table_bytes in front for the tables of full attention, then a workspace for each
  * thread. */
-static status prepare(cpu_state *s, attention_job *j, const ops_attention_params *params,
-                            size_t table_bytes) {
+static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const ops_attention_params *params,
+                      size_t table_bytes) {
     j->simd = s->simd;
+    j->q_stride = tensor_row_stride(q);
     j->n_heads = params->n_heads;
     j->heads_a_kv = params->n_heads / params->n_kv_heads;
     j->scale = params->scale;
     j->window = params->window;
-    j->head_dim = j->q_width / params->n_heads;
+    j->head_dim = q->dims[1] / params->n_heads;
     j->padded_dim = ceil_div(j->head_dim, PANEL_COLS) * PANEL_COLS;
     int64_t n_pieces = ceil_div(j->n_rows, ROWS_A_TASK);
     j->rows_a_task = ceil_div(j->n_rows, n_pieces);
@@ -249,9 +251,9 @@ status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const op
     int64_t n_rows = q->dims[0], n_groups = n_rows / length;
     attention_job j = {.out = out->data, .q = q->data, .k = k->data, .v = v->data,
                        .n_rows = n_rows, .max_blocks = 1, .block_tokens = length,
-                       .q_width = q->dims[1], .kv_width = k->dims[1]};
+                       .out_stride = tensor_row_stride(out), .kv_stride = tensor_row_stride(k)};
     size_t table_bytes = align_up((size_t)(n_groups + 2 * n_rows) * sizeof(int32_t));
-    status st = prepare(s, &j, params, table_bytes);
+    status st = prepare(s, &j, q, params, table_bytes);
     if (st != STATUS_OK) return st;
     int32_t *tables = s->scratch, *row_seq = tables + n_groups, *row_pos = row_seq + n_rows;
     for (int64_t g = 0; g < n_groups; g++) tables[g] = (int32_t)g;
@@ -291,11 +293,11 @@ status cpu_attention_paged(void *state, ops_tensor *out, const ops_tensor *q,
     attention_job j = {.out = out->data, .q = q->data, .k = k_cache->data, .v = v_cache->data,
                        .tables = tables->data, .row_seq = row_seq->data, .row_pos = row_pos->data,
                        .n_rows = q->dims[0], .max_blocks = tables->dims[1],
-                       .block_tokens = k_cache->dims[1], .q_width = q->dims[1],
-                       .kv_width = k_cache->dims[2]};
+                       .block_tokens = k_cache->dims[1], .out_stride = tensor_row_stride(out),
+                       .kv_stride = k_cache->dims[2]};
     if (j.block_tokens < 1 || !tables_fit(&j, tables->dims[0], k_cache->dims[0]))
         return STATUS_BAD_ARGUMENT;
-    status st = prepare(s, &j, params, 0);
+    status st = prepare(s, &j, q, params, 0);
     if (st != STATUS_OK) return st;
     pool_run(s->pool, ceil_div(j.n_rows, j.rows_a_task) * j.n_heads, attend_task, &j);
     return STATUS_OK;

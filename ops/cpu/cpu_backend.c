@@ -172,6 +172,7 @@ const ops_backend cpu_backend = {
     .patch_rows = cpu_patch_rows,
     .attention = cpu_attention,
     .rope = cpu_rope,
+    .kv_append = cpu_kv_append,
     .kv_copy_block = cpu_kv_copy_block,
     .attention_paged = cpu_attention_paged,
 };

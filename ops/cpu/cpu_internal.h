@@ -37,10 +37,25 @@ typedef void cpu_rows_fn(void *job, int64_t first, int64_t n, int thread);
 void cpu_split_rows(cpu_state *s, int64_t n_rows, int64_t row_cost, cpu_rows_fn *do_rows,
                     void *job);
 
+/* What an ops_linear works on. */
+typedef struct {
+    const simd_kernels *simd;
+    const cpu_matrix *m;
+    float *out;
+    const float *x, *add; /* add NULL: nothing */
+    int64_t n_rows, x_stride;
+    ops_act act;
+    int64_t act_from;
+} linear_call;
+
+/* What follows a sum: sums of some rows and columns, in_stride apart, become results. n_cols at most PANEL_COLS times
+ * GEMV_GROUP; in may be where the results go. */
+void cpu_linear_finish(const linear_call *c, float *in, int64_t in_stride, int64_t row, int n_rows, int64_t col, int n_cols);
+
 /* Packs the panels of a matrix with reduced kernels, and multiplies with it. m is otherwise set up, its memory zeroed. */
 size_t cpu_reduced_panel_bytes(ops_dtype dtype, int64_t n_in);
 void cpu_reduced_pack(cpu_state *s, cpu_matrix *m, const ops_tensor *w);
-status cpu_reduced_linear(cpu_state *s, float *out, const float *x, int64_t n_rows, const cpu_matrix *m, ops_act act);
+status cpu_reduced_linear(cpu_state *s, const linear_call *c);
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -53,7 +68,7 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
                        const ops_tensor *bias, ops_product product, err *e);
 void cpu_matrix_close(void *state, ops_matrix *matrix);
 status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                  ops_act act, bool is_few);
+                  const ops_linear_params *params);
 status cpu_layer_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w,
                       const ops_tensor *b, float eps);
 status cpu_rms_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);
@@ -71,6 +86,8 @@ status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const op
                      const ops_tensor *v, int64_t length, const ops_attention_params *params);
 status cpu_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,
                 const ops_tensor *positions, int n_heads);
+status cpu_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
+                     ops_tensor *q, const ops_kv_places *at, int n_heads, int n_kv_heads);
 status cpu_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t from);
 status cpu_attention_paged(void *state, ops_tensor *out, const ops_tensor *q,
                            const ops_tensor *k_cache, const ops_tensor *v_cache,

@@ -52,6 +52,7 @@ typedef struct {
     float *out;
     const float *x, *w;
     int64_t cols; /* of out */
+    int64_t out_stride, x_stride; /* activate only */
     ops_act act;
 } columns_job;
 
@@ -74,12 +75,14 @@ status cpu_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, cons
 static void activate_rows(void *arg, int64_t first, int64_t n, int thread) {
     const columns_job *j = arg;
     (void)thread;
-    for (int64_t r = first; r < first + n; r++) j->simd->activate(j->out + r * j->cols, j->x + r * j->cols, j->cols, j->act);
+    for (int64_t r = first; r < first + n; r++) 
+        j->simd->activate(j->out + r * j->out_stride, j->x + r * j->x_stride, j->cols, j->act);
 }
 
 status cpu_activate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act) {
     cpu_state *s = state;
-    columns_job j = {.simd = s->simd, .out = out->data, .x = x->data, .cols = out->dims[1], .act = act};
+    columns_job j = {.simd = s->simd, .out = out->data, .x = x->data, .cols = out->dims[1], .act = act,
+                     .out_stride = tensor_row_stride(out), .x_stride = tensor_row_stride(x)};
     cpu_split_rows(s, x->dims[0], j.cols + 1, activate_rows, &j);
     return STATUS_OK;
 }

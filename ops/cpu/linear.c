@@ -1,4 +1,4 @@
-/* out[r,o] = act(bias[o] + sum over i of x[r,i] w[o,i])
+/* out[r,o] = act(bias[o] + sum over i of x[r,i] w[o,i]) + add[r,o]
  *
  * The matrix lies in panels of 32 outputs, [panel][k][32], in its own dtype. Every output element has
  * one f32 accumulator that runs over k in order; where k is cut into blocks the partial sum is stored
@@ -156,16 +156,26 @@ void cpu_matrix_close(void *state, ops_matrix *matrix) {
     free(m);
 }
 
+/* ---- behind the sums ----------------------------------------------------------------------- */
+
+void cpu_linear_finish(const linear_call *c, float *sums, int64_t stride, int64_t row, int n_rows, int64_t col, int n_cols) {
+    int n_plain = (int)(c->act_from <= col ? 0 : min_i64(c->act_from - col, n_cols));
+    const float *bias = c->m->bias + col;
+    if (c->act == OPS_ACT_NONE) n_plain = n_cols;
+    if (n_plain > 0) c->simd->finish(sums, stride, n_rows, n_plain, bias, OPS_ACT_NONE);
+    if (n_plain < n_cols) c->simd->finish(sums + n_plain, stride, n_rows, n_cols - n_plain, bias + n_plain, c->act);
+    for (int r = 0; c->add && r < n_rows; r++) {
+        float *out = sums + r * stride;
+        const float *add = c->add + (row + r) * c->m->head.n_out + col;
+        for (int i = 0; i < n_cols; i++) out[i] += add[i];
+    }
+}
+
 /* ---- one row ------------------------------------------------------------------------------- */
 
 typedef struct {
-    const simd_kernels *simd;
-    const cpu_matrix *m;
-    float *out;
-    const float *x;
-    ops_act act;
+    linear_call c;
     bool rounds; /* x to bf16 before it is used */
-    int64_t n_rows;
     float *panel_f32;   /* one k block of a panel for each thread */
     /* many rows only */
     float *tiles;       /* packed x */
@@ -175,36 +185,36 @@ typedef struct {
 /* A panel of blocks without enough others beside it for gemv. */
 static void last_panel(const linear_job *j, float *sums, const unsigned char *w, int thread) {
     float *panel_f32 = j->panel_f32 + thread * K_BLOCK * PANEL_COLS;
-    ops_dtype dtype = j->m->head.dtype;
-    for (int64_t k0 = 0; k0 < j->m->head.n_in; k0 += K_BLOCK) {
-        int64_t k = min_i64(K_BLOCK, j->m->head.n_in - k0);
-        j->simd->upcast(panel_f32, w + panel_offset(dtype, k0), dtype, k);
-        j->simd->tile(sums, PANEL_COLS, j->x + k0, 1, panel_f32, PANEL_COLS, OPS_DTYPE_F32, k, PANEL_COLS, k0 > 0);
+    ops_dtype dtype = j->c.m->head.dtype;
+    for (int64_t k0 = 0; k0 < j->c.m->head.n_in; k0 += K_BLOCK) {
+        int64_t k = min_i64(K_BLOCK, j->c.m->head.n_in - k0);
+        j->c.simd->upcast(panel_f32, w + panel_offset(dtype, k0), dtype, k);
+        j->c.simd->tile(sums, PANEL_COLS, j->c.x + k0, 1, panel_f32, PANEL_COLS, OPS_DTYPE_F32, k, PANEL_COLS, k0 > 0);
     }
 }
 
 static void gemv_group(void *arg, int64_t group, int thread) {
     const linear_job *j = arg;
-    const cpu_matrix *m = j->m;
+    const simd_kernels *simd = j->c.simd;
+    const cpu_matrix *m = j->c.m;
     int64_t panel = group * GEMV_GROUP, end = min_i64(panel + GEMV_GROUP, m->n_panels);
     float sums[GEMV_GROUP * PANEL_COLS];
     while (panel < end) {
         const unsigned char *w = m->panels + (size_t)panel * m->panel_bytes;
-        int64_t n = j->simd->gemv_panels;
+        int64_t n = simd->gemv_panels;
         if (panel + n <= end) {
-            j->simd->gemv(sums, j->x, w, (int64_t)m->panel_bytes, m->head.dtype, m->head.n_in);
+            simd->gemv(sums, j->c.x, w, (int64_t)m->panel_bytes, m->head.dtype, m->head.n_in);
         } else if (dtype_is_quantized(m->head.dtype)) {
             n = 1;
             last_panel(j, sums, w, thread);
         } else {
             n = 1;
-            j->simd->tile(sums, PANEL_COLS, j->x, 1, w, PANEL_COLS, m->head.dtype, m->head.n_in,
-                          PANEL_COLS, false);
+            simd->tile(sums, PANEL_COLS, j->c.x, 1, w, PANEL_COLS, m->head.dtype, m->head.n_in, PANEL_COLS, false);
         }
         int64_t col = panel * PANEL_COLS;
         int n_cols = (int)min_i64(n * PANEL_COLS, m->head.n_out - col);
-        j->simd->finish(sums, n * PANEL_COLS, 1, n_cols, m->bias + col, j->act);
-        memcpy(j->out + col, sums, (size_t)n_cols * sizeof *sums);
+        cpu_linear_finish(&j->c, sums, n * PANEL_COLS, 0, 1, col, n_cols);
+        memcpy(j->c.out + col, sums, (size_t)n_cols * sizeof *sums);
         panel += n;
     }
 }
@@ -213,23 +223,23 @@ static void gemv_group(void *arg, int64_t group, int thread) {
 
 /* Where the tile of x with these rows and this k block lies. */
 static float *tile_at(const linear_job *j, int64_t block, int64_t k_block, int64_t tile) {
-    int64_t n_k_blocks = ceil_div(j->m->head.n_in, K_BLOCK);
+    int64_t n_k_blocks = ceil_div(j->c.m->head.n_in, K_BLOCK);
     int64_t index = (block * n_k_blocks + k_block) * j->tiles_a_block + tile;
-    return j->tiles + index * j->simd->tile_rows * TILE_STRIDE;
+    return j->tiles + index * j->c.simd->tile_rows * TILE_STRIDE;
 }
 
 static void pack_rows(void *arg, int64_t first, int64_t n, int thread) {
     const linear_job *j = arg;
     (void)thread;
-    int64_t n_in = j->m->head.n_in;
+    int64_t n_in = j->c.m->head.n_in, tile_rows = j->c.simd->tile_rows;
     for (int64_t r = first; r < first + n; r++) {
         int64_t in_block = r % j->row_block;
         for (int64_t k = 0; k < n_in; k += K_BLOCK) {
-            float *tile = tile_at(j, r / j->row_block, k / K_BLOCK, in_block / j->simd->tile_rows);
-            float *to = tile + in_block % j->simd->tile_rows * TILE_STRIDE;
-            const float *from = j->x + r * n_in + k;
+            float *tile = tile_at(j, r / j->row_block, k / K_BLOCK, in_block / tile_rows);
+            float *to = tile + in_block % tile_rows * TILE_STRIDE;
+            const float *from = j->c.x + r * j->c.x_stride + k;
             int64_t width = min_i64(K_BLOCK, n_in - k);
-            if (j->rounds) j->simd->round_bf16(to, from, width);
+            if (j->rounds) j->c.simd->round_bf16(to, from, width);
             else memcpy(to, from, (size_t)width * sizeof *to);
         }
     }
@@ -238,65 +248,66 @@ static void pack_rows(void *arg, int64_t first, int64_t n, int thread) {
 /* All rows of a block times one k block of one panel. */
 static void multiply_panel(const linear_job *j, int64_t block, int64_t panel, int64_t k0,
                            float *panel_f32) {
-    const cpu_matrix *m = j->m;
+    const cpu_matrix *m = j->c.m;
+    const simd_kernels *simd = j->c.simd;
     int64_t first_row = block * j->row_block;
-    int64_t n_rows = min_i64(j->row_block, j->n_rows - first_row);
+    int64_t n_rows = min_i64(j->row_block, j->c.n_rows - first_row);
     int64_t k = min_i64(K_BLOCK, m->head.n_in - k0), col = panel * PANEL_COLS;
     int n_cols = (int)min_i64(PANEL_COLS, m->head.n_out - col);
-    int tile_rows = j->simd->tile_rows;
+    int tile_rows = simd->tile_rows;
     ops_dtype dtype = m->head.dtype;
     const void *w = m->panels + (size_t)panel * m->panel_bytes + panel_offset(dtype, k0);
     if (dtype_is_quantized(dtype) || (dtype != OPS_DTYPE_F32 && n_rows >= ROWS_TO_UPCAST * tile_rows)) {
-        j->simd->upcast(panel_f32, w, dtype, k);
+        simd->upcast(panel_f32, w, dtype, k);
         w = panel_f32;
         dtype = OPS_DTYPE_F32;
     }
     for (int64_t r = 0; r < n_rows; r += tile_rows) {
         int rows = (int)min_i64(tile_rows, n_rows - r);
-        float *out = j->out + (first_row + r) * m->head.n_out + col;
-        j->simd->tile(out, m->head.n_out, tile_at(j, block, k0 / K_BLOCK, r / tile_rows), rows, w,
-                      PANEL_COLS, dtype, k, n_cols, k0 > 0);
-        if (k0 + k == m->head.n_in)
-            j->simd->finish(out, m->head.n_out, rows, n_cols, m->bias + col, j->act);
+        float *out = j->c.out + (first_row + r) * m->head.n_out + col;
+        simd->tile(out, m->head.n_out, tile_at(j, block, k0 / K_BLOCK, r / tile_rows), rows, w,
+                   PANEL_COLS, dtype, k, n_cols, k0 > 0);
+        if (k0 + k == m->head.n_in) cpu_linear_finish(&j->c, out, m->head.n_out, first_row + r, rows, col, n_cols);
     }
 }
 
 static void multiply_group(void *arg, int64_t task, int thread) {
     const linear_job *j = arg;
     int64_t block = task % j->n_row_blocks, group = task / j->n_row_blocks;
-    int64_t first = j->m->n_panels * group / j->n_groups;
-    int64_t end = j->m->n_panels * (group + 1) / j->n_groups;
+    int64_t first = j->c.m->n_panels * group / j->n_groups;
+    int64_t end = j->c.m->n_panels * (group + 1) / j->n_groups;
     float *panel_f32 = j->panel_f32 + thread * K_BLOCK * PANEL_COLS;
-    for (int64_t k0 = 0; k0 < j->m->head.n_in; k0 += K_BLOCK)
+    for (int64_t k0 = 0; k0 < j->c.m->head.n_in; k0 += K_BLOCK)
         for (int64_t panel = first; panel < end; panel++)
             multiply_panel(j, block, panel, k0, panel_f32);
 }
 
 status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
-                  ops_act act, bool is_few) {
-    (void)is_few; /* one order of sums for every row */
+                  const ops_linear_params *params) { /* one order of sums for every row: is_few says nothing */
     cpu_state *s = state;
     const cpu_matrix *m = (const cpu_matrix *)matrix;
-    linear_job j = {.simd = s->simd, .m = m, .out = out->data, .x = x->data, .act = act,
-                    .n_rows = x->dims[0], .rounds = m->head.product == OPS_PRODUCT_BF16};
-    if (m->reduced) return cpu_reduced_linear(s, j.out, j.x, j.n_rows, m, act);
+    linear_job j = {.c = {.simd = s->simd, .m = m, .out = out->data, .x = x->data,
+                          .add = params->add ? params->add->data : NULL, .n_rows = x->dims[0],
+                          .x_stride = tensor_row_stride(x), .act = params->act, .act_from = params->act_from},
+                    .rounds = m->head.product == OPS_PRODUCT_BF16};
+    if (m->reduced) return cpu_reduced_linear(s, &j.c);
     int n_threads = pool_threads(s->pool);
     size_t f32_bytes = (size_t)n_threads * K_BLOCK * PANEL_COLS * sizeof(float);
-    if (j.n_rows == 1) {
+    if (j.c.n_rows == 1) {
         j.panel_f32 = (float *)(void *)cpu_scratch(s, f32_bytes + (size_t)m->head.n_in * sizeof(float));
         if (!j.panel_f32) return STATUS_NO_MEMORY;
         float *rounded = j.panel_f32 + f32_bytes / sizeof(float);
         if (j.rounds) {
-            s->simd->round_bf16(rounded, j.x, m->head.n_in);
-            j.x = rounded;
+            s->simd->round_bf16(rounded, j.c.x, m->head.n_in);
+            j.c.x = rounded;
         }
         pool_run(s->pool, ceil_div(m->n_panels, GEMV_GROUP), gemv_group, &j);
         return STATUS_OK;
     }
-    j.n_row_blocks = ceil_div(j.n_rows, ROW_BLOCK_MAX);
-    j.tiles_a_block = ceil_div(ceil_div(j.n_rows, j.n_row_blocks), s->simd->tile_rows);
+    j.n_row_blocks = ceil_div(j.c.n_rows, ROW_BLOCK_MAX);
+    j.tiles_a_block = ceil_div(ceil_div(j.c.n_rows, j.n_row_blocks), s->simd->tile_rows);
     j.row_block = j.tiles_a_block * s->simd->tile_rows;
-    j.n_row_blocks = ceil_div(j.n_rows, j.row_block);
+    j.n_row_blocks = ceil_div(j.c.n_rows, j.row_block);
     /* enough groups that the threads finish together */
     j.n_groups = ceil_div(m->n_panels, GROUP_PANELS);
     if (j.tiles_a_block == 1) j.n_groups = m->n_panels; /* weights are streamed: front to back */
@@ -309,7 +320,7 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
     if (!scratch) return STATUS_NO_MEMORY;
     j.panel_f32 = (float *)(void *)scratch;
     j.tiles = (float *)(void *)(scratch + f32_bytes);
-    cpu_split_rows(s, j.n_rows, m->head.n_in / 4, pack_rows, &j);
+    cpu_split_rows(s, j.c.n_rows, m->head.n_in / 4, pack_rows, &j);
     pool_run(s->pool, j.n_groups * j.n_row_blocks, multiply_group, &j);
     return STATUS_OK;
 }

@@ -103,21 +103,17 @@ typedef struct {
 } thread_space;
 
 typedef struct {
-    const simd_kernels *simd;
+    linear_call c;
     const simd_reduced *kernels;
-    const cpu_matrix *m;
-    float *out;
-    const float *x;
-    ops_act act;
     bool is_expanded; /* q4 becomes q8 before it is used */
     int offset;       /* of the codes x meets */
-    int64_t n_rows, row_block, n_row_blocks, n_groups, tiles_a_block;
+    int64_t row_block, n_row_blocks, n_groups, tiles_a_block;
     unsigned char *tiles;
     thread_space *spaces;
 } reduced_job;
 
 static unsigned char *tile_at(const reduced_job *j, int64_t block, int64_t k_block, int64_t tile) {
-    int64_t n_k_blocks = ceil_div(j->m->head.n_in, K_BLOCK);
+    int64_t n_k_blocks = ceil_div(j->c.m->head.n_in, K_BLOCK);
     int64_t index = (block * n_k_blocks + k_block) * j->tiles_a_block + tile;
     return j->tiles + (size_t)index * j->kernels->tile_bytes;
 }
@@ -125,12 +121,12 @@ static unsigned char *tile_at(const reduced_job *j, int64_t block, int64_t k_blo
 static void pack_rows(void *arg, int64_t first, int64_t n, int thread) {
     const reduced_job *j = arg;
     (void)thread;
-    int64_t n_in = j->m->head.n_in;
+    int64_t n_in = j->c.m->head.n_in;
     for (int64_t r = first; r < first + n; r++) {
         int64_t in_block = r % j->row_block;
         for (int64_t k = 0; k < n_in; k += K_BLOCK) {
             void *tile = tile_at(j, r / j->row_block, k / K_BLOCK, in_block / j->kernels->tile_rows);
-            j->kernels->pack_x(tile, (int)(in_block % j->kernels->tile_rows), j->x + r * n_in + k,
+            j->kernels->pack_x(tile, (int)(in_block % j->kernels->tile_rows), j->c.x + r * j->c.x_stride + k,
                                min_i64(K_BLOCK, n_in - k), j->offset);
         }
     }
@@ -144,7 +140,7 @@ static void copy_sums(float *out, int64_t out_stride, const float *in, int64_t i
 /* One tile; where it is not whole, on sums of our own, so that nothing past them is touched. */
 static void multiply_tile(const reduced_job *j, float *out, const unsigned char *x, int rows, int n_cols,
                           const unsigned char *w, int64_t n_blocks, bool is_q4, bool load, float *sums) {
-    int64_t stride = j->m->head.n_out;
+    int64_t stride = j->c.m->head.n_out;
     if (n_cols == PANEL_COLS && (rows == j->kernels->tile_rows || !j->kernels->needs_whole)) {
         j->kernels->tile(out, stride, x, rows, w, n_blocks, is_q4, load);
         return;
@@ -156,10 +152,10 @@ static void multiply_tile(const reduced_job *j, float *out, const unsigned char 
 
 /* All rows of a block times one k block of one panel. */
 static void multiply_panel(const reduced_job *j, int64_t block, int64_t panel, int64_t k0, thread_space *space) {
-    const cpu_matrix *m = j->m;
+    const cpu_matrix *m = j->c.m;
     const simd_reduced *kernels = j->kernels;
     int64_t first_row = block * j->row_block, col = panel * PANEL_COLS;
-    int64_t n_rows = min_i64(j->row_block, j->n_rows - first_row), k = min_i64(K_BLOCK, m->head.n_in - k0);
+    int64_t n_rows = min_i64(j->row_block, j->c.n_rows - first_row), k = min_i64(K_BLOCK, m->head.n_in - k0);
     int64_t n_blocks = ceil_div(k, QUANT_BLOCK);
     int n_cols = (int)min_i64(PANEL_COLS, m->head.n_out - col);
     bool is_q4 = m->head.dtype == OPS_DTYPE_Q4;
@@ -172,40 +168,41 @@ static void multiply_panel(const reduced_job *j, int64_t block, int64_t panel, i
     }
     for (int64_t r = 0; r < n_rows; r += kernels->tile_rows) {
         int rows = (int)min_i64(kernels->tile_rows, n_rows - r);
-        float *out = j->out + (first_row + r) * m->head.n_out + col;
+        float *out = j->c.out + (first_row + r) * m->head.n_out + col;
         multiply_tile(j, out, tile_at(j, block, k0 / K_BLOCK, r / kernels->tile_rows), rows, n_cols, w, n_blocks, is_q4,
                       k0 > 0, space->sums);
-        if (k0 + k == m->head.n_in) j->simd->finish(out, m->head.n_out, rows, n_cols, m->bias + col, j->act);
+        if (k0 + k == m->head.n_in) cpu_linear_finish(&j->c, out, m->head.n_out, first_row + r, rows, col, n_cols);
     }
 }
 
 static void multiply_group(void *arg, int64_t task, int thread) {
     const reduced_job *j = arg;
     int64_t block = task % j->n_row_blocks, group = task / j->n_row_blocks;
-    int64_t first = j->m->n_panels * group / j->n_groups;
-    int64_t end = j->m->n_panels * (group + 1) / j->n_groups;
+    int64_t first = j->c.m->n_panels * group / j->n_groups;
+    int64_t end = j->c.m->n_panels * (group + 1) / j->n_groups;
     if (j->kernels->enter) j->kernels->enter();
-    for (int64_t k0 = 0; k0 < j->m->head.n_in; k0 += K_BLOCK)
+    for (int64_t k0 = 0; k0 < j->c.m->head.n_in; k0 += K_BLOCK)
         for (int64_t panel = first; panel < end; panel++) multiply_panel(j, block, panel, k0, &j->spaces[thread]);
     if (j->kernels->leave) j->kernels->leave();
 }
 
 /* Blocks of rows, and enough groups that the threads finish together. */
 static void cut_work(reduced_job *j, int n_threads) {
-    int64_t n_panels = j->m->n_panels;
-    j->n_row_blocks = ceil_div(j->n_rows, ROW_BLOCK_MAX);
-    j->tiles_a_block = ceil_div(ceil_div(j->n_rows, j->n_row_blocks), j->kernels->tile_rows);
+    int64_t n_panels = j->c.m->n_panels;
+    j->n_row_blocks = ceil_div(j->c.n_rows, ROW_BLOCK_MAX);
+    j->tiles_a_block = ceil_div(ceil_div(j->c.n_rows, j->n_row_blocks), j->kernels->tile_rows);
     j->row_block = j->tiles_a_block * j->kernels->tile_rows;
-    j->n_row_blocks = ceil_div(j->n_rows, j->row_block);
-    j->n_groups = j->n_rows <= FEW_ROWS ? n_panels : ceil_div(n_panels, GROUP_PANELS);
+    j->n_row_blocks = ceil_div(j->c.n_rows, j->row_block);
+    j->n_groups = j->c.n_rows <= FEW_ROWS ? n_panels : ceil_div(n_panels, GROUP_PANELS);
     while (n_threads > 1 && j->n_groups < n_panels && j->n_groups * j->n_row_blocks < 8 * n_threads)
         j->n_groups = min_i64(2 * j->n_groups, n_panels);
 }
 
-status cpu_reduced_linear(cpu_state *s, float *out, const float *x, int64_t n_rows, const cpu_matrix *m, ops_act act) {
+status cpu_reduced_linear(cpu_state *s, const linear_call *c) {
+    const cpu_matrix *m = c->m;
     const simd_reduced *kernels = m->reduced;
-    reduced_job j = {.simd = s->simd, .kernels = kernels, .m = m, .out = out, .x = x, .act = act, .n_rows = n_rows};
-    j.is_expanded = m->head.dtype == OPS_DTYPE_Q4 && n_rows >= kernels->rows_to_expand;
+    reduced_job j = {.c = *c, .kernels = kernels};
+    j.is_expanded = m->head.dtype == OPS_DTYPE_Q4 && c->n_rows >= kernels->rows_to_expand;
     j.offset = m->head.dtype == OPS_DTYPE_Q4 ? kernels->offset_q4 : kernels->offset_q8;
     int n_threads = pool_threads(s->pool);
     cut_work(&j, n_threads);
@@ -215,7 +212,7 @@ status cpu_reduced_linear(cpu_state *s, float *out, const float *x, int64_t n_ro
     if (!scratch) return STATUS_NO_MEMORY;
     j.spaces = (thread_space *)(void *)scratch;
     j.tiles = scratch + space_bytes;
-    cpu_split_rows(s, n_rows, m->head.n_in, pack_rows, &j);
+    cpu_split_rows(s, c->n_rows, m->head.n_in, pack_rows, &j);
     pool_run(s->pool, j.n_groups * j.n_row_blocks, multiply_group, &j);
     return STATUS_OK;
 }

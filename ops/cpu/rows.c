@@ -8,13 +8,13 @@ status cpu_gather_rows(void *state, ops_tensor *out, const ops_tensor *table,
                        const ops_tensor *ids) {
     const cpu_state *s = state;
     const int32_t *id = ids->data;
-    int64_t n_rows = ids->dims[0], cols = table->dims[1];
+    int64_t n_rows = ids->dims[0], cols = table->dims[1], stride = tensor_row_stride(table);
     if (!cpu_indices_fit(id, n_rows, table->dims[0])) return STATUS_BAD_ARGUMENT;
     size_t row_bytes = (size_t)cols * dtype_bytes(table->dtype);
     int64_t whole = table->dtype == OPS_DTYPE_F32 ? cols : cols - cols % PANEL_COLS;
     for (int64_t r = 0; r < n_rows; r++) {
         float *to = (float *)out->data + r * cols;
-        const void *from = (const unsigned char *)table->data + (size_t)id[r] * row_bytes;
+        const void *from = (const unsigned char *)table->data + (size_t)(id[r] * stride) * dtype_bytes(table->dtype);
         if (table->dtype == OPS_DTYPE_F32) {
             memcpy(to, from, row_bytes);
             continue;

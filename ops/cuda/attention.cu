@@ -18,8 +18,8 @@
 static size_t shared_bytes(int head_dim) { return (size_t)(2 * head_dim + THREADS + WARPS) * sizeof(float); }
 
 template <typename T>
-static __device__ float score(const attention_job *j, const float *q, int64_t kv_width, int kv_offset, int64_t key) {
-    const T *k = static_cast<const T *>(j->k) + key * kv_width + kv_offset;
+static __device__ float score(const attention_job *j, const float *q, int kv_offset, int64_t key) {
+    const T *k = static_cast<const T *>(j->k) + key * j->kv_stride + kv_offset;
     float sum = 0.0f;
     for (int d = 0; d < j->head_dim; d++) sum = fmaf(q[d], to_f32(k[d]), sum);
     return sum * j->scale;
@@ -30,13 +30,14 @@ static __global__ void attend_block_per_row(attention_job j) {
     SHARED_MEMORY(memory);
     float *q = reinterpret_cast<float *>(memory), *acc = q + j.head_dim; /* [head_dim] each */
     float *weights = acc + j.head_dim, *partial = weights + THREADS;     /* [THREADS], [WARPS] */
-    int64_t row = blockIdx.x, q_at = (row * j.n_heads + blockIdx.y) * j.head_dim;
+    int64_t row = blockIdx.x;
+    const T *q_head = static_cast<const T *>(j.q) + row * j.q_stride + blockIdx.y * j.head_dim;
+    T *out_head = static_cast<T *>(j.out) + row * j.out_stride + blockIdx.y * j.head_dim;
     if (!keys_fit(&j, row, partial)) return;
     int seq = seq_of(&j, row), first = first_key(&j, row), last = last_key(&j, row), thread = (int)threadIdx.x;
-    int64_t kv_width = (int64_t)(j.n_heads / j.heads_a_kv) * j.head_dim;
     int kv_offset = (int)blockIdx.y / j.heads_a_kv * j.head_dim;
     for (int d = thread; d < j.head_dim; d += THREADS) {
-        q[d] = to_f32(static_cast<const T *>(j.q)[q_at + d]);
+        q[d] = to_f32(q_head[d]);
         acc[d] = 0.0f;
     }
     __syncthreads();
@@ -44,7 +45,7 @@ static __global__ void attend_block_per_row(attention_job j) {
     for (int start = first / THREADS * THREADS; start <= last; start += THREADS) {
         int from = first > start ? first - start : 0, to = last - start < THREADS - 1 ? last - start : THREADS - 1;
         float s = -INFINITY;
-        if (thread >= from && thread <= to) s = score<T>(&j, q, kv_width, kv_offset, key_row(&j, seq, start + thread));
+        if (thread >= from && thread <= to) s = score<T>(&j, q, kv_offset, key_row(&j, seq, start + thread));
         float new_top = larger(block_max(s, partial), top), shrink = expf(top - new_top);
         weights[thread] = expf(s - new_top);
         sum = sum * shrink + block_sum(weights[thread], partial); /* and all weights are written */
@@ -52,14 +53,14 @@ static __global__ void attend_block_per_row(attention_job j) {
             float a = acc[d] * shrink;
             for (int i = from; i <= to; i++) {
                 int64_t key = key_row(&j, seq, start + i);
-                a = fmaf(weights[i], to_f32(static_cast<const T *>(j.v)[key * kv_width + kv_offset + d]), a);
+                a = fmaf(weights[i], to_f32(static_cast<const T *>(j.v)[key * j.kv_stride + kv_offset + d]), a);
             }
             acc[d] = a;
         }
         top = new_top;
         __syncthreads();
     }
-    for (int d = thread; d < j.head_dim; d += THREADS) from_f32(&static_cast<T *>(j.out)[q_at + d], acc[d] / sum);
+    for (int d = thread; d < j.head_dim; d += THREADS) from_f32(&out_head[d], acc[d] / sum);
 }
 
 static status attend(cuda_state *s, const attention_job *j) {
@@ -81,6 +82,9 @@ static attention_job job_of(const cuda_state *s, ops_tensor *out, const ops_tens
     j.k = k->data;
     j.v = v->data;
     j.rows = q->dims[0];
+    j.out_stride = tensor_row_stride(out);
+    j.q_stride = tensor_row_stride(q);
+    j.kv_stride = k->n_dims == 2 ? tensor_row_stride(k) : k->dims[2];
     j.n_heads = params->n_heads;
     j.heads_a_kv = params->n_heads / params->n_kv_heads;
     j.head_dim = (int)(q->dims[1] / params->n_heads);

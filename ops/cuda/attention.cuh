@@ -10,6 +10,7 @@ typedef struct {
     const void *q, *k, *v;
     const int32_t *tables, *row_seq, *row_pos; /* NULL: full */
     int64_t rows, length;                      /* length: of a group, full only */
+    int64_t out_stride, q_stride, kv_stride;   /* from row to row, from key to key */
     int64_t max_blocks, block_tokens, n_seqs, n_cache_blocks;
     int n_heads, heads_a_kv, head_dim, window;
     float scale;

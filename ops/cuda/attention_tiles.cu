@@ -101,7 +101,7 @@ static __device__ void copy_keys(shared_of<pad> *s, int stage, const tile_job *j
     int key = (int)threadIdx.x / shares, share = (int)threadIdx.x % shares, head_dim = j->a.head_dim;
     int64_t row = start + key <= p->high ? key_row(&j->a, p->seq, start + key) : -1;
     if (row < 0 && start + key <= p->high) *j->a.fault = 1;
-    int64_t at = ((row < 0 ? 0 : row) * (j->a.n_heads / j->a.heads_a_kv) + kv_head) * head_dim;
+    int64_t at = (row < 0 ? 0 : row) * j->a.kv_stride + kv_head * head_dim;
     for (int c = share; c < chunks; c += shares) {
         bool is_there = row >= 0 && c * CHUNK < head_dim;
         copy16_async(s->keys[stage] + key * shape_of<pad>::key_line + c * 16, static_cast<const T *>(j->a.k) + at + c * CHUNK,
@@ -140,7 +140,8 @@ struct query_state {
     float top[2], sum[2];     /* maximum (of log2 weights) and sum of this chunk */
     float joined_top[2], joined_sum[2];
     int first[2], last[2];    /* keys seen; last -1: none */
-    int64_t out_at[2];        /* element of out where the query's head begins, -1: no such query */
+    int64_t row[2];           /* of the query, -1: no such query */
+    int head[2];
 };
 
 template <int pad>
@@ -173,7 +174,8 @@ static __device__ void load_queries(unsigned frag[pad / 16][4], query_state<pad>
         int query = (int)threadIdx.x / WARP * 16 + g + 8 * i;
         int64_t row = p->first_row + query / heads;
         bool is_query = query / heads < p->n_rows && row_fits(&j->a, row);
-        q->out_at[i] = is_query ? (row * j->a.n_heads + kv_head * heads + query % heads) * j->a.head_dim : -1;
+        q->row[i] = is_query ? row : -1;
+        q->head[i] = kv_head * heads + query % heads;
         q->first[i] = is_query ? first_key(&j->a, row) : 0;
         q->last[i] = is_query ? last_key(&j->a, row) : -1;
         q->joined_top[i] = -INFINITY;
@@ -183,7 +185,8 @@ static __device__ void load_queries(unsigned frag[pad / 16][4], query_state<pad>
             int d = k * 16 + 4 * t;
             uint2 v = {0, 0};
             if (is_query && d < j->a.head_dim)
-                v = *reinterpret_cast<const uint2 *>(static_cast<const T *>(j->a.q) + q->out_at[i] + d);
+                v = *reinterpret_cast<const uint2 *>(static_cast<const T *>(j->a.q) + row * j->a.q_stride +
+                                                    q->head[i] * j->a.head_dim + d);
             frag[k][i] = v.x;
             frag[k][2 + i] = v.y;
         }
@@ -291,8 +294,8 @@ template <int pad>
 static __device__ void leave_chunk(const query_state<pad> *q, const tile_job *j, int64_t chunk) {
     int t = (int)threadIdx.x % 4;
     for (int i = 0; i < 2; i++) {
-        if (q->out_at[i] < 0) continue;
-        float *to = j->partial + (chunk * j->a.rows * j->a.n_heads + q->out_at[i] / j->a.head_dim) * (pad + 2);
+        if (q->row[i] < 0) continue;
+        float *to = j->partial + ((chunk * j->a.rows + q->row[i]) * j->a.n_heads + q->head[i]) * (pad + 2);
 #pragma unroll
         for (int n = 0; n < pad / 8; n++)
             for (int d = 0; d < 2; d++) to[n * 8 + 2 * t + d] = q->acc[n][2 * i + d];
@@ -308,9 +311,10 @@ static __device__ void write_out(const query_state<pad> *q, const tile_job *j, c
     int lane = (int)threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     for (int i = 0; i < 2; i++) {
         const float *line = joined + ((int)threadIdx.x / WARP * 16 + g + 8 * i) * pad;
-        for (int n = 0; n < pad / 8 && q->out_at[i] >= 0; n++)
+        T *out = static_cast<T *>(j->a.out) + q->row[i] * j->a.out_stride + q->head[i] * j->a.head_dim;
+        for (int n = 0; n < pad / 8 && q->row[i] >= 0; n++)
             for (int d = n * 8 + 2 * t; d < n * 8 + 2 * t + 2 && d < j->a.head_dim; d++)
-                from_f32(&static_cast<T *>(j->a.out)[q->out_at[i] + d], line[d] / q->joined_sum[i]);
+                from_f32(&out[d], line[d] / q->joined_sum[i]);
     }
 }
 
@@ -392,7 +396,7 @@ static __global__ void __launch_bounds__(THREADS) join_element_per_thread(tile_j
         sum = join_one(sum, a, from[pad + 1], b);
         joined = join_one(joined, a, from[d], b);
     }
-    from_f32(&static_cast<T *>(j.a.out)[at], joined / sum);
+    from_f32(&static_cast<T *>(j.a.out)[row * j.a.out_stride + head % j.a.n_heads * j.a.head_dim + d], joined / sum);
 }
 
 /* ---- launching ----------------------------------------------------------------------------- */
@@ -425,7 +429,7 @@ static status launch_pad(cuda_state *s, tile_job *j, int pad) {
 
 bool cuda_tiles_take(const attention_job *a) {
     return a->dtype != OPS_DTYPE_F32 && a->head_dim % CHUNK == 0 && a->head_dim <= 128 && a->heads_a_kv <= QUERIES &&
-           is_aligned16(a->out) && is_aligned16(a->q) && is_aligned16(a->k) && is_aligned16(a->v);
+           (a->q_stride | a->kv_stride) % CHUNK == 0 && is_aligned16(a->out) && is_aligned16(a->q) && is_aligned16(a->k) && is_aligned16(a->v);
 }
 
 status cuda_tiles_run(cuda_state *s, const attention_job *a) {

@@ -215,6 +215,7 @@ extern "C" const ops_backend cuda_backend = {
     .patch_rows = cuda_patch_rows,
     .attention = cuda_attention,
     .rope = cuda_rope,
+    .kv_append = cuda_kv_append,
     .kv_copy_block = cuda_kv_copy_block,
     .attention_paged = cuda_attention_paged,
 };

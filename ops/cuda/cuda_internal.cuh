@@ -107,7 +107,8 @@ status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, c
                         ops_product product, err *e);
 void cuda_matrix_close(void *state, ops_matrix *matrix);
 status cuda_upload(cuda_state *s, void *device, const void *host, size_t bytes);
-status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act, bool is_few);
+status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
+                   const ops_linear_params *params);
 status cuda_layer_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, const ops_tensor *b,
                        float eps);
 status cuda_rms_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, float eps);
@@ -124,6 +125,8 @@ status cuda_attention(void *state, ops_tensor *out, const ops_tensor *q, const o
                       int64_t length, const ops_attention_params *params);
 status cuda_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin, const ops_tensor *positions,
                  int n_heads);
+status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
+                      ops_tensor *q, const ops_kv_places *at, int n_heads, int n_kv_heads);
 status cuda_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t from);
 status cuda_attention_paged(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k_cache,
                             const ops_tensor *v_cache, const ops_tensor *tables, const ops_tensor *row_seq,

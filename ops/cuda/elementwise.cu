@@ -72,23 +72,23 @@ status cuda_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, con
 }
 
 template <typename T>
-static __global__ void activate_chunk_per_thread(T *out, const T *x, int64_t rows, int64_t cols, ops_act act,
-                                                 bool is_aligned) {
+static __global__ void activate_chunk_per_thread(T *out, const T *x, int64_t rows, int64_t cols, int64_t out_stride,
+                                                 int64_t x_stride, ops_act act, bool is_aligned) {
     int64_t r, c;
     if (!chunk_here(&r, &c, rows, cols)) return;
     float a[CHUNK];
-    load_chunk(a, x + r * cols + c, cols - c, is_aligned);
+    load_chunk(a, x + r * x_stride + c, cols - c, is_aligned);
     for (int i = 0; i < CHUNK; i++) a[i] = activation(a[i], act);
-    store_chunk(out + r * cols + c, a, cols - c, is_aligned);
+    store_chunk(out + r * out_stride + c, a, cols - c, is_aligned);
 }
 
 status cuda_activate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act) {
     cuda_state *s = static_cast<cuda_state *>(state);
-    int64_t rows = x->dims[0], cols = x->dims[1];
-    bool is_aligned = cols % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(x->data);
+    int64_t rows = x->dims[0], cols = x->dims[1], out_stride = tensor_row_stride(out), x_stride = tensor_row_stride(x);
+    bool is_aligned = (cols | out_stride | x_stride) % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(x->data);
     WITH_DTYPE(x->dtype, T, {
         LAUNCH((activate_chunk_per_thread<T>), n_blocks(rows, cols), THREADS, 0, s->stream, static_cast<T *>(out->data),
-               static_cast<const T *>(x->data), rows, cols, act, is_aligned);
+               static_cast<const T *>(x->data), rows, cols, out_stride, x_stride, act, is_aligned);
     });
     return cuda_launched("activate_chunk_per_thread");
 }

@@ -1,4 +1,4 @@
-/* out[r,o] = act(bias[o] + sum over i of x[r,i] w[o,i])
+/* out[r,o] = act(bias[o] + sum over i of x[r,i] w[o,i]) + add[r,o]
  *
  * Three ways, and which one is a fact about the matrix, the dtypes and the kind of row that the caller names:
  *
@@ -141,8 +141,7 @@ void cuda_matrix_close(void *state, ops_matrix *matrix) {
 /* ---- any rows, any weights ----------------------------------------------------------------- */
 
 template <typename T, typename O>
-static __global__ void linear_tile(O *out, const T *x, weight_view w, const float *bias, int64_t rows, int64_t n_in,
-                                   int64_t n_out, ops_act act) {
+static __global__ void linear_tile(linear_end end, const T *x, weight_view w, int64_t rows, int64_t x_stride, int64_t n_in) {
     SHARED_MEMORY(memory);
     float *x_tile = reinterpret_cast<float *>(memory);      /* [TILE, TILE_K + 1] */
     float *w_tile = x_tile + TILE * (TILE_K + 1);            /* the same of outputs */
@@ -152,8 +151,8 @@ static __global__ void linear_tile(O *out, const T *x, weight_view w, const floa
     for (int64_t k0 = 0; k0 < n_in; k0 += TILE_K) {
         for (int i = (int)threadIdx.x; i < TILE * TILE_K; i += TILE * TILE) {
             int line = i / TILE_K, k = i % TILE_K;
-            bool in_x = first_row + line < rows && k0 + k < n_in, in_w = first_out + line < n_out && k0 + k < n_in;
-            x_tile[line * (TILE_K + 1) + k] = in_x ? to_f32(x[(first_row + line) * n_in + k0 + k]) : 0.0f;
+            bool in_x = first_row + line < rows && k0 + k < n_in, in_w = first_out + line < end.n_out && k0 + k < n_in;
+            x_tile[line * (TILE_K + 1) + k] = in_x ? to_f32(x[(first_row + line) * x_stride + k0 + k]) : 0.0f;
             w_tile[line * (TILE_K + 1) + k] = in_w ? weight_at(&w, first_out + line, k0 + k) : 0.0f;
         }
         __syncthreads();
@@ -161,25 +160,32 @@ static __global__ void linear_tile(O *out, const T *x, weight_view w, const floa
             sum = fmaf(x_tile[row * (TILE_K + 1) + k], w_tile[col * (TILE_K + 1) + k], sum);
         __syncthreads();
     }
-    if (first_row + row < rows && first_out + col < n_out)
-        from_f32(&out[(first_row + row) * n_out + first_out + col], activation(sum + bias[first_out + col], act));
+    if (first_row + row < rows && first_out + col < end.n_out) finish_one<O>(&end, sum, first_row + row, first_out + col);
 }
 
 template <typename T, typename O>
 static void launch_tile(cuda_state *s, const linear_job *j) {
     dim3 grid((unsigned)ceil_div(j->m->head.n_out, TILE), (unsigned)ceil_div(j->rows, TILE));
     LAUNCH((linear_tile<T, O>), grid, TILE * TILE, 2 * TILE * (TILE_K + 1) * sizeof(float), s->stream,
-           static_cast<O *>(j->out), static_cast<const T *>(j->x), weights_of(j->m), j->m->bias, j->rows,
-           j->m->head.n_in, j->m->head.n_out, j->act);
+           end_of(j), static_cast<const T *>(j->x), weights_of(j->m), j->rows, j->x_stride, j->m->head.n_in);
 }
 
-status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix, ops_act act,
-                   bool is_few) {
+status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
+                   const ops_linear_params *params) {
     cuda_state *s = static_cast<cuda_state *>(state);
-    linear_job j = {reinterpret_cast<const cuda_matrix *>(matrix), out->data, x->data, x->dtype, out->dtype, x->dims[0],
-                    act};
-    if (is_few && fits_tensor_cores(&j)) return cuda_few_run(s, &j);
-    if (!is_few && cuda_many_takes(&j)) return cuda_many_run(s, &j);
+    linear_job j = {};
+    j.m = reinterpret_cast<const cuda_matrix *>(matrix);
+    j.out = out->data;
+    j.x = x->data;
+    j.add = params->add ? params->add->data : NULL;
+    j.dtype = x->dtype;
+    j.out_dtype = out->dtype;
+    j.rows = x->dims[0];
+    j.x_stride = tensor_row_stride(x);
+    j.act = params->act;
+    j.act_from = params->act_from;
+    if (params->is_few && fits_tensor_cores(&j)) return cuda_few_run(s, &j);
+    if (!params->is_few && cuda_many_takes(&j)) return cuda_many_run(s, &j);
     WITH_DTYPE(x->dtype, T, {
         if (out->dtype == x->dtype) launch_tile<T, T>(s, &j);
         else launch_tile<T, float>(s, &j);

@@ -7,11 +7,36 @@
 typedef struct {
     const cuda_matrix *m;
     void *out; /* of x's dtype, or f32 */
-    const void *x;
+    const void *x, *add; /* add as out; NULL: nothing */
     ops_dtype dtype, out_dtype;
-    int64_t rows;
+    int64_t rows, x_stride;
     ops_act act;
+    int64_t act_from;
 } linear_job;
+
+/* What follows a sum, as a kernel sees it. */
+typedef struct {
+    void *out;
+    const void *add;
+    const float *bias; /* NULL: it is in the sum */
+    int64_t n_out, act_from;
+    ops_act act;
+} linear_end;
+
+static inline linear_end end_of(const linear_job *j) {
+    linear_end e = {j->out, j->add, j->m->bias, j->m->head.n_out, j->act_from, j->act};
+    return e;
+}
+
+/* O is the type of out. */
+template <typename O>
+static __device__ inline void finish_one(const linear_end *e, float sum, int64_t row, int64_t o) {
+    int64_t at = row * e->n_out + o;
+    if (e->bias) sum += e->bias[o];
+    if (o >= e->act_from) sum = activation(sum, e->act);
+    if (e->add) sum += to_f32(static_cast<const O *>(e->add)[at]);
+    from_f32(&static_cast<O *>(e->out)[at], sum);
+}
 
 /* Weights as a kernel sees them. */
 typedef struct {
@@ -43,7 +68,7 @@ static __device__ inline float weight_at(const weight_view *w, int64_t o, int64_
 static inline bool fits_tensor_cores(const linear_job *j) {
     bool is_half = j->dtype != OPS_DTYPE_F32;
     bool same = j->m->head.dtype == j->dtype || dtype_is_quantized(j->m->head.dtype);
-    return is_half && same && j->m->head.n_in % CHUNK == 0 && is_aligned16(j->x);
+    return is_half && same && j->m->head.n_in % CHUNK == 0 && j->x_stride % CHUNK == 0 && is_aligned16(j->x);
 }
 
 MUST_USE status cuda_few_run(cuda_state *s, const linear_job *j); /* fits_tensor_cores */

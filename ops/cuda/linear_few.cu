@@ -1,4 +1,4 @@
-/* Few rows: out[r,o] = act(bias[o] + sum over k of x[r,k] w[o,k]) at the speed the weights can be read with.
+/* Few rows: out[r,o] = act(bias[o] + sum over k of x[r,k] w[o,k]) + add[r,o] at the speed the weights can be read with.
  *
  * Outputs are the 16 of m16n8k16 and rows of x its 8, so that one row wastes no weights. block -> 64 outputs, up to 64
  * rows, and one of n_splits runs of k; warp -> 16 outputs and all rows; a step is 64 k, of which STAGES are on their way
@@ -29,12 +29,10 @@ enum weight_kind { HALVES, CODES8, CODES4 };
 
 typedef struct {
     weight_view w;
-    void *out;
+    linear_end end;
     float *partial; /* [n_splits, rows, n_out], NULL with one split */
     const void *x;
-    const float *bias;
-    int64_t rows, n_in, n_out, steps_a_split;
-    ops_act act;
+    int64_t rows, x_stride, n_in, n_out, steps_a_split;
     bool is_f32_out;
 } few_job;
 
@@ -72,7 +70,7 @@ static __device__ void copy_stage(stage_of<kind, n_tiles> *stage, const few_job 
     for (int i = (int)threadIdx.x; i < 8 * n_tiles * 8; i += THREADS) {
         int r = i / 8, c = i % 8;
         bool is_there = first_row + r < j->rows && k + c * CHUNK < j->n_in;
-        const T *from = static_cast<const T *>(j->x) + (first_row + r) * j->n_in + k + c * CHUNK;
+        const T *from = static_cast<const T *>(j->x) + (first_row + r) * j->x_stride + k + c * CHUNK;
         copy16_async(stage->rows + r * LINE_BYTES + place_of(HALVES, r, c) * 16, from, is_there);
     }
 }
@@ -144,10 +142,9 @@ static __device__ inline void multiply_stage(float acc[n_tiles][4], const stage_
 }
 
 template <typename T>
-static __device__ inline void finish_one(const few_job *j, float sum, int64_t row, int64_t o) {
-    float v = activation(sum + j->bias[o], j->act);
-    if (j->is_f32_out) static_cast<float *>(j->out)[row * j->n_out + o] = v;
-    else from_f32(&static_cast<T *>(j->out)[row * j->n_out + o], v);
+static __device__ inline void finish_few(const few_job *j, float sum, int64_t row, int64_t o) {
+    if (j->is_f32_out) finish_one<float>(&j->end, sum, row, o);
+    else finish_one<T>(&j->end, sum, row, o);
 }
 
 template <typename T, int kind, int n_tiles>
@@ -178,7 +175,7 @@ static __global__ void __launch_bounds__(THREADS) linear_few_warp_per_16_outputs
             int64_t o = first_out + (int)threadIdx.x / WARP * 16 + g + i / 2 * 8, row = first_row + n * 8 + 2 * t + i % 2;
             if (o >= j.n_out || row >= j.rows) continue;
             if (j.partial) j.partial[((int64_t)blockIdx.z * j.rows + row) * j.n_out + o] = acc[n][i];
-            else finish_one<T>(&j, acc[n][i], row, o);
+            else finish_few<T>(&j, acc[n][i], row, o);
         }
 }
 
@@ -189,7 +186,7 @@ static __global__ void __launch_bounds__(THREADS) linear_few_finish(few_job j, i
     if (at >= j.rows * j.n_out) return;
     float sum = j.partial[at];
     for (int i = 1; i < n_splits; i++) sum += j.partial[i * j.rows * j.n_out + at];
-    finish_one<T>(&j, sum, at / j.n_out, at % j.n_out);
+    finish_few<T>(&j, sum, at / j.n_out, at % j.n_out);
 }
 
 template <typename T, int kind, int n_tiles>
@@ -225,8 +222,8 @@ status cuda_few_run(cuda_state *s, const linear_job *l) {
     int64_t n_steps = m->row_elements / STEP, n_tiles = ceil_div(m->head.n_out, OUTPUTS);
     int64_t n_splits = ceil_div(SPLIT_BLOCKS, n_tiles), most = n_steps / SPLIT_STEPS;
     if (n_splits > most) n_splits = most > 0 ? most : 1;
-    few_job j = {weights_of(m), l->out, NULL, l->x, m->bias, l->rows, m->head.n_in, m->head.n_out,
-                 ceil_div(n_steps, n_splits), l->act, l->out_dtype == OPS_DTYPE_F32};
+    few_job j = {weights_of(m), end_of(l), NULL, l->x, l->rows, l->x_stride, m->head.n_in, m->head.n_out,
+                 ceil_div(n_steps, n_splits), l->out_dtype == OPS_DTYPE_F32};
     n_splits = ceil_div(n_steps, j.steps_a_split);
     if (n_splits > 1) {
         void *partial;

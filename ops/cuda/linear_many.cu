@@ -4,7 +4,9 @@
  * Only algorithms with one piece of K are taken (split-K 1, no reduction between blocks), so an element is summed over
  * k by one block in the order of that algorithm's tile loop, whatever the number of rows: a row's bits do not depend
  * on its neighbours. The bias, and with it the tanh GELU, is added to the f32 sum by cuBLASLt where the library offers
- * that; other activations follow as a pass of their own over the rounded result.
+ * that, and so is what the caller adds; other activations follow as a pass of their own over the rounded result. Where an
+ * activation is for a part of the outputs only, the two parts are two products over the one matrix: what a finished tile
+ * goes through is fixed for a whole call.
  *
  * Weights in blocks are made halves of the rows' dtype in scratch, a panel of outputs at a time, just before they are
  * multiplied; a weight is rounded to that dtype once, a relative 2^-8. f32 is multiplied as f32, never
@@ -46,7 +48,7 @@ static void description_close(description *d) {
 
 /* bias NULL: none is added. n_out: of this panel; the rows of out are out_stride apart. */
 static status description_open(description *d, ops_dtype dtype, int64_t n_in, int64_t n_out, int64_t w_stride,
-                               int64_t out_stride, int64_t rows, const void *bias, int gelu) {
+                               int64_t x_stride, int64_t out_stride, int64_t rows, const void *bias, int gelu) {
     cudaDataType_t type = type_of(dtype);
     cublasOperation_t transposed = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = !bias ? CUBLASLT_EPILOGUE_DEFAULT
@@ -56,7 +58,7 @@ static status description_open(description *d, ops_dtype dtype, int64_t n_in, in
     BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
     if (bias) BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     BLAS_TRY(cublasLtMatrixLayoutCreate(&d->w, type, (uint64_t)n_in, (uint64_t)n_out, w_stride));
-    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->x, type, (uint64_t)n_in, (uint64_t)rows, n_in));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->x, type, (uint64_t)n_in, (uint64_t)rows, x_stride));
     BLAS_TRY(cublasLtMatrixLayoutCreate(&d->out, type, (uint64_t)n_out, (uint64_t)rows, out_stride));
     return STATUS_OK;
 }
@@ -106,8 +108,8 @@ static status choose(cuda_state *s, cuda_matrix *m, int gelu) {
     cublasLtMatmulPreference_t preference = NULL;
     bool is_quantized = dtype_is_quantized(m->head.dtype);
     int64_t n_out = is_quantized && m->head.n_out > PANEL_OUTPUTS ? PANEL_OUTPUTS : m->head.n_out;
-    status st = description_open(&d, product_dtype(m), m->head.n_in, n_out, m->row_elements, m->head.n_out, ROWS_NOMINAL,
-                                 m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
+    status st = description_open(&d, product_dtype(m), m->head.n_in, n_out, m->row_elements, m->head.n_in, m->head.n_out,
+                                 ROWS_NOMINAL, m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
     if (st == STATUS_OK) st = blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
     if (st == STATUS_OK) st = ask(s, m, gelu, &d, preference);
     if (preference) (void)cublasLtMatmulPreferenceDestroy(preference);
@@ -123,7 +125,8 @@ status cuda_many_choose(cuda_state *s, cuda_matrix *m) {
 
 bool cuda_many_takes(const linear_job *j) {
     return j->m->has_many[0] && j->dtype == product_dtype(j->m) && j->out_dtype == j->dtype && is_aligned16(j->x) &&
-           is_aligned16(j->out);
+           j->x_stride % CHUNK == 0 && is_aligned16(j->out) && is_aligned16(j->add) &&
+           (j->act == OPS_ACT_NONE || j->act_from % CHUNK == 0);
 }
 
 /* ---- what stands around the product -------------------------------------------------------- */
@@ -138,24 +141,30 @@ static __global__ void dequantize_chunk_per_thread(__nv_bfloat16 *out, weight_vi
     store_chunk(out + o * w.row_elements + k, v, CHUNK, true);
 }
 
-/* thread -> a chunk of eight results of one row: out = act(out + bias), bias NULL where it was added. */
+/* thread -> a chunk of eight results of one row: out = act(out + bias), bias NULL where it was added. first: the first
+ * output there is something to do for. */
 template <typename T>
-static __global__ void finish_chunk_per_thread(T *out, const float *bias, int64_t rows, int64_t n_out, ops_act act) {
-    int64_t chunks = n_out / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    int64_t r = at / chunks, o = at % chunks * CHUNK;
+static __global__ void finish_chunk_per_thread(T *out, const float *bias, int64_t rows, int64_t n_out, int64_t first,
+                                               int64_t act_from, ops_act act) {
+    int64_t chunks = (n_out - first) / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t r = at / chunks, o = first + at % chunks * CHUNK;
     if (r >= rows) return;
     float v[CHUNK];
     load_chunk(v, out + r * n_out + o, CHUNK, true);
-    for (int i = 0; i < CHUNK; i++) v[i] = activation(bias ? v[i] + bias[o + i] : v[i], act);
+    for (int i = 0; i < CHUNK; i++) {
+        if (bias) v[i] += bias[o + i];
+        if (o >= act_from) v[i] = activation(v[i], act);
+    }
     store_chunk(out + r * n_out + o, v, CHUNK, true);
 }
 
 static status finish(cuda_state *s, const linear_job *j, const float *bias, ops_act act) {
-    if (!bias && act == OPS_ACT_NONE) return STATUS_OK;
-    int64_t n_chunks = j->rows * (j->m->head.n_out / CHUNK);
+    int64_t n_out = j->m->head.n_out, first = bias ? 0 : j->act_from;
+    if ((!bias && act == OPS_ACT_NONE) || first >= n_out) return STATUS_OK;
+    int64_t n_chunks = j->rows * ((n_out - first) / CHUNK);
     WITH_DTYPE(j->dtype, T, {
         LAUNCH((finish_chunk_per_thread<T>), (unsigned)ceil_div(n_chunks, THREADS), THREADS, 0, s->stream,
-               static_cast<T *>(j->out), bias, j->rows, j->m->head.n_out, act);
+               static_cast<T *>(j->out), bias, j->rows, n_out, first, j->act_from, act);
     });
     return cuda_launched("finish_chunk_per_thread");
 }
@@ -166,35 +175,47 @@ static status finish(cuda_state *s, const linear_job *j, const float *bias, ops_
 static status multiply(cuda_state *s, const linear_job *j, const void *w, int64_t first, int64_t n_out, const void *bias,
                        int gelu) {
     const cuda_matrix *m = j->m;
-    const float one = 1.0f, zero = 0.0f;
-    unsigned char *out = static_cast<unsigned char *>(j->out) + (size_t)first * dtype_bytes(j->dtype);
-    if (bias) bias = static_cast<const unsigned char *>(bias) + (size_t)first * dtype_bytes(j->dtype);
+    const float one = 1.0f, added = j->add ? 1.0f : 0.0f;
+    size_t before = (size_t)first * dtype_bytes(j->dtype);
+    unsigned char *out = static_cast<unsigned char *>(j->out) + before;
+    const unsigned char *add = j->add ? static_cast<const unsigned char *>(j->add) + before : out;
+    if (bias) bias = static_cast<const unsigned char *>(bias) + before;
     description d = {};
-    status st = description_open(&d, j->dtype, m->head.n_in, n_out, m->row_elements, m->head.n_out, j->rows, bias, gelu);
+    status st = description_open(&d, j->dtype, m->head.n_in, n_out, m->row_elements, j->x_stride, m->head.n_out, j->rows, bias,
+                                 gelu);
     if (st == STATUS_OK)
-        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, j->x, d.x, &zero, out, d.out, out, d.out,
+        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, j->x, d.x, &added, add, d.out, out, d.out,
                                         &m->many[gelu], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
     description_close(&d);
     return st;
+}
+
+/* Outputs first .. end - 1. */
+static status multiply_outputs(cuda_state *s, const linear_job *j, int64_t first, int64_t end, const void *bias, int gelu) {
+    const cuda_matrix *m = j->m;
+    if (first >= end) return STATUS_OK;
+    if (!dtype_is_quantized(m->head.dtype)) {
+        const unsigned char *w = m->weights + (size_t)(first * m->row_elements) * dtype_bytes(m->head.dtype);
+        return multiply(s, j, w, first, end - first, bias, gelu);
+    }
+    void *panel;
+    TRY(cuda_scratch(s, &panel, (size_t)(PANEL_OUTPUTS * m->row_elements) * sizeof(__nv_bfloat16)));
+    for (; first < end; first += PANEL_OUTPUTS) {
+        int64_t n = end - first < PANEL_OUTPUTS ? end - first : PANEL_OUTPUTS;
+        LAUNCH(dequantize_chunk_per_thread, (unsigned)ceil_div(n * m->row_elements / CHUNK, THREADS), THREADS, 0,
+               s->stream, static_cast<__nv_bfloat16 *>(panel), weights_of(m), first, n);
+        TRY(cuda_launched("dequantize_chunk_per_thread"));
+        TRY(multiply(s, j, panel, first, n, bias, gelu));
+    }
+    return STATUS_OK;
 }
 
 status cuda_many_run(cuda_state *s, const linear_job *j) {
     const cuda_matrix *m = j->m;
     const void *bias = j->dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias;
     int gelu = j->act == OPS_ACT_GELU_TANH && m->has_many[1]; /* of f32 rows never: own_bias is for halves */
-    ops_act act = gelu ? OPS_ACT_NONE : j->act;
-    if (!dtype_is_quantized(m->head.dtype)) {
-        TRY(multiply(s, j, m->weights, 0, m->head.n_out, bias, gelu));
-        return finish(s, j, bias ? NULL : m->bias, act);
-    }
-    void *panel;
-    TRY(cuda_scratch(s, &panel, (size_t)(PANEL_OUTPUTS * m->row_elements) * sizeof(__nv_bfloat16)));
-    for (int64_t first = 0; first < m->head.n_out; first += PANEL_OUTPUTS) {
-        int64_t n = m->head.n_out - first < PANEL_OUTPUTS ? m->head.n_out - first : PANEL_OUTPUTS;
-        LAUNCH(dequantize_chunk_per_thread, (unsigned)ceil_div(n * m->row_elements / CHUNK, THREADS), THREADS, 0,
-               s->stream, static_cast<__nv_bfloat16 *>(panel), weights_of(m), first, n);
-        TRY(cuda_launched("dequantize_chunk_per_thread"));
-        TRY(multiply(s, j, panel, first, n, bias, gelu));
-    }
-    return finish(s, j, bias ? NULL : m->bias, act);
+    int64_t plain = gelu ? j->act_from : m->head.n_out;
+    TRY(multiply_outputs(s, j, 0, plain, bias, 0));
+    TRY(multiply_outputs(s, j, plain, m->head.n_out, bias, 1));
+    return finish(s, j, bias ? NULL : m->bias, gelu ? OPS_ACT_NONE : j->act);
 }

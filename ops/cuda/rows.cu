@@ -18,23 +18,23 @@ static __device__ inline bool index_fits(int32_t index, int64_t limit, int *faul
 
 template <typename T, typename U>
 static __global__ void gather_chunk_per_thread(T *out, const U *table, const int32_t *ids, int64_t rows, int64_t cols,
-                                               int64_t n_table, int *fault, bool is_aligned) {
+                                               int64_t table_stride, int64_t n_table, int *fault, bool is_aligned) {
     int64_t chunks = (cols + CHUNK - 1) / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t r = at / chunks, c = at % chunks * CHUNK;
     if (r >= rows || !index_fits(ids[r], n_table, fault)) return;
     float v[CHUNK];
-    load_chunk(v, table + ids[r] * cols + c, cols - c, is_aligned);
+    load_chunk(v, table + ids[r] * table_stride + c, cols - c, is_aligned);
     store_chunk(out + r * cols + c, v, cols - c, is_aligned);
 }
 
 status cuda_gather_rows(void *state, ops_tensor *out, const ops_tensor *table, const ops_tensor *ids) {
     cuda_state *s = static_cast<cuda_state *>(state);
-    int64_t rows = out->dims[0], cols = out->dims[1];
-    bool is_aligned = cols % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(table->data);
+    int64_t rows = out->dims[0], cols = out->dims[1], stride = tensor_row_stride(table);
+    bool is_aligned = (cols | stride) % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(table->data);
     WITH_DTYPE(out->dtype, T, WITH_DTYPE(table->dtype, U, {
         LAUNCH((gather_chunk_per_thread<T, U>), n_blocks(rows, cols), THREADS, 0, s->stream, static_cast<T *>(out->data),
-               static_cast<const U *>(table->data), static_cast<const int32_t *>(ids->data), rows, cols, table->dims[0],
-               s->fault, is_aligned);
+               static_cast<const U *>(table->data), static_cast<const int32_t *>(ids->data), rows, cols, stride,
+               table->dims[0], s->fault, is_aligned);
     }));
     return cuda_launched("gather_chunk_per_thread");
 }

@@ -42,13 +42,15 @@ typedef struct {
     bool has_bias, is_few, is_f32_out;
     ops_act act;
     ops_dtype activations;
+    int64_t act_from, before, after; /* before, after: columns beside those of x */
+    bool adds;
 } linear_case;
 
 /* Beside the sums of check_linear: rows of halves may have been rounded before the activation, and again before a bias
  * that the weights' dtype does not hold; the result is rounded once more. */
 static double linear_storage_bound(const linear_case *c, double sum) {
     ops_dtype out = c->is_f32_out ? OPS_DTYPE_F32 : c->activations;
-    return 1.13 * 2 * storage_error(out, fabs(sum) + 3.0) + storage_error(out, sum);
+    return 1.13 * 2 * storage_error(out, fabs(sum) + 3.0) + storage_error(out, sum) + (c->adds ? storage_error(out, 2.0) : 0.0);
 }
 
 static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
@@ -67,10 +69,15 @@ static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
     ops_matrix *m;
     assert_int_equal(ops_matrix_open(ctx, &m, &tw, c->has_bias ? &tb : NULL, &e), STATUS_OK);
     memset(stored_w, 0xA5, (size_t)(c->n_out * c->n_in) * dtype_bytes(c->dtype)); /* not used again */
-    guarded gx = guarded_floats(ctx, c->activations, 2, (int64_t[]){c->rows, c->n_in}, x);
-    guarded go = guarded_open(ctx, c->is_f32_out ? OPS_DTYPE_F32 : c->activations, 2, (int64_t[]){c->rows, c->n_out});
-    assert_int_equal(c->is_few ? ops_linear_few(ctx, &go.t, &gx.t, m, c->act) : ops_linear(ctx, &go.t, &gx.t, m, c->act),
-                     STATUS_OK);
+    guarded gx = c->before + c->after > 0 ? guarded_columns(ctx, c->activations, c->rows, c->n_in, c->before, c->after, x)
+                                          : guarded_floats(ctx, c->activations, 2, (int64_t[]){c->rows, c->n_in}, x);
+    ops_dtype out_dtype = c->is_f32_out ? OPS_DTYPE_F32 : c->activations;
+    float *add = random_floats(&r, c->rows * c->n_out, 2.0f);
+    round_floats(add, c->rows * c->n_out, out_dtype);
+    guarded ga = guarded_floats(ctx, out_dtype, 2, (int64_t[]){c->rows, c->n_out}, add);
+    guarded go = guarded_open(ctx, out_dtype, 2, (int64_t[]){c->rows, c->n_out});
+    const ops_linear_params params = {c->act, c->act_from, c->adds ? &ga.t : NULL, c->is_few};
+    assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, &params), STATUS_OK);
     assert_true(guarded_intact(&go));
     assert_true(guarded_intact(&gx));
 
@@ -82,17 +89,18 @@ static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
         /* each of n_in steps rounds once or (generic) twice, relative to a partial sum <= size; the
          * bias once more. The activation has slope at most 1.13 and is within 2e-7 |x|. */
         double bound = ((double)(2 * c->n_in) + 2) * U * size[i];
-        if (c->act != OPS_ACT_NONE) bound = 1.13 * bound + 2e-7 * fabs(want[i]);
+        ops_act act = i % c->n_out >= c->act_from ? c->act : OPS_ACT_NONE;
+        double result = ref_act(want[i], act) + (c->adds ? (double)add[i] : 0.0);
+        if (act != OPS_ACT_NONE) bound = 1.13 * bound + 2e-7 * fabs(want[i]);
+        if (c->adds) bound += U * fabs(result);
         bound += linear_storage_bound(c, want[i]);
-        EXPECT_NEAR((double)got[i], ref_act(want[i], c->act), bound,
-                    "linear%s %s seed %llu %lldx%lldx%lld %s of %s act %d [%lld]", c->is_few ? "_few" : "",
+        EXPECT_NEAR((double)got[i], result, bound, "linear%s %s seed %llu %lldx%lldx%lld %s of %s act %d [%lld]", c->is_few ? "_few" : "",
                     ops_device_text(ctx), (unsigned long long)seed, (long long)c->rows, (long long)c->n_in,
                     (long long)c->n_out, dtype_name(c->dtype), dtype_name(c->activations), (int)c->act, (long long)i);
     }
     ops_matrix_close(ctx, &m);
-    guarded_close(&gx);
-    guarded_close(&go);
-    free(x), free(w_any), free(b_any), free(w), free(b), free(stored_w), free(stored_b);
+    guarded_close(&gx), guarded_close(&go), guarded_close(&ga);
+    free(add), free(x), free(w_any), free(b_any), free(w), free(b), free(stored_w), free(stored_b);
     free(want), free(size), free(got);
 }
 
@@ -108,15 +116,39 @@ static void linear_equals_the_double_sum(void **state) {
     for (int i = 0; i < contexts.n; i++)
         for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
             for (int d = 0; d < 3; d++) {
-                linear_case c = {sizes[s][0], sizes[s][1], sizes[s][2], dtypes[d], dtypes[(s + (size_t)d) % 3],
-                                 (s + (size_t)d) % 4 != 3, false, false, (ops_act)((s + (size_t)d) % OPS_ACT_COUNT),
-                                 contexts.dtype[i]};
+                linear_case c = {.rows = sizes[s][0], .n_in = sizes[s][1], .n_out = sizes[s][2], .dtype = dtypes[d],
+                                 .bias_dtype = dtypes[(s + (size_t)d) % 3], .has_bias = (s + (size_t)d) % 4 != 3,
+                                 .act = (ops_act)((s + (size_t)d) % OPS_ACT_COUNT), .activations = contexts.dtype[i]};
                 bool is_large = c.n_in * c.n_out > 100000;
                 if (!test_device_is_cpu() && is_large && dtypes[d] != contexts.dtype[i]) continue; /* it takes its time */
                 check_linear(contexts.ctx[i], &c, 1000 + s);
                 c.is_few = true;
                 c.is_f32_out = d == 1;
                 check_linear(contexts.ctx[i], &c, 2000 + s);
+            }
+}
+
+/* Columns of wider rows in, an activation for the outputs from some on, something added: alone and together. */
+static void linear_takes_views_and_ends_as_told(void **state) {
+    (void)state;
+    static const int64_t sizes[][3] = {{1, 40, 100}, {3, 64, 96}, {9, 257, 47}, {30, 96, 200}, {70, 328, 136}, {400, 24, 33}};
+    static const int64_t margins[][2] = {{0, 0}, {8, 0}, {0, 16}, {24, 8}, {3, 1}};
+    static const ops_dtype dtypes[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+    for (int i = 0; i < contexts.n; i++)
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
+            for (size_t k = 0; k < sizeof margins / sizeof margins[0]; k++) {
+                linear_case c = {.rows = sizes[s][0], .n_in = sizes[s][1], .n_out = sizes[s][2], .dtype = contexts.dtype[i],
+                                 .bias_dtype = OPS_DTYPE_F16, .has_bias = k != 3, .activations = contexts.dtype[i],
+                                 .before = margins[k][0], .after = margins[k][1], .is_few = (s + k) % 2 == 1};
+                if (test_device_is_cpu()) c.dtype = dtypes[(s + k) % 3];
+                int64_t from[] = {8, 31, 32, 40, c.n_out, (s + k) % 2 ? 0 : 16};
+                c.adds = true;
+                check_linear(contexts.ctx[i], &c, 3000 + s);
+                c.adds = false;
+                c.act = k % 2 ? OPS_ACT_GELU_TANH : OPS_ACT_SILU;
+                c.act_from = from[(s + 2 * k) % (sizeof from / sizeof *from)];
+                if (c.act_from > c.n_out) c.act_from = c.n_out;
+                check_linear(contexts.ctx[i], &c, 4000 + s);
             }
 }
 
@@ -130,6 +162,9 @@ static double attention_bound(int64_t n_keys, int64_t head_dim, double scale, do
     return (2 * ds + ((double)n_keys + 30) * 2 * U) * size + 2 * storage_error(dtype, size) + 1e-30;
 }
 
+/* Some cases go through views: with rows that begin at multiples of 16 bytes, and without. */
+static int64_t margin_of(int64_t i) { return i % 3 == 0 ? 0 : i % 3 == 1 ? 8 : 5; }
+
 static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int heads, int kv_heads,
                             int64_t hd, bool in_place, ops_dtype dtype) {
     rng r = rng_make(77);
@@ -137,10 +172,11 @@ static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int he
     float *q = random_floats(&r, rows * qw, 1.0f), *k = random_floats(&r, rows * kw, 1.0f);
     float *v = random_floats(&r, rows * kw, 5.0f);
     round_floats(q, rows * qw, dtype), round_floats(k, rows * kw, dtype), round_floats(v, rows * kw, dtype);
-    guarded gq = guarded_floats(ctx, dtype, 2, (int64_t[]){rows, qw}, q);
-    guarded gk = guarded_floats(ctx, dtype, 2, (int64_t[]){rows, kw}, k);
-    guarded gv = guarded_floats(ctx, dtype, 2, (int64_t[]){rows, kw}, v);
-    guarded go = guarded_open(ctx, dtype, 2, (int64_t[]){rows, qw});
+    const int64_t margin = margin_of(length); /* 0: no views */
+    guarded gq = guarded_columns(ctx, dtype, rows, qw, margin, 2 * margin, q);
+    guarded gk = guarded_columns(ctx, dtype, rows, kw, 0, margin, k);
+    guarded gv = guarded_columns(ctx, dtype, rows, kw, margin, 0, v);
+    guarded go = guarded_columns(ctx, dtype, rows, qw, 0, margin, NULL);
     ops_tensor *out = in_place ? &gq.t : &go.t;
     ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads,
                               .scale = (float)(1.0 / sqrt((double)hd))};
@@ -206,8 +242,8 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
     enum { ROWS = sizeof row_seq / sizeof row_seq[0] };
     float *q = random_floats(&r, ROWS * qw, 1.0f);
     round_floats(q, ROWS * qw, dtype);
-    guarded gq = guarded_floats(ctx, dtype, 2, (int64_t[]){ROWS, qw}, q);
-    guarded go = guarded_open(ctx, dtype, 2, (int64_t[]){ROWS, qw});
+    guarded gq = guarded_columns(ctx, dtype, ROWS, qw, margin_of(block_tokens), 0, q);
+    guarded go = guarded_columns(ctx, dtype, ROWS, qw, 0, margin_of(block_tokens + 1), NULL);
     guarded gk = guarded_floats(ctx, dtype, 3, (int64_t[]){n_blocks, block_tokens, kw}, k);
     guarded gv = guarded_floats(ctx, dtype, 3, (int64_t[]){n_blocks, block_tokens, kw}, v);
     guarded gt = guarded_with(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, max_blocks}, tables);
@@ -276,10 +312,10 @@ static int close_all(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_equals_the_double_sum),
+        cmocka_unit_test(linear_takes_views_and_ends_as_told),
         cmocka_unit_test(attention_equals_the_double_softmax),
         cmocka_unit_test(paged_attention_equals_the_double_softmax),
         cmocka_unit_test(a_window_hides_the_keys_before_it),
-
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

@@ -92,6 +92,22 @@ guarded guarded_floats(ops_ctx *ctx, ops_dtype dtype, int n_dims, const int64_t 
     return g;
 }
 
+guarded guarded_columns(ops_ctx *ctx, ops_dtype dtype, int64_t rows, int64_t cols, int64_t before, int64_t after,
+                        const float *values) {
+    int64_t wide = before + cols + after;
+    guarded g = guarded_open(ctx, dtype, 2, (int64_t[]){rows, wide});
+    size_t size = dtype_bytes(dtype), bytes = (size_t)(rows * wide) * size;
+    unsigned char *fill = test_alloc(bytes, 1);
+    memset(fill, 0xA5, bytes);
+    void *stored = values ? stored_as(values, rows * cols, dtype) : NULL;
+    for (int64_t r = 0; values && r < rows; r++)
+        memcpy(fill + (size_t)(r * wide + before) * size, (unsigned char *)stored + (size_t)(r * cols) * size, (size_t)cols * size);
+    CHECK(ops_upload(ctx, &g.t, fill) == STATUS_OK && ops_sync(ctx) == STATUS_OK, "an upload works");
+    free(fill), free(stored);
+    g.t = tensor_columns(&g.t, before, cols);
+    return g;
+}
+
 static unsigned char *download_all(const guarded *g) {
     unsigned char *copy = test_alloc(g->block.size_bytes, 1);
     ops_tensor all = whole(&g->block);
@@ -105,6 +121,10 @@ bool guarded_intact(const guarded *g) {
     const unsigned char *after = copy + g->block.size_bytes - GUARD_BYTES;
     bool is_intact = true;
     for (size_t i = 0; i < GUARD_BYTES; i++) is_intact = is_intact && copy[i] == 0xA5 && after[i] == 0xA5;
+    size_t stride = (size_t)g->t.row_stride * dtype_bytes(g->t.dtype), width = (size_t)g->t.dims[1] * dtype_bytes(g->t.dtype);
+    size_t first = (size_t)((unsigned char *)g->t.data - (unsigned char *)g->block.data) - GUARD_BYTES;
+    for (size_t i = 0; stride && i < (size_t)g->t.dims[0] * stride; i++)
+        if (i % stride < first || i % stride >= first + width) is_intact = is_intact && copy[GUARD_BYTES + i] == 0xA5;
     free(copy);
     return is_intact;
 }
@@ -116,12 +136,14 @@ void *guarded_bytes(const guarded *g) {
 }
 
 float *guarded_values(const guarded *g) {
+    unsigned char *copy = guarded_bytes(g);
     ops_tensor host = g->t;
-    host.data = guarded_bytes(g);
-    int64_t n = tensor_elements(&host);
+    host.data = copy + ((size_t)((unsigned char *)g->t.data - (unsigned char *)g->block.data) - GUARD_BYTES);
+    int64_t n = tensor_elements(&host), width = host.dims[1];
     float *values = test_alloc((size_t)n, sizeof *values);
-    for (int64_t i = 0; i < n; i++) values[i] = tensor_value(&host, i);
-    free(host.data);
+    for (int64_t i = 0; i < n; i++)
+        values[i] = tensor_value(&host, host.row_stride ? i / width * host.row_stride + i % width : i);
+    free(copy);
     return values;
 }
 

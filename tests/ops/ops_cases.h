@@ -42,6 +42,9 @@ guarded guarded_with(ops_ctx *ctx, ops_dtype dtype, int n_dims, const int64_t *d
                      const void *values);
 guarded guarded_floats(ops_ctx *ctx, ops_dtype dtype, int n_dims, const int64_t *dims,
                        const float *values); /* stored in dtype; NULL: as guarded_open */
+/* A view of columns of rows that are `before` columns longer on the left and `after` on the right, all guards. */
+guarded guarded_columns(ops_ctx *ctx, ops_dtype dtype, int64_t rows, int64_t cols, int64_t before, int64_t after,
+                        const float *values);
 bool guarded_intact(const guarded *g); /* the guard words are as they were */
 void *guarded_bytes(const guarded *g); /* a copy of what the tensor holds, to be freed */
 float *guarded_values(const guarded *g); /* the same as f32 */

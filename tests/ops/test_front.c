@@ -176,10 +176,10 @@ static void linear_refuses_and_takes_no_rows(void **state) {
     ops_tensor w = with_data(with_place(at2(0, 4, 6), OPS_PLACE_HOST), host);
     assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_OK);
     assert_true(ops_matrix_bytes(m) >= 4 * 6 * sizeof(float));
-#define CALL(want, to, tx, act)                                                                    \
+#define CALL(want, to, tx, with)                                                                   \
     do {                                                                                           \
         ops_tensor o_ = (to), x_ = (tx);                                                           \
-        assert_int_equal(ops_linear(ctx, &o_, &x_, m, act), want);                                 \
+        assert_int_equal(ops_linear(ctx, &o_, &x_, m, &(ops_linear_params){.act = (with)}), want);  \
     } while (0)
     ops_tensor x = at2(0, 3, 6), out = at2(100, 3, 4);
     CALL(STATUS_OK, out, x, OPS_ACT_NONE);
@@ -199,6 +199,26 @@ static void linear_refuses_and_takes_no_rows(void **state) {
     CALL(STATUS_BAD_ARGUMENT, at2(17, 3, 4), x, OPS_ACT_NONE); /* overlap of one float */
     CALL(STATUS_OK, at2(18, 3, 4), x, OPS_ACT_NONE);
     CALL(STATUS_BAD_ARGUMENT, out, x, (ops_act)7);
+    ops_tensor wide = at2(0, 3, 10), columns = tensor_columns(&wide, 4, 6), before = tensor_columns(&wide, 0, 4);
+    CALL(STATUS_OK, out, columns, OPS_ACT_NONE);
+    CALL(STATUS_BAD_SHAPE, before, at2(100, 3, 6), OPS_ACT_NONE); /* no view is written */
+    columns.row_stride = 5;
+    CALL(STATUS_BAD_SHAPE, out, columns, OPS_ACT_NONE);
+    columns.row_stride = INT64_MAX / 2;
+    CALL(STATUS_BAD_SHAPE, out, columns, OPS_ACT_NONE);
+#undef CALL
+#define CALL(want, ...)                                                                            \
+    assert_int_equal(ops_linear(ctx, &out, &x, m, &(ops_linear_params){__VA_ARGS__}), want)
+    ops_tensor add = at2(200, 3, 4), narrow = at2(200, 3, 3), inside = at2(101, 3, 4), far = with_place(add, OPS_PLACE_HOST);
+    CALL(STATUS_OK, .add = &add);
+    CALL(STATUS_OK, .act = OPS_ACT_SILU, .act_from = 4);
+    CALL(STATUS_BAD_ARGUMENT, .act = OPS_ACT_SILU, .act_from = 5);
+    CALL(STATUS_BAD_ARGUMENT, .act = OPS_ACT_SILU, .act_from = -1);
+    CALL(STATUS_BAD_ARGUMENT, .act = OPS_ACT_SILU, .add = &add);
+    CALL(STATUS_BAD_SHAPE, .add = &narrow);
+    CALL(STATUS_BAD_ARGUMENT, .add = &inside);
+    CALL(STATUS_BAD_ARGUMENT, .add = &out);
+    CALL(STATUS_UNSUPPORTED, .add = &far);
 #undef CALL
     ops_matrix_close(ctx, &m);
 }
@@ -262,7 +282,8 @@ static void row_operators_refuse_wrong_shapes_and_half_overlaps(void **state) {
 static void an_index_outside_its_table_is_refused_before_anything_is_written(void **state) {
     (void)state;
     static const int32_t bad[] = {-1, 4, INT32_MAX, INT32_MIN};
-    ops_tensor table = at2(0, 4, 6), out = at2(500, 2, 6), two = ids(0, 2), x = at2(100, 2, 6);
+    indices[9] = 1;
+    ops_tensor table = at2(0, 4, 6), out = at2(500, 2, 6), two = ids(0, 2), fine = ids(8, 2), x = at2(100, 2, 6);
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         float fill[24], before[12], after[12];
         memset(fill, 0x5A, sizeof fill);
@@ -285,8 +306,11 @@ static void an_index_outside_its_table_is_refused_before_anything_is_written(voi
         assert_int_equal(late(ops_scatter_rows(ctx, &target, &x, &two)), STATUS_BAD_ARGUMENT);
         UNTOUCHED(0);
         ops_tensor cache = at3(500, 2, 2, 6);
-        assert_int_equal(late(ops_kv_write(ctx, &cache, &x, &two)), STATUS_BAD_ARGUMENT);
-        ops_tensor cos = at2(200, 4, 1), sin = at2(210, 4, 1);
+        ops_tensor values = at3(600, 2, 2, 6), cos = at2(200, 4, 1), sin = at2(210, 4, 1);
+        assert_int_equal(late(ops_kv_append(ctx, &cache, &values, &x, &x, NULL, &(ops_kv_places){&cos, &sin, &fine, &two}, 2, 2)),
+                         STATUS_BAD_ARGUMENT);
+        assert_int_equal(late(ops_kv_append(ctx, &cache, &values, &x, &x, NULL, &(ops_kv_places){&cos, &sin, &two, &fine}, 2, 2)),
+                         STATUS_BAD_ARGUMENT);
         assert_int_equal(late(ops_rope(ctx, &out, &cos, &sin, &two, 2)), STATUS_BAD_ARGUMENT);
         UNTOUCHED(0);
 #undef UNTOUCHED

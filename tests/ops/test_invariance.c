@@ -126,8 +126,8 @@ static void call_linear(ops_ctx *ctx, void *arg, float *out, const float *x, int
     const linear_arg *a = arg;
     (void)first;
     ops_tensor to = activations(ctx, NULL, n, a->n_out), tx = activations(ctx, x, n, a->n_in);
-    status st = a->is_few ? ops_linear_few(ctx, &to, &tx, a->m, a->act) : ops_linear(ctx, &to, &tx, a->m, a->act);
-    assert_int_equal(st, STATUS_OK);
+    const ops_linear_params params = {.act = a->act, .is_few = a->is_few};
+    assert_int_equal(ops_linear(ctx, &to, &tx, a->m, &params), STATUS_OK);
     take(out);
 }
 
@@ -185,7 +185,7 @@ static void linear_columns_do_not_depend_on_their_place(void **state) {
         for (int a = 0; a < 3; a++)
             for (int64_t rows = 1; rows <= 9; rows++) {
                 ops_tensor to = activations(ctx, NULL, rows, N), tx = activations(ctx, x, rows, K);
-                assert_int_equal(ops_linear_few(ctx, &to, &tx, m, acts[a]), STATUS_OK);
+                assert_int_equal(ops_linear(ctx, &to, &tx, m, &(ops_linear_params){.act = acts[a], .is_few = true}), STATUS_OK);
                 take(out);
                 for (int64_t i = 0; i < rows * N; i++)
                     assert_true(same_bits(&out[i], &out[i / N * N], 1));
@@ -212,7 +212,7 @@ static void avx2_and_avx512_give_the_same_linear_bits(void **state) {
         out[v] = test_alloc(R * N, sizeof **out);
         assert_int_equal(ops_matrix_open(ctx, &m, &tw, NULL, &e), STATUS_OK);
         ops_tensor to = activations(ctx, NULL, R, N), tx = activations(ctx, x, R, K);
-        assert_int_equal(ops_linear(ctx, &to, &tx, m, OPS_ACT_GELU_TANH), STATUS_OK);
+        assert_int_equal(ops_linear(ctx, &to, &tx, m, &(ops_linear_params){.act = OPS_ACT_GELU_TANH}), STATUS_OK);
         take(out[v]);
         ops_matrix_close(ctx, &m);
         ops_close(&ctx);

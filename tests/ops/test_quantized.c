@@ -97,8 +97,7 @@ static void multiply(ops_ctx *ctx, const ops_matrix *m, ops_dtype dtype, bool is
                      int64_t n_out, int64_t n_in) {
     guarded to = guarded_open(ctx, dtype, 2, (int64_t[]){rows, n_out});
     guarded from = guarded_floats(ctx, dtype, 2, (int64_t[]){rows, n_in}, x);
-    assert_int_equal(is_few ? ops_linear_few(ctx, &to.t, &from.t, m, OPS_ACT_NONE)
-                            : ops_linear(ctx, &to.t, &from.t, m, OPS_ACT_NONE), STATUS_OK);
+    assert_int_equal(ops_linear(ctx, &to.t, &from.t, m, &(ops_linear_params){.is_few = is_few}), STATUS_OK);
     assert_true(guarded_intact(&to));
     float *got = guarded_values(&to);
     memcpy(out, got, (size_t)(rows * n_out) * sizeof *out);

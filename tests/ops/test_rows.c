@@ -194,7 +194,7 @@ static void activations_are_within_2e_7_of_x_everywhere(void **state) {
         assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_OK);
         round_floats(x, N, dtype);
         guarded gx = floats(ctx, N, 1, x), go = floats(ctx, N, 1, NULL);
-        assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, act), STATUS_OK);
+        assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, &(ops_linear_params){.act = act}), STATUS_OK);
         float *got = guarded_values(&go);
         for (int i = 0; i < N; i++) {
             if (!isfinite(x[i])) continue; /* too large for f16 */
@@ -206,7 +206,7 @@ static void activations_are_within_2e_7_of_x_everywhere(void **state) {
         /* Of f32 the same bits when the activation comes later, in place; of halves the sum was rounded before it. */
         guarded later = floats(ctx, N / 8, 8, NULL);
         ops_tensor column = tensor_reshape(&later.t, 2, (int64_t[]){N, 1});
-        assert_int_equal(ops_linear(ctx, &column, &gx.t, m, OPS_ACT_NONE), STATUS_OK);
+        assert_int_equal(ops_linear(ctx, &column, &gx.t, m, NULL), STATUS_OK);
         assert_int_equal(ops_activate(ctx, &later.t, &later.t, act), STATUS_OK);
         float *got_later = guarded_values(&later);
         assert_true(guarded_intact(&later) && (dtype != OPS_DTYPE_F32 || same_bits(got_later, got, N)));
@@ -227,7 +227,7 @@ static void activations_pass_infinity_and_nan_as_the_formulas_do(void **state) {
         ops_tensor w = tensor_make(&one, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){1, 1});
         assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_OK);
         guarded gx = floats(ctx, 3, 1, x), go = floats(ctx, 3, 1, NULL);
-        assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, act), STATUS_OK);
+        assert_int_equal(ops_linear(ctx, &go.t, &gx.t, m, &(ops_linear_params){.act = act}), STATUS_OK);
         float *got = guarded_values(&go);
         assert_true(got[0] == INFINITY);
         assert_true(isnan(got[1])); /* -infinity times 0, as in PyTorch */
@@ -294,23 +294,19 @@ static void gather_and_scatter_move_whole_rows(void **state) {
         }
 }
 
-static void cache_rows_land_in_their_slots_and_blocks_copy(void **state) {
+static void blocks_of_a_cache_copy(void **state) {
     (void)state;
-    static const int32_t slots[] = {7, 0, 5};
     EACH_CONTEXT(ctx) {
-        float x[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
-        guarded gc = guarded_open(ctx, dtype, 3, (int64_t[]){3, 4, 3});
-        guarded gx = floats(ctx, 3, 3, x), gi = integers(ctx, 3, slots);
-        assert_int_equal(ops_kv_write(ctx, &gc.t, &gx.t, &gi.t), STATUS_OK);
-        float *cache = guarded_values(&gc);
-        for (int i = 0; i < 3; i++) assert_true(same_bits(cache + slots[i] * 3, x + i * 3, 3));
-        free(cache);
+        rng r = rng_make(41);
+        float *x = random_floats(&r, 36, 1.0f);
+        guarded gc = guarded_floats(ctx, dtype, 3, (int64_t[]){3, 4, 3}, x);
         assert_int_equal(ops_kv_copy_block(ctx, &gc.t, 2, 1), STATUS_OK);
-        cache = guarded_values(&gc);
-        assert_true(same_bits(cache + 24, cache + 12, 12));
-        free(cache);
+        float *cache = guarded_values(&gc);
+        round_floats(x, 36, dtype);
+        assert_true(same_bits(cache, x, 24) && same_bits(cache + 24, x + 12, 12));
         assert_true(guarded_intact(&gc));
-        guarded_close(&gc), guarded_close(&gx), guarded_close(&gi);
+        guarded_close(&gc);
+        free(cache), free(x);
     }
 }
 
@@ -461,6 +457,102 @@ static void rope_rotates_pairs_and_leaves_the_rest(void **state) {
     }
 }
 
+/* Keys turned, values as they are, each in its slot and nowhere else; the query turned where it stands. All of them are
+ * columns of the same rows, as one product leaves them. */
+static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
+    (void)state;
+    enum { R = 37, POSITIONS = 40, BLOCKS = 7, TOKENS = 8, SLOTS = BLOCKS * TOKENS };
+    static const int shapes[][4] = {{1, 1, 2, 1}, {6, 3, 80, 16}, {5, 5, 17, 8}, {8, 2, 64, 32}, {4, 1, 7, 0}};
+    for (size_t s = 0; s < 2 * sizeof shapes / sizeof shapes[0]; s++) {
+        const int *shape = shapes[s / 2];
+        bool has_q = s % 2 == 0;
+        int64_t heads = shape[0], kv_heads = shape[1], hd = shape[2], half = shape[3], kw = kv_heads * hd, qw = heads * hd;
+        int64_t wide = 2 * kw + qw;
+        rng r = rng_make(90 + s);
+        float *x = random_floats(&r, R * wide, 3.0f), *c = random_floats(&r, POSITIONS * half, 1.0f);
+        float *sn = random_floats(&r, POSITIONS * half, 1.0f);
+        int32_t positions[R], slots[R];
+        for (int i = 0; i < R; i++) positions[i] = (int32_t)rng_below(&r, POSITIONS), slots[i] = (i * 11 + 5) % SLOTS;
+        float *k = test_alloc((size_t)(R * kw), sizeof *k), *q = test_alloc((size_t)(R * qw), sizeof *q);
+        double *want_k = test_alloc((size_t)(R * kw), sizeof *want_k), *want_q = test_alloc((size_t)(R * qw), sizeof *want_q);
+        EACH_CONTEXT(ctx) {
+            round_floats(x, R * wide, dtype);
+            for (int64_t row = 0; row < R; row++) {
+                memcpy(k + row * kw, x + row * wide, (size_t)kw * sizeof *k);
+                memcpy(q + row * qw, x + row * wide + 2 * kw, (size_t)qw * sizeof *q);
+            }
+            ref_rope(want_k, k, c, sn, positions, R, (int)kv_heads, hd, half);
+            ref_rope(want_q, q, c, sn, positions, R, (int)heads, hd, half);
+            guarded gx = floats(ctx, R, wide, x), gc = wide_floats(ctx, POSITIONS, half, c);
+            guarded gs = wide_floats(ctx, POSITIONS, half, sn), gp = integers(ctx, R, positions), gt = integers(ctx, R, slots);
+            guarded gk = guarded_open(ctx, dtype, 3, (int64_t[]){BLOCKS, TOKENS, kw});
+            guarded gv = guarded_open(ctx, dtype, 3, (int64_t[]){BLOCKS, TOKENS, kw});
+            ops_tensor tk = tensor_columns(&gx.t, 0, kw), tv = tensor_columns(&gx.t, kw, kw), tq = tensor_columns(&gx.t, 2 * kw, qw);
+            const ops_kv_places at = {&gc.t, &gs.t, &gp.t, &gt.t};
+            assert_int_equal(ops_kv_append(ctx, &gk.t, &gv.t, &tk, &tv, has_q ? &tq : NULL, &at, (int)heads, (int)kv_heads),
+                             STATUS_OK);
+            assert_true(guarded_intact(&gx) && guarded_intact(&gk) && guarded_intact(&gv));
+            float *got = guarded_values(&gx), *keys = guarded_values(&gk), *values = guarded_values(&gv);
+            unsigned char *key_bytes = guarded_bytes(&gk), *value_bytes = guarded_bytes(&gv);
+            bool is_taken[SLOTS] = {false};
+            for (int64_t row = 0; row < R; row++) {
+                const float *in = x + row * wide, *out = got + row * wide, *key = keys + slots[row] * kw;
+                is_taken[slots[row]] = true;
+                assert_true(same_bits(out, in, 2 * kw)); /* keys and values stand as they did */
+                assert_true(same_bits(values + slots[row] * kw, in + kw, kw));
+                for (int64_t i = 0; i < kw; i++) {
+                    double want = want_k[row * kw + i], slack = i % hd < 2 * half ? 2 * 6 * U + storage_error(dtype, want) : 0.0;
+                    assert_true(fabs((double)key[i] - want) <= slack);
+                }
+                for (int64_t i = 0; i < qw; i++) {
+                    double want = has_q ? want_q[row * qw + i] : (double)q[row * qw + i];
+                    double slack = has_q && i % hd < 2 * half ? 2 * 6 * U + storage_error(dtype, want) : 0.0;
+                    assert_true(fabs((double)out[2 * kw + i] - want) <= slack);
+                }
+            }
+            size_t slot_bytes = (size_t)kw * dtype_bytes(dtype);
+            for (size_t i = 0; i < SLOTS * slot_bytes; i++)
+                if (!is_taken[i / slot_bytes]) assert_true(key_bytes[i] == 0xA5 && value_bytes[i] == 0xA5);
+            free(got), free(keys), free(values), free(key_bytes), free(value_bytes);
+            guarded_close(&gx), guarded_close(&gc), guarded_close(&gs), guarded_close(&gp), guarded_close(&gt);
+            guarded_close(&gk), guarded_close(&gv);
+        }
+        free(x), free(c), free(sn), free(k), free(q), free(want_k), free(want_q);
+    }
+}
+
+/* Views: the same bits as from rows of their own. */
+static void views_activate_gather_and_turn_as_rows_of_their_own_do(void **state) {
+    (void)state;
+    enum { R = 9 };
+    static const int64_t sizes[][3] = {{16, 8, 24}, {40, 5, 0}, {7, 0, 1}, {33, 3, 4}}; /* columns, before, after */
+    static const int32_t which[] = {8, 0, 4}, positions[R] = {0, 1, 2, 0, 1, 2, 2, 1, 0};
+    EACH_CONTEXT(ctx)
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+        int64_t n = sizes[s][0], half = n / 2;
+        rng r = rng_make(60 + s);
+        float *x = random_floats(&r, R * n, 3.0f), *angles = random_floats(&r, 2 * 3 * half, 1.0f);
+        guarded own = floats(ctx, R, n, x), view = guarded_columns(ctx, dtype, R, n, sizes[s][1], sizes[s][2], x);
+        guarded a = floats(ctx, 3, n, NULL), b = floats(ctx, 3, n, NULL), gi = integers(ctx, 3, which), gp = integers(ctx, R, positions);
+        guarded gc = wide_floats(ctx, 3, half, angles), gs = wide_floats(ctx, 3, half, angles + 3 * half);
+        for (int pass = 0; pass < 2; pass++) {
+            guarded *g = pass ? &view : &own, *rows = pass ? &b : &a;
+            assert_int_equal(ops_activate(ctx, &g->t, &g->t, OPS_ACT_GELU_TANH), STATUS_OK);
+            assert_int_equal(ops_rope(ctx, &g->t, &gc.t, &gs.t, &gp.t, 1), STATUS_OK);
+            assert_int_equal(ops_gather_rows(ctx, &rows->t, &g->t, &gi.t), STATUS_OK);
+        }
+        float *got = guarded_values(&view), *want = guarded_values(&own);
+        assert_true(same_bits(got, want, R * n));
+        assert_false(same_bits(want, x, R * n));
+        float *got_rows = guarded_values(&b), *want_rows = guarded_values(&a);
+        assert_true(same_bits(got_rows, want_rows, 3 * n) && same_bits(want_rows, want + 8 * n, n));
+        assert_true(guarded_intact(&view) && guarded_intact(&b));
+        guarded_close(&own), guarded_close(&view), guarded_close(&a), guarded_close(&b), guarded_close(&gi), guarded_close(&gp);
+        guarded_close(&gc), guarded_close(&gs);
+        free(x), free(angles), free(got), free(want), free(got_rows), free(want_rows);
+    }
+}
+
 static int open_all(void **state) {
     (void)state;
     case_contexts_open(&contexts);
@@ -483,12 +575,14 @@ int main(void) {
         cmocka_unit_test(activations_pass_infinity_and_nan_as_the_formulas_do),
         cmocka_unit_test(sums_with_rows_and_tables_are_exact),
         cmocka_unit_test(gather_and_scatter_move_whole_rows),
-        cmocka_unit_test(cache_rows_land_in_their_slots_and_blocks_copy),
+        cmocka_unit_test(blocks_of_a_cache_copy),
         cmocka_unit_test(storage_types_round_to_nearest_even),
         cmocka_unit_test(cast_rounds_every_element_and_nothing_else),
         cmocka_unit_test(argmax_is_the_first_of_the_largest_among_numbers),
         cmocka_unit_test(patches_are_cut_channel_by_channel_and_the_rest_left_unread),
         cmocka_unit_test(rope_rotates_pairs_and_leaves_the_rest),
+        cmocka_unit_test(append_turns_keys_and_query_and_fills_the_slots),
+        cmocka_unit_test(views_activate_gather_and_turn_as_rows_of_their_own_do),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

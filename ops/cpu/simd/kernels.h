@@ -276,9 +276,10 @@ static void finish(float *out, int64_t out_stride, int n_rows, int n_cols, const
         for (; c + LANES <= n_cols; c += LANES)
             vstore(row + c, activate(vload(row + c) + vload(bias + c), act));
         if (c < n_cols) {
-            float edge[LANES] = {0};
+            float edge[LANES] = {0}, edge_bias[LANES] = {0};
             memcpy(edge, row + c, (size_t)(n_cols - c) * sizeof *edge);
-            vstore(edge, activate(vload(edge) + vload(bias + c), act));
+            memcpy(edge_bias, bias + c, (size_t)(n_cols - c) * sizeof *edge_bias);
+            vstore(edge, activate(vload(edge) + vload(edge_bias), act));
             memcpy(row + c, edge, (size_t)(n_cols - c) * sizeof *edge);
         }
     }

@@ -74,7 +74,7 @@ typedef struct {
     void (*gemv)(float *out, const float *x, const void *panels, int64_t panel_bytes,
                  ops_dtype dtype, int64_t k);
 
-    /* out[r, c] = act(out[r, c] + bias[c]); bias readable like w. */
+    /* out[r, c] = act(out[r, c] + bias[c]) */
     void (*finish)(float *out, int64_t out_stride, int n_rows, int n_cols, const float *bias,
                    ops_act act);
 

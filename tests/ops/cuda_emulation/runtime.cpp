@@ -167,14 +167,16 @@ static float gelu(float x) { return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 
 
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *, const void *a,
                               cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout,
-                              const void *, const void *, cublasLtMatrixLayout_t, void *out,
+                              const void *beta, const void *c, cublasLtMatrixLayout_t, void *out,
                               cublasLtMatrixLayout_t out_layout, const cublasLtMatmulAlgo_t *algo, void *, size_t,
                               cudaStream_t) {
     if (algo->epilogue != d->epilogue || algo->pieces != 1) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (d->transposed != CUBLAS_OP_T || a_layout->rows != b_layout->rows || out_layout->rows != a_layout->cols ||
         out_layout->cols != b_layout->cols)
         return CUBLAS_STATUS_INVALID_VALUE;
-    uintptr_t addresses = (uintptr_t)a | (uintptr_t)b | (uintptr_t)out | (uintptr_t)d->bias;
+    uintptr_t addresses = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)out | (uintptr_t)d->bias;
+    float kept;
+    memcpy(&kept, beta, sizeof kept);
     if (addresses % 16 != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
     int64_t k = a_layout->rows;
     float *row = static_cast<float *>(malloc((size_t)k * sizeof *row));
@@ -183,6 +185,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
         for (int64_t o = 0; o < out_layout->rows; o++) {
             float sum = 0.0f;
             for (int64_t i = 0; i < k; i++) sum += row[i] * value_at(a, a_layout->type, o * a_layout->stride + i);
+            if (kept != 0.0f) sum += kept * value_at(c, out_layout->type, r * out_layout->stride + o);
             if (d->epilogue != CUBLASLT_EPILOGUE_DEFAULT) sum += value_at(d->bias, out_layout->type, o);
             if (d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) sum = gelu(sum);
             int64_t at = r * out_layout->stride + o;
