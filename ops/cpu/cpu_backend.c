@@ -169,6 +169,7 @@ const ops_backend cpu_backend = {
     .scatter_rows = cpu_scatter_rows,
     .cast = cpu_cast,
     .argmax_rows = cpu_argmax_rows,
+    .candidates_rows = cpu_candidates_rows,
     .patch_rows = cpu_patch_rows,
     .attention = cpu_attention,
     .rope = cpu_rope,

@@ -212,6 +212,7 @@ extern "C" const ops_backend cuda_backend = {
     .scatter_rows = cuda_scatter_rows,
     .cast = cuda_cast,
     .argmax_rows = cuda_argmax_rows,
+    .candidates_rows = cuda_candidates_rows,
     .patch_rows = cuda_patch_rows,
     .attention = cuda_attention,
     .rope = cuda_rope,
