@@ -411,16 +411,6 @@ status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
     return done(ctx, ctx->backend->cast(ctx->state, out, x));
 }
 
-status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int64_t n) {
-    TRY(rule_device(out, OPS_DTYPE_I32, 1));
-    TRY(rule_device(x, OPS_DTYPE_F32, 2));
-    if (out->dims[0] != x->dims[0] || x->dims[1] > INT32_MAX) return STATUS_BAD_SHAPE;
-    if (n < 1 || n > x->dims[1]) return STATUS_BAD_ARGUMENT;
-    TRY(rule_apart(out, x));
-    if (is_empty(out)) return STATUS_OK;
-    return done(ctx, ctx->backend->argmax_rows(ctx->state, out, x, n));
-}
-
 static bool is_wanted(const ops_candidates_wanted *w) {
     for (int i = 0; i < 2; i++)
         if (!(w->temperature[i] >= 0.0f) || isinf(w->temperature[i])) return false;

@@ -179,10 +179,6 @@ MUST_USE status ops_scatter_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor
 /* Between f32, f16 and bf16, rounding to nearest even; same shape. */
 MUST_USE status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x);
 
-/* Index of the largest of the first n values of each row, the lowest index on ties; -1 where one of them is infinite or
- * not a number. out [rows] i32, x [rows, cols] f32, n at most cols. */
-MUST_USE status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int64_t n);
-
 #define OPS_CANDIDATES_MAX 64
 
 /* What is wanted of a row of numbers. */

@@ -168,7 +168,6 @@ const ops_backend cpu_backend = {
     .gather_rows = cpu_gather_rows,
     .scatter_rows = cpu_scatter_rows,
     .cast = cpu_cast,
-    .argmax_rows = cpu_argmax_rows,
     .candidates_rows = cpu_candidates_rows,
     .patch_rows = cpu_patch_rows,
     .attention = cpu_attention,

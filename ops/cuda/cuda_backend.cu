@@ -211,7 +211,6 @@ extern "C" const ops_backend cuda_backend = {
     .gather_rows = cuda_gather_rows,
     .scatter_rows = cuda_scatter_rows,
     .cast = cuda_cast,
-    .argmax_rows = cuda_argmax_rows,
     .candidates_rows = cuda_candidates_rows,
     .patch_rows = cuda_patch_rows,
     .attention = cuda_attention,

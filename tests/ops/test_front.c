@@ -244,14 +244,6 @@ static void row_operators_refuse_wrong_shapes_and_half_overlaps(void **state) {
     assert_int_equal(ops_add_table(ctx, &out, &x, &thin), STATUS_BAD_SHAPE);
     assert_int_equal(ops_add_table(ctx, &table, &table, &table), STATUS_BAD_ARGUMENT);
 
-    ops_tensor best = ids(0, 3), few = ids(0, 2), none = at2(0, 3, 0);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &x, 6), STATUS_OK);
-    assert_int_equal(ops_argmax_rows(ctx, &few, &x, 6), STATUS_BAD_SHAPE);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &none, 0), STATUS_BAD_ARGUMENT);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &x, 0), STATUS_BAD_ARGUMENT);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &x, 7), STATUS_BAD_ARGUMENT);
-    assert_int_equal(ops_argmax_rows(ctx, &out, &x, 6), STATUS_UNSUPPORTED);
-
     ops_tensor half = with_dtype(at2(100, 3, 6), OPS_DTYPE_F16), number = with_dtype(x, OPS_DTYPE_I32);
     ops_tensor half_x = with_dtype(x, OPS_DTYPE_F16);
     assert_int_equal(ops_cast(ctx, &half, &x), STATUS_OK);
