@@ -162,18 +162,21 @@ static status step(comparison *c, const int32_t *ids, int first, int n, int last
     int n_blocks = (c->window + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS, n_out = n;
     for (int i = 0; i < n; i++) positions[i] = slots[i] = first + i, out_rows[i] = i; /* blocks lie in order */
     if (first + n - 1 == last) n_out--;
-    lm_step out[2];
+    lm_step ignored;
     for (int s = 0; s < 2; s++) {
         lm_batch batch = {.n_rows = n, .ids = ids + first, .positions = positions, .slots = slots, .seqs = seqs,
                           .n_seqs = 1, .n_table_blocks = n_blocks, .tables = c->table, .n_out = n_out,
-                          .out_rows = out_rows, .wants_logits = true};
-        status st = lm_decoder_step(c->sides[s].decoder, &out[s], &batch, e);
+                          .out_rows = out_rows};
+        status st = lm_decoder_step(c->sides[s].decoder, &ignored, &batch, e);
         if (st != STATUS_OK) return st;
     }
-    for (int i = 0; i < n_out; i++)
-        score_row(c, out[0].logits + (size_t)i * (size_t)c->n_vocab, out[1].logits + (size_t)i * (size_t)c->n_vocab,
-                  ids[first + i + 1]);
-    return STATUS_OK;
+    status st = STATUS_OK;
+    for (int i = 0; i < n_out && st == STATUS_OK; i++) {
+        const float *logits[2];
+        for (int s = 0; s < 2 && st == STATUS_OK; s++) st = lm_decoder_logits(c->sides[s].decoder, &logits[s], i, e);
+        if (st == STATUS_OK) score_row(c, logits[0], logits[1], ids[first + i + 1]);
+    }
+    return st;
 }
 
 static status score_text(comparison *c, err *e) {

@@ -64,13 +64,15 @@ struct lm_decoder {
     ops_tensor embed, embed_scale;
     ops_tensor cos, sin; /* [max_context, rotary / 2], and the same again for calls of a long context */
     /* Activations: x, other, n [max_rows, hidden], x of a layer and of the next in turns; wide [max_rows, wide_width];
-     * gated [max_rows, intermediate]; out_x, out_other, out_n [max_out, hidden]; logits [max_out, n_vocab_out], best [max_out]. */
-    ops_tensor x, other, n, wide, gated, out_x, out_other, out_n, logits, best, indices;
+     * gated [max_rows, intermediate]; out_x, out_other, out_n [max_out, hidden]; logits [max_out, n_vocab_out], candidates
+     * [max_out] of them. */
+    ops_tensor x, other, n, wide, gated, out_x, out_other, out_n, logits, candidates, indices;
     int32_t *host_indices;
     adapter_room adapters;
     row_kinds kinds, out_kinds; /* of the step's rows and of its wanted rows */
-    float *host_logits;
-    int32_t *host_best;
+    float *host_logits; /* of one row */
+    ops_candidates *host_candidates;
+    int n_out; /* of the last step */
     lm_decoder_tap *tap;
     void *tap_user;
     float *tap_hidden;
@@ -136,7 +138,8 @@ static size_t activation_bytes(const lm_decoder *d) {
            (d->c.family->is_gated ? ops_cut_bytes(d->dtype, rows * d->c.intermediate) : 0) +
            3 * ops_cut_bytes(d->dtype, outs * hidden) +
            ops_cut_bytes(OPS_DTYPE_F32, outs * d->c.n_vocab_out) +
-           ops_cut_bytes(OPS_DTYPE_I32, outs) + ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
+           ops_cut_bytes(OPS_DTYPE_U8, outs * (int64_t)sizeof(ops_candidates)) +
+           ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
 }
 
 static size_t weight_block_bytes(const lm_decoder *d, const ops_tensor *embed) {
@@ -358,12 +361,12 @@ static status open_activations(lm_decoder *d, err *e) {
     for (size_t i = 0; i < sizeof outs_by_hidden / sizeof outs_by_hidden[0]; i++)
         *outs_by_hidden[i] = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
     d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
-    d->best = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){outs});
+    d->candidates = ops_block_cut(block, OPS_DTYPE_U8, 2, (int64_t[]){outs, sizeof(ops_candidates)});
     d->indices = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){n_indices_max(d)});
     d->host_indices = calloc((size_t)n_indices_max(d), sizeof *d->host_indices);
-    d->host_logits = calloc((size_t)(outs * vocab), sizeof *d->host_logits);
-    d->host_best = calloc((size_t)outs, sizeof *d->host_best);
-    if (!d->host_indices || !d->host_logits || !d->host_best)
+    d->host_logits = calloc((size_t)vocab, sizeof *d->host_logits);
+    d->host_candidates = calloc((size_t)outs, sizeof *d->host_candidates);
+    if (!d->host_indices || !d->host_logits || !d->host_candidates)
         return fail(e, STATUS_NO_MEMORY, "decoder: no memory for %lld rows of logits",
                     (long long)outs);
     return STATUS_OK;
@@ -429,7 +432,7 @@ void lm_decoder_close(lm_decoder **out) {
     free(d->layers);
     free(d->host_indices);
     free(d->host_logits);
-    free(d->host_best);
+    free(d->host_candidates);
     free(d->tap_hidden);
     free(d);
     *out = NULL;
@@ -681,16 +684,13 @@ static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x, const 
     return out_x->dims[0] > 0 ? tap_state(d, d->c.n_layers, out_x) : STATUS_OK;
 }
 
-/* The choice among the logits is made on the device: a row of them is large, and most often nobody else looks. */
-static status run_head(lm_decoder *d, ops_tensor *out_x, bool wants_logits) {
-    const int64_t n_out = out_x->dims[0];
-    ops_tensor logits = tensor_rows(&d->logits, 0, n_out);
+/* What a choice among the logits needs is found on the device: a row of them is large, and most often nobody looks at it. */
+static status run_head(lm_decoder *d, ops_tensor *out_x, const lm_batch *b) {
+    ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out), candidates = tensor_rows(&d->candidates, 0, b->n_out);
     TRY(run_norm(d, out_x, out_x, &d->final));
     TRY(adapted_linear(&d->adapters, &logits, out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->out_kinds));
-    ops_tensor best = tensor_rows(&d->best, 0, n_out);
-    TRY(ops_argmax_rows(d->ctx, &best, &logits, lm_decoder_n_offered(d)));
-    TRY(ops_download(d->ctx, d->host_best, &best));
-    return wants_logits ? ops_download(d->ctx, d->host_logits, &logits) : STATUS_OK;
+    TRY(ops_candidates_rows(d->ctx, &candidates, &logits, lm_decoder_n_offered(d), b->wanted));
+    return ops_download(d->ctx, d->host_candidates, &candidates);
 }
 
 static status run_step(lm_decoder *d, const lm_batch *b, err *e) {
@@ -700,15 +700,25 @@ static status run_step(lm_decoder *d, const lm_batch *b, err *e) {
     TRY(run_embeddings(d, &x, &at, b, e));
     TRY(tap_state(d, 0, &x));
     TRY(run_layers(d, &out_x, &x, &at));
-    if (b->n_out > 0) TRY(run_head(d, &out_x, b->wants_logits));
+    if (b->n_out > 0) TRY(run_head(d, &out_x, b));
     return ops_sync(d->ctx);
 }
 
 status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *e) {
     check_batch(d, batch);
-    *out = (lm_step){d->host_best, batch->wants_logits ? d->host_logits : NULL};
+    *out = (lm_step){d->host_candidates};
+    d->n_out = batch->n_out;
     status st = run_step(d, batch, e);
     return st == STATUS_OK ? st : fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text((int)st));
+}
+
+status lm_decoder_logits(lm_decoder *d, const float **logits, int row, err *e) {
+    CHECK(row >= 0 && row < d->n_out, "the last step had the row");
+    ops_tensor one = tensor_rows(&d->logits, row, 1);
+    status st = ops_download(d->ctx, d->host_logits, &one);
+    if (st == STATUS_OK) st = ops_sync(d->ctx);
+    *logits = d->host_logits;
+    return st == STATUS_OK ? st : fail(e, st, "decoder: a row of logits: %s", status_text((int)st));
 }
 
 status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e) {

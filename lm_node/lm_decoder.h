@@ -1,7 +1,7 @@
 /* The language network: rows of many sequences in, logits of the wanted rows out.
  *
  *     st = lm_decoder_open(&d, ctx, m, &settings, &e);
- *     st = lm_decoder_step(d, &out, &batch, &e);                  // out.best[0]
+ *     st = lm_decoder_step(d, &out, &batch, &e);                  // out.candidates[0].column[0]
  *     lm_decoder_close(&d);
  *
  * A step takes rows of any sequences in any mixture: pieces of prompts, image rows, single rows of
@@ -45,14 +45,12 @@ typedef struct {
     const int32_t *tables;     /* [n_seqs, n_table_blocks] blocks in order; unused entries 0 */
     int n_out;                 /* 0 .. max_out */
     const int32_t *out_rows;   /* [n_out] rows whose next token is wanted */
-    bool wants_logits;         /* all of their logits, too, not only which token has the largest */
+    const ops_candidates_wanted *wanted; /* [n_out] of their logits; NULL: the largest of each */
 } lm_batch;
 
 /* What came out, on the host, good until the next step. */
 typedef struct {
-    const int32_t *best; /* [n_out] the token with the largest logit, the lowest one on ties, of those that have an
-                            embedding; -1: a logit is not a finite number */
-    const float *logits; /* [n_out, n_vocab_out], if wanted; else NULL */
+    const ops_candidates *candidates; /* [n_out] columns are tokens: among those that have an embedding */
 } lm_step;
 
 /* m was opened with MODEL_PART_DECODER. Errors: BAD_ARGUMENT, NO_MEMORY, DEVICE. */
@@ -62,6 +60,10 @@ void lm_decoder_close(lm_decoder **d);
 
 /* Errors: DEVICE. */
 MUST_USE status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *e);
+
+/* All logits [n_vocab_out] of one of the last step's n_out rows, on the host, good until the next call of this. They stay on
+ * the device until somebody asks. Errors: DEVICE. */
+MUST_USE status lm_decoder_logits(lm_decoder *d, const float **logits, int row, err *e);
 
 /* Copies keys and values of one block in all layers: a question takes over a partial block. */
 MUST_USE status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e);

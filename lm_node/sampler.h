@@ -1,13 +1,15 @@
-/* One row of logits to one token.
+/* One row of logits to one token, from what ops_candidates_rows found in it.
  *
+ *     ops_candidates_wanted wanted = sampler_wants(&params, n);
  *     sampled_token t;
- *     st = sampler_pick(s, &t, logits, n, &params, position, &e);
+ *     st = sampler_pick(s, &t, &(sampler_row){&candidates, n, fetch, user}, &params, position, &e);
  *
  * Greedy unless a temperature is given: the largest logit, the lowest id on ties. With a temperature the
  * candidates are taken in the order (logit falling, id rising) and thinned as Hugging Face does: top_k,
  * then top_p, then min_p. The random number is rng_at(seed, stream, position) and nothing else, so the
  * token depends on this row, these parameters and this position only. All sums are in double, in the
- * order of ids or of candidates. One thread. */
+ * order of candidates, or of the totals of ops_candidates_rows. A draw that goes behind the candidates at hand
+ * fetches the whole row and goes on: where they end changes no token. One thread. */
 #ifndef LM_NODE_SAMPLER_H
 #define LM_NODE_SAMPLER_H
 
@@ -15,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "ops/ops.h"
 
 #define SAMPLER_LOGPROBS_MAX 20
 
@@ -41,8 +44,18 @@ typedef struct {
     sampled_candidate top[SAMPLER_LOGPROBS_MAX]; /* likeliest first */
 } sampled_token;
 
-/* Whether more than the largest logit of a row has to be known. */
-bool sampler_needs_logits(const sampler_params *params);
+/* What a token with these parameters needs of its row of n logits. */
+ops_candidates_wanted sampler_wants(const sampler_params *params, int n);
+
+/* Brings all logits of the row, good as long as the call that asks. */
+typedef status sampler_fetch(void *user, const float **logits, err *e);
+
+typedef struct {
+    const ops_candidates *candidates; /* what sampler_wants says, or more */
+    int n;                            /* logits that candidates and totals are of */
+    sampler_fetch *fetch;             /* called at most once for a token */
+    void *user;
+} sampler_row;
 
 typedef struct sampler sampler;
 
@@ -54,8 +67,8 @@ void sampler_close(sampler **s);
 MUST_USE status sampler_params_check(const sampler_params *params, err *e);
 
 /* params were checked; position: index of the token among the generated ones. Errors: INTERNAL when a
- * logit is not a finite number. */
-MUST_USE status sampler_pick(sampler *s, sampled_token *token, const float *logits, int n,
-                             const sampler_params *params, uint64_t position, err *e);
+ * logit is not a finite number; those of fetch. */
+MUST_USE status sampler_pick(sampler *s, sampled_token *token, const sampler_row *row, const sampler_params *params,
+                             uint64_t position, err *e);
 
 #endif

@@ -63,6 +63,7 @@ struct scheduler {
     scheduler_counters counters;
     /* One step's arrays. */
     int32_t *row_ids, *positions, *spans, *slots, *seqs, *adapters, *image_rows, *tables, *out_rows;
+    ops_candidates_wanted *wanted;
     unsigned char *features;
     running **out_of; /* whose logits row */
     const kv_seq **seq_of;
@@ -390,6 +391,7 @@ static void add_own_rows(scheduler *s, running *r, int n) {
     r->n_done += n;
     if (r->n_done < r->n_ids) return;
     s->out_of[s->batch.n_out] = r;
+    s->wanted[s->batch.n_out] = sampler_wants(&r->q.sampling, lm_decoder_n_offered(s->decoder));
     s->out_rows[s->batch.n_out++] = s->batch.n_rows - 1;
 }
 
@@ -445,15 +447,21 @@ static void fill_tables(scheduler *s) {
     s->batch.n_table_blocks = columns;
 }
 
+typedef struct {
+    lm_decoder *decoder;
+    int row;
+} step_row;
+
+static status fetch_logits(void *user, const float **logits, err *e) {
+    const step_row *from = user;
+    return lm_decoder_logits(from->decoder, logits, from->row, e);
+}
+
 /* The next token of a question whose logits are row i. */
 static status pick_token(scheduler *s, sampled_token *t, const running *r, const lm_step *out, int i, err *e) {
-    uint64_t position = (uint64_t)(r->n_ids - r->n_prompt);
-    if (sampler_needs_logits(&r->q.sampling))
-        return sampler_pick(s->sampler, t, out->logits + (size_t)i * (size_t)lm_decoder_n_vocab(s->decoder),
-                            lm_decoder_n_offered(s->decoder), &r->q.sampling, position, e);
-    *t = (sampled_token){.id = out->best[i]};
-    if (t->id >= 0) return STATUS_OK;
-    return fail(e, STATUS_INTERNAL, "a logit of token %llu is not a finite number", (unsigned long long)position);
+    step_row from = {s->decoder, i};
+    const sampler_row row = {&out->candidates[i], lm_decoder_n_offered(s->decoder), fetch_logits, &from};
+    return sampler_pick(s->sampler, t, &row, &r->q.sampling, (uint64_t)(r->n_ids - r->n_prompt), e);
 }
 
 static void take_token(scheduler *s, running *r, const lm_step *out, int i) {
@@ -489,13 +497,13 @@ bool scheduler_step(scheduler *s) {
                           .image_rows = s->image_rows,
                           .features = s->features,
                           .tables = s->tables,
-                          .out_rows = s->out_rows};
+                          .out_rows = s->out_rows,
+                          .wanted = s->wanted};
     add_decode_rows(s);
     s->batch.n_decode_rows = s->batch.n_rows;
     add_prompt_rows(s);
     if (s->batch.n_rows == 0) return s->active || s->waiting;
     fill_tables(s);
-    for (int i = 0; i < s->batch.n_out; i++) s->batch.wants_logits |= sampler_needs_logits(&s->out_of[i]->q.sampling);
     lm_step out;
     err e;
     if (lm_decoder_step(s->decoder, &out, &s->batch, &e) != STATUS_OK) {
@@ -532,12 +540,13 @@ static status open_arrays(scheduler *s, err *e) {
     s->adapters = calloc(rows, sizeof *s->adapters);
     s->image_rows = calloc(rows, sizeof *s->image_rows);
     s->out_rows = calloc(seqs, sizeof *s->out_rows);
+    s->wanted = calloc(seqs, sizeof *s->wanted);
     s->tables = calloc(seqs * columns, sizeof *s->tables);
     s->features = calloc(rows, s->feature_row_bytes);
     s->out_of = calloc(seqs, sizeof(running *));
     s->seq_of = calloc(seqs, sizeof(kv_seq *));
     if (s->row_ids && s->positions && s->spans && s->slots && s->seqs && s->adapters && s->image_rows &&
-        s->out_rows && s->tables && s->features && s->out_of && s->seq_of)
+        s->out_rows && s->wanted && s->tables && s->features && s->out_of && s->seq_of)
         return STATUS_OK;
     return fail(e, STATUS_NO_MEMORY, "scheduler: no memory for steps of %d rows", s->max_rows);
 }
@@ -615,6 +624,7 @@ void scheduler_close(scheduler **out) {
     free(s->adapters);
     free(s->image_rows);
     free(s->out_rows);
+    free(s->wanted);
     free(s->tables);
     free(s->features);
     free(s->out_of);

@@ -435,14 +435,24 @@ status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x) {
     return done(ctx, ctx->backend->cast(ctx->state, out, x));
 }
 
-status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int64_t n) {
-    TRY(rule_device(out, OPS_DTYPE_I32, 1));
+static bool is_wanted(const ops_candidates_wanted *w) {
+    for (int i = 0; i < 2; i++)
+        if (!(w->temperature[i] >= 0.0f) || isinf(w->temperature[i])) return false;
+    return w->n >= 1 && w->n <= OPS_CANDIDATES_MAX;
+}
+
+status ops_candidates_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int64_t n,
+                           const ops_candidates_wanted *wanted) {
+    TRY(rule_device(out, OPS_DTYPE_U8, 2));
     TRY(rule_device(x, OPS_DTYPE_F32, 2));
-    if (out->dims[0] != x->dims[0] || x->dims[1] > INT32_MAX) return STATUS_BAD_SHAPE;
-    if (n < 1 || n > x->dims[1]) return STATUS_BAD_ARGUMENT;
+    if (out->dims[0] != x->dims[0] || out->dims[1] != (int64_t)sizeof(ops_candidates) || x->dims[1] > INT32_MAX)
+        return STATUS_BAD_SHAPE;
+    if (n < 1 || n > x->dims[1] || (uintptr_t)out->data % _Alignof(ops_candidates) != 0) return STATUS_BAD_ARGUMENT;
+    for (int64_t r = 0; wanted && r < x->dims[0]; r++)
+        if (!is_wanted(&wanted[r])) return STATUS_BAD_ARGUMENT;
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return done(ctx, ctx->backend->argmax_rows(ctx->state, out, x, n));
+    return done(ctx, ctx->backend->candidates_rows(ctx->state, out, x, n, wanted));
 }
 
 /* ---- vision -------------------------------------------------------------------------------- */

@@ -187,9 +187,29 @@ MUST_USE status ops_scatter_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor
 /* Between f32, f16 and bf16, rounding to nearest even; same shape. */
 MUST_USE status ops_cast(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x);
 
-/* Index of the largest of the first n values of each row, the lowest index on ties; -1 where one of them is infinite or
- * not a number. out [rows] i32, x [rows, cols] f32, n at most cols. */
-MUST_USE status ops_argmax_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int64_t n);
+#define OPS_CANDIDATES_MAX 64
+
+/* What is wanted of a row of numbers. */
+typedef struct {
+    int32_t n;            /* candidates, 1 .. OPS_CANDIDATES_MAX */
+    float temperature[2]; /* of the totals; 0: that one is not wanted */
+} ops_candidates_wanted;
+
+/* A row's values in the order (value falling, column rising), as far as they were wanted, and its totals. */
+typedef struct {
+    double total[2]; /* sum over the row of exp((value - largest) / temperature); 0 where it is not wanted */
+    int32_t bad;     /* the first column whose value is infinite or not a number, and nothing more is told; -1: none */
+    int32_t n;       /* what is there of the next two: as wanted, or the row's length if that is less */
+    int32_t column[OPS_CANDIDATES_MAX];
+    float value[OPS_CANDIDATES_MAX];
+} ops_candidates;
+
+/* The candidates of the first n values of each row. out [rows, sizeof(ops_candidates)] u8, x [rows, cols] f32, n at most
+ * cols; wanted [rows], on the host and read before this returns; NULL: the first candidate of each, no totals.
+ * Totals are sums in double in a fixed order, which is that of the columns on the CPU: off by at most (n + 8) * 2^-52 of
+ * themselves. */
+MUST_USE status ops_candidates_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int64_t n,
+                                    const ops_candidates_wanted *wanted);
 
 /* ---- vision -------------------------------------------------------------------------------- */
 

@@ -63,7 +63,8 @@ typedef struct {
                           const ops_tensor *ids);
     status (*scatter_rows)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *to);
     status (*cast)(void *state, ops_tensor *out, const ops_tensor *x);
-    status (*argmax_rows)(void *state, ops_tensor *out, const ops_tensor *x, int64_t n);
+    status (*candidates_rows)(void *state, ops_tensor *out, const ops_tensor *x, int64_t n,
+                              const ops_candidates_wanted *wanted);
     status (*patch_rows)(void *state, ops_tensor *out, const ops_tensor *x, int patch);
     status (*attention)(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
                         const ops_tensor *v, int64_t length, const ops_attention_params *params);

@@ -80,7 +80,8 @@ status cpu_gather_rows(void *state, ops_tensor *out, const ops_tensor *table,
                        const ops_tensor *ids);
 status cpu_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *to);
 status cpu_cast(void *state, ops_tensor *out, const ops_tensor *x);
-status cpu_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n);
+status cpu_candidates_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n,
+                           const ops_candidates_wanted *wanted);
 status cpu_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, int patch);
 status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
                      const ops_tensor *v, int64_t length, const ops_attention_params *params);

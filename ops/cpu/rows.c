@@ -1,5 +1,4 @@
-/* Moving and searching whole rows: gather, scatter, copies of cache blocks, argmax. */
-#include <math.h>
+/* Moving whole rows: gather, scatter, copies of cache blocks. */
 #include <string.h>
 
 #include "ops/cpu/cpu_internal.h"
@@ -43,34 +42,5 @@ status cpu_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t fro
     int64_t block = cache->dims[1] * cache->dims[2];
     float *data = cache->data;
     memcpy(data + to * block, data + from * block, (size_t)block * sizeof(float));
-    return STATUS_OK;
-}
-
-/* ---- argmax -------------------------------------------------------------------------------- */
-
-typedef struct {
-    int32_t *out;
-    const float *x;
-    int64_t cols, n;
-} argmax_job;
-
-static void argmax_some(void *arg, int64_t first, int64_t n, int thread) {
-    const argmax_job *j = arg;
-    (void)thread;
-    for (int64_t r = first; r < first + n; r++) {
-        const float *row = j->x + r * j->cols;
-        bool is_finite = true;
-        int64_t best = 0;
-        for (int64_t c = 0; c < j->n; c++) {
-            is_finite = is_finite && isfinite(row[c]);
-            if (row[c] > row[best]) best = c;
-        }
-        j->out[r] = is_finite ? (int32_t)best : -1;
-    }
-}
-
-status cpu_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n) {
-    argmax_job j = {.out = out->data, .x = x->data, .cols = x->dims[1], .n = n};
-    cpu_split_rows(state, x->dims[0], n, argmax_some, &j);
     return STATUS_OK;
 }

@@ -119,7 +119,8 @@ status cuda_add_table(void *state, ops_tensor *out, const ops_tensor *x, const o
 status cuda_gather_rows(void *state, ops_tensor *out, const ops_tensor *table, const ops_tensor *ids);
 status cuda_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *to);
 status cuda_cast(void *state, ops_tensor *out, const ops_tensor *x);
-status cuda_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n);
+status cuda_candidates_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n,
+                            const ops_candidates_wanted *wanted);
 status cuda_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, int patch);
 status cuda_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k, const ops_tensor *v,
                       int64_t length, const ops_attention_params *params);

@@ -16,11 +16,15 @@ static __device__ inline V warp_sum(V v) {
     return v;
 }
 
+/* Over each n neighbouring lanes, a power of two. */
 template <typename V>
-static __device__ inline V warp_max(V v) {
-    for (int step = WARP / 2; step > 0; step /= 2) v = larger(v, __shfl_xor_sync(ALL_LANES, v, step));
+static __device__ inline V lanes_max(V v, int n) {
+    for (int step = n / 2; step > 0; step /= 2) v = larger(v, __shfl_xor_sync(ALL_LANES, v, step));
     return v;
 }
+
+template <typename V>
+static __device__ inline V warp_max(V v) { return lanes_max(v, WARP); }
 
 /* Over the four lanes that share a row of an mma tile. */
 template <typename V>
@@ -30,10 +34,7 @@ static __device__ inline V quad_sum(V v) {
 }
 
 template <typename V>
-static __device__ inline V quad_max(V v) {
-    for (int step = 2; step > 0; step /= 2) v = larger(v, __shfl_xor_sync(ALL_LANES, v, step));
-    return v;
-}
+static __device__ inline V quad_max(V v) { return lanes_max(v, 4); }
 
 /* Every thread gets the result. shared: one V a warp; blocks are whole warps. */
 template <typename V>

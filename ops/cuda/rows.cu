@@ -1,11 +1,9 @@
-/* Moving and searching whole rows: gather, scatter, copies of cache blocks, argmax.
+/* Moving whole rows: gather, scatter, copies of cache blocks.
  *
- * gather, scatter: thread -> one chunk of eight columns of one row; a row whose index lies outside is left as it is.
- * argmax: block -> a row; thread -> the columns t, t + 256, ... */
+ * gather, scatter: thread -> one chunk of eight columns of one row; a row whose index lies outside is left as it is. */
 #include "ops/cuda/cuda_internal.cuh"
 
 #define THREADS 256
-#define WARPS   (THREADS / WARP)
 
 static unsigned n_blocks(int64_t rows, int64_t cols) { return (unsigned)ceil_div(rows * ceil_div(cols, CHUNK), THREADS); }
 
@@ -75,32 +73,4 @@ status cuda_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t fr
     unsigned char *data = static_cast<unsigned char *>(cache->data);
     return cuda_status(cudaMemcpyAsync(data + (size_t)to * bytes, data + (size_t)from * bytes, bytes,
                                        cudaMemcpyDeviceToDevice, s->stream), "cudaMemcpyAsync");
-}
-
-/* ---- argmax -------------------------------------------------------------------------------- */
-
-#define NOT_FINITE (~0ull) /* above the rank of every number */
-
-/* A number whose order is that of the values, above that of the columns, the first on top. */
-static __device__ inline unsigned long long rank_of(float v, int64_t col) {
-    if (!isfinite(v)) return NOT_FINITE;
-    unsigned bits = __float_as_uint(v + 0.0f); /* -0 counts as 0 */
-    unsigned order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (unsigned long long)order << 32 | (0xffffffffu - (unsigned)col);
-}
-
-static __global__ void argmax_block_per_row(int32_t *out, const float *x, int64_t cols, int64_t n) {
-    SHARED_MEMORY(memory);
-    const float *row = x + blockIdx.x * cols;
-    unsigned long long best = 0;
-    for (int64_t c = threadIdx.x; c < n; c += THREADS) best = larger(best, rank_of(row[c], c));
-    best = block_max(best, reinterpret_cast<unsigned long long *>(memory));
-    if (threadIdx.x == 0) out[blockIdx.x] = best == NOT_FINITE ? -1 : (int32_t)(0xffffffffu - (unsigned)best);
-}
-
-status cuda_argmax_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n) {
-    cuda_state *s = static_cast<cuda_state *>(state);
-    LAUNCH(argmax_block_per_row, (unsigned)x->dims[0], THREADS, WARPS * sizeof(unsigned long long), s->stream,
-           static_cast<int32_t *>(out->data), static_cast<const float *>(x->data), x->dims[1], n);
-    return cuda_launched("argmax_block_per_row");
 }

@@ -29,6 +29,8 @@ typedef struct {
     unsigned char *features; /* the tower's golden result, in the tower's dtype */
     const model_config *c;
     int adapter; /* of all rows */
+    lm_step step;
+    float *logits; /* [ROWS_MAX, n_vocab_out] of the wanted rows of the last step */
 } fixture;
 
 /* The decoder gets the tower's features as a node would: rounded to the dtype of the weights. */
@@ -64,6 +66,8 @@ static void open_fixture_with(fixture *f, const char *case_name, int n_threads, 
     if (lm_decoder_open(&f->d, f->ctx, f->m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
     assert_int_equal(kv_cache_open(&f->kv, s.kv_blocks, &e), STATUS_OK);
     f->features = stored_features(f);
+    f->logits = malloc((size_t)ROWS_MAX * (size_t)f->c->decoder.n_vocab_out * sizeof *f->logits);
+    assert_non_null(f->logits);
 }
 
 static void open_fixture(fixture *f, const char *case_name, int n_threads) {
@@ -72,6 +76,7 @@ static void open_fixture(fixture *f, const char *case_name, int n_threads) {
 
 static void close_fixture(fixture *f) {
     free(f->features);
+    free(f->logits);
     kv_cache_close(&f->kv);
     lm_decoder_close(&f->d);
     ops_close(&f->ctx);
@@ -100,14 +105,19 @@ static spliced splice(const fixture *f, const int32_t *ids, int n_ids) {
     return s;
 }
 
-/* The token that was chosen on the device is the first of the largest logits among those that have an embedding. */
-static void check_best(const fixture *f, const lm_step *out, int n_out) {
+/* All logits of the step; the first candidate is the first of the largest among those that have an embedding. */
+static void take_logits(fixture *f, int n_out) {
+    const int n_vocab = f->c->decoder.n_vocab_out;
     for (int row = 0; row < n_out; row++) {
-        const float *logits = out->logits + (size_t)row * (size_t)f->c->decoder.n_vocab_out;
+        const float *logits;
+        err e;
+        if (lm_decoder_logits(f->d, &logits, row, &e) != STATUS_OK) fail_msg("%s", e.text);
+        memcpy(f->logits + (size_t)row * (size_t)n_vocab, logits, (size_t)n_vocab * sizeof *logits);
         int32_t best = 0;
-        for (int32_t i = 1; i < f->c->decoder.n_vocab_out && i < f->c->decoder.n_vocab_in; i++)
+        for (int32_t i = 1; i < n_vocab && i < f->c->decoder.n_vocab_in; i++)
             if (logits[i] > logits[best]) best = i;
-        assert_int_equal(out->best[row], best);
+        assert_int_equal(f->step.candidates[row].column[0], best);
+        assert_true(f->step.candidates[row].value[0] == logits[best]);
     }
 }
 
@@ -131,8 +141,7 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
                   .n_seqs = 1,
                   .n_table_blocks = seq->n_blocks,
                   .tables = seq->blocks,
-                  .out_rows = outs,
-                  .wants_logits = true};
+                  .out_rows = outs};
     for (int i = 0; i < n; i++) {
         positions[i] = from + i;
         spans[i] = s->n;
@@ -145,12 +154,11 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
                f->features + (size_t)s->feature[from + i] * row_bytes, row_bytes);
         images[b.n_image_rows++] = i;
     }
-    lm_step out;
     err e;
-    if (lm_decoder_step(f->d, &out, &b, &e) != STATUS_OK) fail_msg("%s", e.text);
+    if (lm_decoder_step(f->d, &f->step, &b, &e) != STATUS_OK) fail_msg("%s", e.text);
     free(features);
-    check_best(f, &out, b.n_out);
-    return out.logits;
+    take_logits(f, b.n_out);
+    return f->logits;
 }
 
 /* ---- comparisons --------------------------------------------------------------------------- */
@@ -300,14 +308,15 @@ static void check_greedy(fixture *f, int prompt) {
     kv_seq seq;
     assert_int_equal(sampler_open(&sample, c->n_vocab_out, &e), STATUS_OK);
     assert_int_equal(kv_seq_open(f->kv, &seq, s.n + n_new, 0), STATUS_OK);
-    const float *logits = run_rows(f, &seq, &s, 0, s.n, false);
+    (void)run_rows(f, &seq, &s, 0, s.n, false);
     for (int i = 0; i < n_new; i++) {
-        assert_int_equal(sampler_pick(sample, &t, logits, n_ids, &greedy, (uint64_t)i, &e), STATUS_OK);
+        const sampler_row row = {.candidates = f->step.candidates, .n = n_ids};
+        assert_int_equal(sampler_pick(sample, &t, &row, &greedy, (uint64_t)i, &e), STATUS_OK);
         if (t.id != want.i32[i])
             fail_msg("prompt %d, token %d: %d, transformers has %d", prompt, i, t.id, want.i32[i]);
         s.ids[s.n] = t.id;
         s.feature[s.n++] = -1;
-        if (i + 1 < n_new) logits = run_rows(f, &seq, &s, s.n - 1, 1, false);
+        if (i + 1 < n_new) (void)run_rows(f, &seq, &s, s.n - 1, 1, false);
     }
     kv_seq_close(f->kv, &seq);
     sampler_close(&sample);

@@ -264,19 +264,36 @@ static void row_operators_refuse_wrong_shapes_and_half_overlaps(void **state) {
     assert_int_equal(ops_add_table(ctx, &out, &x, &thin), STATUS_BAD_SHAPE);
     assert_int_equal(ops_add_table(ctx, &table, &table, &table), STATUS_BAD_ARGUMENT);
 
-    ops_tensor best = ids(0, 3), few = ids(0, 2), none = at2(0, 3, 0);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &x, 6), STATUS_OK);
-    assert_int_equal(ops_argmax_rows(ctx, &few, &x, 6), STATUS_BAD_SHAPE);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &none, 0), STATUS_BAD_ARGUMENT);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &x, 0), STATUS_BAD_ARGUMENT);
-    assert_int_equal(ops_argmax_rows(ctx, &best, &x, 7), STATUS_BAD_ARGUMENT);
-    assert_int_equal(ops_argmax_rows(ctx, &out, &x, 6), STATUS_UNSUPPORTED);
-
     ops_tensor half = with_dtype(at2(100, 3, 6), OPS_DTYPE_F16), number = with_dtype(x, OPS_DTYPE_I32);
     ops_tensor half_x = with_dtype(x, OPS_DTYPE_F16);
     assert_int_equal(ops_cast(ctx, &half, &x), STATUS_OK);
     assert_int_equal(ops_cast(ctx, &half_x, &x), STATUS_BAD_ARGUMENT);
     assert_int_equal(ops_cast(ctx, &out, &number), STATUS_UNSUPPORTED);
+}
+
+static void candidates_refuse_rows_and_wishes_that_do_not_fit(void **state) {
+    (void)state;
+    ops_tensor x = at2(100, 3, 6), out = at2(200, 3, 6);
+    enum { BYTES = sizeof(ops_candidates) };
+    ops_tensor found = with_dtype(at2(1024, 3, BYTES), OPS_DTYPE_U8), few = with_dtype(at2(1024, 2, BYTES), OPS_DTYPE_U8);
+    ops_tensor narrow = with_dtype(at2(1024, 3, BYTES - 8), OPS_DTYPE_U8), none = at2(0, 3, 0);
+    ops_candidates_wanted wanted[3] = {{.n = 1}, {.n = OPS_CANDIDATES_MAX, .temperature = {1.0f, 0.5f}}, {.n = 1}};
+    assert_int_equal(ops_candidates_rows(ctx, &found, &x, 6, wanted), STATUS_OK);
+    assert_int_equal(ops_candidates_rows(ctx, &found, &x, 6, NULL), STATUS_OK);
+    assert_int_equal(ops_candidates_rows(ctx, &few, &x, 6, wanted), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_candidates_rows(ctx, &narrow, &x, 6, wanted), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_candidates_rows(ctx, &found, &none, 0, wanted), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_candidates_rows(ctx, &found, &x, 0, wanted), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_candidates_rows(ctx, &found, &x, 7, wanted), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_candidates_rows(ctx, &out, &x, 6, wanted), STATUS_UNSUPPORTED);
+    ops_tensor askew = with_data(found, (unsigned char *)found.data + 4);
+    assert_int_equal(ops_candidates_rows(ctx, &askew, &x, 6, wanted), STATUS_BAD_ARGUMENT);
+    static const ops_candidates_wanted refused[] = {{.n = 0}, {.n = OPS_CANDIDATES_MAX + 1}, {1, {-1.0f, 0.0f}},
+                                                    {1, {0.0f, NAN}}, {1, {0.0f, INFINITY}}};
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        wanted[2] = refused[i];
+        assert_int_equal(ops_candidates_rows(ctx, &found, &x, 6, wanted), STATUS_BAD_ARGUMENT);
+    }
 }
 
 static void an_index_outside_its_table_is_refused_before_anything_is_written(void **state) {
@@ -464,6 +481,7 @@ int main(void) {
         cmocka_unit_test(matrices_refuse_bad_weights),
         cmocka_unit_test(linear_refuses_and_takes_no_rows),
         cmocka_unit_test(row_operators_refuse_wrong_shapes_and_half_overlaps),
+        cmocka_unit_test(candidates_refuse_rows_and_wishes_that_do_not_fit),
         cmocka_unit_test(an_index_outside_its_table_is_refused_before_anything_is_written),
         cmocka_unit_test(patches_refuse_what_does_not_fit),
         cmocka_unit_test(rope_refuses_heads_that_do_not_fit),

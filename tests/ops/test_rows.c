@@ -1,5 +1,5 @@
 /* The operators on rows and single numbers against their definitions, on every variant and several
- * threads: norms, activations, sums, moves, casts, argmax, patches, rotation, cache blocks. */
+ * threads: norms, activations, sums, moves, casts, patches, rotation, cache blocks. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -372,29 +372,6 @@ static void cast_rounds_every_element_and_nothing_else(void **state) {
         }
 }
 
-static void argmax_is_the_first_of_the_largest_among_numbers(void **state) {
-    (void)state;
-    enum { ROWS = 9 };
-    static const float rows[ROWS][6] = {
-        {1, 5, 2, 5, 0, 9},       {-3, -1, -2, -1, -9, 0},  {-3e38f, -3e38f, -3e38f, 1, 1, NAN},
-        {0, 0, 0, 0, 0, 0},       {-0.0f, 0.0f, -0.0f, 0.0f, 0.0f, 1}, {1, 2, 3, 4, 5, INFINITY},
-        {1, 2, NAN, 3, 4, 5},     {1, 2, INFINITY, 3, 4, 5}, {-INFINITY, 1, 2, 3, 4, 5},
-    };
-    static const int32_t first_five[ROWS] = {1, 1, 3, 0, 0, 4, -1, -1, -1}, all[ROWS] = {5, 5, -1, 0, 5, -1, -1, -1, -1};
-    EACH_CONTEXT(ctx) {
-        guarded gx = wide_floats(ctx, ROWS, 6, rows[0]);
-        guarded go = guarded_open(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS});
-        for (int n = 5; n <= 6; n++) {
-            assert_int_equal(ops_argmax_rows(ctx, &go.t, &gx.t, n), STATUS_OK);
-            void *got = guarded_bytes(&go);
-            assert_memory_equal(got, n == 5 ? first_five : all, sizeof all);
-            free(got);
-        }
-        assert_true(guarded_intact(&go));
-        guarded_close(&gx), guarded_close(&go);
-    }
-}
-
 static void patches_are_cut_channel_by_channel_and_the_rest_left_unread(void **state) {
     (void)state;
     enum { N = 2, H = 31, W = 45, P = 7 };
@@ -578,7 +555,6 @@ int main(void) {
         cmocka_unit_test(blocks_of_a_cache_copy),
         cmocka_unit_test(storage_types_round_to_nearest_even),
         cmocka_unit_test(cast_rounds_every_element_and_nothing_else),
-        cmocka_unit_test(argmax_is_the_first_of_the_largest_among_numbers),
         cmocka_unit_test(patches_are_cut_channel_by_channel_and_the_rest_left_unread),
         cmocka_unit_test(rope_rotates_pairs_and_leaves_the_rest),
         cmocka_unit_test(append_turns_keys_and_query_and_fills_the_slots),

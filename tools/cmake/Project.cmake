@@ -66,8 +66,8 @@ function(project_test name)
     endif()
 endfunction()
 
-# A test of a network, once for each device there is: the CPU, the emulated GPU, and the GPU where CUDA was found, on which
-# it is skipped when there is none.   network_tests(folder.file test_file.c uses...)
+# A test of a network or of what looks at its results, once for each device there is: the CPU, the emulated GPU, and the
+# GPU where CUDA was found, on which it is skipped when there is none.   network_tests(folder.file test_file.c uses...)
 function(network_tests name source)
     project_test(${name} SOURCES ${source} USES ${ARGN} TIMEOUT 300)
     project_test(${name}.cuda_emulated SOURCES ${source} USES ops_emulated ${ARGN} TIMEOUT 900)
