@@ -66,12 +66,12 @@ static status start_worker(embedded *em, role *r, const char *name, uint32_t kin
     return worker_open(&r->worker, em->zmq_context, BACK, &settings, handler, e);
 }
 
-static status open_shared(embedded *em, const embedded_settings *settings, int n_threads, err *e) {
+static status open_shared(embedded *em, const embedded_settings *settings, err *e) {
     image_decoder_limits limits = {.image.pixels_max = settings->max_pixels, .wall_ms = settings->decode_ms};
     cache_settings cache_wishes = cache_settings_default();
     cache_wishes.memory_bytes = settings->cache_bytes;
     /* The decoder forks, so it comes before everything that has threads or weighs anything. */
-    status st = image_decoder_open(&em->decoder, n_threads, &limits, e);
+    status st = image_decoder_open(&em->decoder, image_decoder_default_workers(), &limits, e);
     if (st == STATUS_OK) st = model_open(&em->model, &settings->model, e);
     if (st == STATUS_OK)
         st = cache_open(&em->cache, settings->cache_url ? settings->cache_url : "memory:",
@@ -80,13 +80,13 @@ static status open_shared(embedded *em, const embedded_settings *settings, int n
 }
 
 static status open_services(embedded *em, const embedded_settings *settings, int n_threads, err *e) {
-    vision_service_parts vision = {em->model, em->cache, em->decoder};
+    vision_service_parts vision = {em->model, em->cache, em->cache, em->decoder};
     lm_service_parts lm = {em->model, em->cache};
     vision_service_settings vision_wishes = vision_service_defaults(settings->device);
     lm_service_settings lm_wishes = lm_service_defaults(settings->device);
     vision_wishes.ops.n_threads = lm_wishes.ops.n_threads = n_threads;
     if (settings->kv_bytes) lm_wishes.kv_bytes = settings->kv_bytes;
-    em->vision_slots = 2 * (uint32_t)vision_wishes.max_images;
+    em->vision_slots = vision_service_slots(&vision_wishes);
     em->lm_slots = (uint32_t)lm_wishes.max_questions;
     status st = vision_service_open(&em->vision, &vision, &vision_wishes, e);
     if (st == STATUS_OK) st = lm_service_open(&em->lm, &lm, &lm_wishes, e);
@@ -126,7 +126,7 @@ status embedded_open(embedded **em, const embedded_settings *settings, err *e) {
         long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
         n_threads = n_cores < 1 ? 1 : n_cores > 64 ? 64 : (int)n_cores;
     }
-    status st = open_shared(made, settings, n_threads, e);
+    status st = open_shared(made, settings, e);
     if (st == STATUS_OK) st = open_services(made, settings, n_threads, e);
     if (st == STATUS_OK) st = start_roles(made, e);
     if (st != STATUS_OK) {
@@ -154,13 +154,13 @@ void embedded_close(embedded **em) {
         if (r->broker) broker_stop(r->broker);
         if (r->is_started) CHECK(pthread_join(r->thread, NULL) == 0, "a role's thread ends");
     }
+    vision_service_close(&m->vision);
     for (int i = 2; i >= 0; i--) {
         worker_close(&m->roles[i].worker);
         broker_close(&m->roles[i].broker);
     }
     wire_context_close(&m->zmq_context);
     lm_service_close(&m->lm);
-    vision_service_close(&m->vision);
     cache_close(&m->cache);
     model_close(&m->model);
     image_decoder_close(&m->decoder);

@@ -225,6 +225,16 @@ static bool is_empty(const ops_tensor *t) {
     return false;
 }
 
+status ops_host_open(ops_ctx *ctx, void **host, size_t size_bytes, err *e) {
+    *host = NULL;
+    return size_bytes ? ctx->backend->host_open(ctx->state, host, size_bytes, e) : STATUS_OK;
+}
+
+void ops_host_close(ops_ctx *ctx, void **host, size_t size_bytes) {
+    if (*host) ctx->backend->host_close(ctx->state, *host, size_bytes);
+    *host = NULL;
+}
+
 static status rule_crossing(const ops_tensor *t, const void *host) {
     if (t->place != OPS_PLACE_DEVICE) return STATUS_UNSUPPORTED;
     if (!t->data || !host) return STATUS_BAD_ARGUMENT;

@@ -72,7 +72,16 @@ size_t ops_cut_bytes(ops_dtype dtype, int64_t n_elements);
 /* The next piece of a block. A block that is too small is our own mistake (CHECK). */
 ops_tensor ops_block_cut(ops_block *block, ops_dtype dtype, int n_dims, const int64_t *dims);
 
-MUST_USE status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host); /* tensor_bytes(out) */
+/* Host memory that the device copies from and to without a stop on the way: zeroed, 64-aligned. Any thread may use
+ * it; open and close are the context's thread's, and nothing that crosses is under way at close. Errors: NO_MEMORY,
+ * DEVICE. */
+MUST_USE status ops_host_open(ops_ctx *ctx, void **host, size_t size_bytes, err *e);
+void ops_host_close(ops_ctx *ctx, void **host, size_t size_bytes); /* NULL inside is fine */
+
+/* tensor_bytes of the tensor. From memory of ops_host_open an upload may still read when it returns: that memory must
+ * not be written again before an ops_sync that comes after. From any other memory it has read when it returns.
+ * What a download writes is there after the ops_sync that comes next, whatever the memory. */
+MUST_USE status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host);
 MUST_USE status ops_download(ops_ctx *ctx, void *host, const ops_tensor *x);
 MUST_USE status ops_sync(ops_ctx *ctx);
 

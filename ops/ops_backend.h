@@ -38,6 +38,8 @@ typedef struct {
 
     status (*memory_open)(void *state, void **data, size_t bytes, err *e); /* zeroed, 64-aligned */
     void (*memory_close)(void *state, void *data, size_t bytes);
+    status (*host_open)(void *state, void **host, size_t bytes, err *e); /* zeroed, 64-aligned */
+    void (*host_close)(void *state, void *host, size_t bytes);
     status (*upload)(void *state, void *device, const void *host, size_t bytes);
     status (*download)(void *state, void *host, const void *device, size_t bytes);
     status (*sync)(void *state);

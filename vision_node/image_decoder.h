@@ -35,6 +35,9 @@ typedef struct {
 
 typedef struct image_decoder image_decoder;
 
+/* One for every core but one, which the node itself needs: at least 1, at most 16. */
+int image_decoder_default_workers(void);
+
 /* Options of every program that opens a decoder. */
 #define IMAGE_DECODER_ROWS                                                                         \
     {"max-pixels", 0, OPTION_INT, "N", "64000000", 1, 1e9,                                         \
@@ -49,6 +52,8 @@ typedef struct image_decoder image_decoder;
  * Errors: BAD_ARGUMENT, NO_MEMORY, UNAVAILABLE (a worker cannot be started, with the reason). */
 MUST_USE status image_decoder_open(image_decoder **d, int n_workers,
                                    const image_decoder_limits *limits, err *e);
+
+int image_decoder_n_workers(const image_decoder *d);
 
 /* Kills the workers and waits for them; no image_decoder_run may be in progress. */
 void image_decoder_close(image_decoder **d); /* NULL inside is fine */

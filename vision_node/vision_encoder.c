@@ -33,7 +33,7 @@ struct vision_encoder {
     ops_ctx *ctx;
     model_tower_config c;
     ops_dtype dtype, running; /* of the features, of all that is computed before them */
-    int max_images;
+    int max_images, n_running;
     ops_block weights, activations;
     ops_matrix *patch;
     ops_tensor positions, pre_norm_w, pre_norm_b;
@@ -278,7 +278,13 @@ static status tap_state(vision_encoder *v, int layer, const ops_tensor *x) {
     return STATUS_OK;
 }
 
-static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *planes, int n_images) {
+/* Picture i of a tensor that holds many: n elements from the i-th n on. */
+static ops_tensor one_of(const ops_tensor *all, int i, int64_t n) {
+    ops_tensor flat = tensor_first(all, i + 1, n);
+    return tensor_rows(&flat, i, 1);
+}
+
+static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *const *planes, int n_images) {
     const int64_t size = v->c.image_size;
     ops_tensor pictures = v->planes;
     pictures.n_dims = 4;
@@ -288,7 +294,10 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *plan
     const int64_t n_patches = (int64_t)n_images * v->c.n_patches;
     ops_tensor patches = tensor_first(&v->wide, n_patches, patch_width(v));
     ops_tensor embedded = tensor_first(&v->a, n_patches, v->c.hidden);
-    TRY(ops_upload(v->ctx, &pictures, planes));
+    for (int i = 0; i < n_images; i++) {
+        ops_tensor picture = one_of(&v->planes, i, 3 * size * size);
+        TRY(ops_upload(v->ctx, &picture, planes[i]));
+    }
     TRY(ops_patch_rows(v->ctx, &patches, &pictures, v->c.patch_size));
     TRY(ops_linear(v->ctx, &embedded, &patches, v->patch, NULL));
     if (v->c.family->class_token) {
@@ -345,7 +354,7 @@ static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) 
     return add_branch(v, x, &q, &l->scale2);
 }
 
-static status run(vision_encoder *v, const float *planes, int n_images, void *features) {
+static status start(vision_encoder *v, const float *const *planes, int n_images, void *const *features) {
     ops_tensor x = tensor_first(&v->x, (int64_t)n_images * v->c.n_rows, v->c.hidden);
     TRY(run_embeddings(v, &x, planes, n_images));
     TRY(tap_state(v, 0, &x));
@@ -361,16 +370,45 @@ static status run(vision_encoder *v, const float *planes, int n_images, void *fe
     }
     ops_tensor half = tensor_first(&v->half, x.dims[0], v->c.hidden);
     TRY(ops_cast(v->ctx, &half, &x));
-    TRY(ops_download(v->ctx, features, &half));
-    return ops_sync(v->ctx);
+    for (int i = 0; i < n_images; i++) {
+        ops_tensor one = one_of(&v->half, i, (int64_t)v->c.n_tokens * v->c.hidden);
+        TRY(ops_download(v->ctx, features[i], &one));
+    }
+    return STATUS_OK;
 }
 
-status vision_encoder_run(vision_encoder *v, const float *planes, int n_images, void *features,
-                          err *e) {
+status vision_encoder_start(vision_encoder *v, const float *const *planes, int n_images, void *const *features,
+                            err *e) {
+    CHECK(v->n_running == 0, "one run is under way at a time");
     if (n_images < 1 || n_images > v->max_images)
         return fail(e, STATUS_BAD_ARGUMENT, "tower: %d images in one run, need 1 to %d", n_images,
                     v->max_images);
-    status st = run(v, planes, n_images, features);
-    return st == STATUS_OK ? st
-                           : fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
+    status st = start(v, planes, n_images, features);
+    if (st != STATUS_OK) {
+        status ended = ops_sync(v->ctx);
+        (void)ended; /* what was begun may still read planes; the run has failed already */
+        return fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
+    }
+    v->n_running = n_images;
+    return STATUS_OK;
+}
+
+status vision_encoder_finish(vision_encoder *v, err *e) {
+    CHECK(v->n_running > 0, "a run is under way");
+    int n_images = v->n_running;
+    v->n_running = 0;
+    status st = ops_sync(v->ctx);
+    return st == STATUS_OK ? st : fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
+}
+
+status vision_encoder_run(vision_encoder *v, const float *planes, int n_images, void *features, err *e) {
+    const float *each_planes[VISION_ENCODER_IMAGES_MAX];
+    void *each_features[VISION_ENCODER_IMAGES_MAX];
+    const size_t n_values = (size_t)(3 * v->c.image_size) * (size_t)v->c.image_size;
+    for (int i = 0; i < n_images && i < v->max_images; i++) {
+        each_planes[i] = planes + (size_t)i * n_values;
+        each_features[i] = (unsigned char *)features + (size_t)i * vision_encoder_feature_bytes(v);
+    }
+    status st = vision_encoder_start(v, each_planes, n_images, each_features, e);
+    return st == STATUS_OK ? vision_encoder_finish(v, e) : st;
 }

@@ -2,7 +2,9 @@
  *
  *     vision_encoder *v;
  *     st = vision_encoder_open(&v, ctx, m, 8, &e);
- *     st = vision_encoder_run(v, planes, n, features, &e);
+ *     st = vision_encoder_start(v, planes, n, features, &e);
+ *     // anything else, while a device works
+ *     st = vision_encoder_finish(v, &e);
  *     vision_encoder_close(&v);
  *
  * Runs the layers up to the selected hidden state; no final norm is applied. A picture's features are
@@ -24,8 +26,17 @@ MUST_USE status vision_encoder_open(vision_encoder **v, ops_ctx *ctx, const mode
                                     int max_images, err *e);
 void vision_encoder_close(vision_encoder **v);
 
-/* planes: host, f32 [n_images, 3, size, size], normalised. features: host, [n_images, n_tokens, hidden]
- * in model_tower_dtype, n_images * vision_encoder_feature_bytes bytes. Errors: BAD_ARGUMENT, DEVICE. */
+/* Begins a run. planes[i]: host, f32 [3, size, size], normalised. features[i]: host, [n_tokens, hidden] in
+ * model_tower_dtype, vision_encoder_feature_bytes bytes. Both are the run's until vision_encoder_finish, whose caller
+ * finds the features there; the two arrays of pointers only during the call. In memory of ops_host_open they cross
+ * without a stop. The CPU has all done when this returns. After an error nothing is under way.
+ * Errors: BAD_ARGUMENT, DEVICE. */
+MUST_USE status vision_encoder_start(vision_encoder *v, const float *const *planes, int n_images,
+                                     void *const *features, err *e);
+MUST_USE status vision_encoder_finish(vision_encoder *v, err *e);
+
+/* Both, for pictures that lie one after another: planes [n_images, 3, size, size], features [n_images, n_tokens,
+ * hidden]. */
 MUST_USE status vision_encoder_run(vision_encoder *v, const float *planes, int n_images,
                                    void *features, err *e);
 

@@ -1,15 +1,17 @@
-/* A batch at a time: jobs are taken in order, and their images in order, until the batch is full or none is left;
- * images whose features are in the cache need nothing more, the others are decoded, encoded together and stored. A
- * job is answered when all its images are through. Features that cannot be stored travel with the answer, and so
- * do those of several images once they were not found together: the cache may be too small for them.
+/* Three things go on at once, and the worker's thread, which encodes, waits for none of the others:
  *
- * Most jobs have one image. One with several is a bundle, and each of its images has the cache key it would have
- * alone, so features are shared whatever company an image comes in. An image that is in the batch already is not put
- * there twice. A bundle of more images than a batch has room for stays between batches; it is the only kind of job
- * that does, and no image of it is in the batch then.
+ *     readers (a crew)                  worker's thread              storers (a crew)
+ *     open a task: join, check, split
+ *     read a picture: cache, decode  ─► encode a batch of pictures ─► put features into the cache
+ *                                       answer tasks               ◄─
  *
- * The node checks the SHA-256 of what it was sent, whoever says it is right: a wrong entry in the cache
- * would be served to everybody who asks about that image. */
+ * The worker's thread gives work out and takes it back; tasks and the state of pictures are its alone. A device works
+ * on its own between the start and the finish of a batch, so giving out and answering are done in between.
+ *
+ * There are three batches of pictures: one is read ahead while one is encoded and one stored. That bounds everything:
+ * a reader or storer who is slow leaves no free picture, and images of tasks wait for one, in order. An image that is
+ * on its way already is not begun a second time. What is ready when the encoder is free makes the next batch, so a
+ * lone image waits for nobody. */
 #include "vision_node/vision_service.h"
 
 #include <stdlib.h>
@@ -18,322 +20,57 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "proto/bundle.h"
+#include "vision_node/crew.h"
+#include "vision_node/picture.h"
 #include "vision_node/vision_encoder.h"
+#include "vision_node/vision_task.h"
 
-#define NO_PLACE (-1)
-
-/* One image of a task. */
-typedef struct {
-    cache_key key;
-    int place;       /* in the batch, or NO_PLACE */
-    bool is_through; /* its features are in the cache or in the task's blobs */
-    bool was_here;   /* nobody encoded them for this task */
-    bool has_blob;
-} task_image;
-
-/* A job whose images are being looked at. */
-typedef struct task {
-    struct task *next;
-    job *work;
-    int n_images;
-    bool trusts_cache;
-    bool has_unstored; /* the cache did not take some features */
-    bool travels;      /* so all of them go with the answer */
-    unsigned char *blobs; /* [n_images, blob_bytes], as the cache would hold them; NULL until one is kept */
-    vision_report report;
-    task_image images[MESSAGE_IMAGES_MAX];
-} task;
-
-/* One image of the batch. */
-typedef struct {
-    cache_key key;
-    image_info info;
-} place;
+#define BATCHES       3 /* read, encoded, stored */
+#define READERS_AHEAD 2 /* have a file at hand when a process falls free */
+#define STORERS       4 /* more than one for several servers: a server takes one put at a time */
 
 struct vision_service {
-    vision_service_parts parts;
     vision_service_settings settings;
     worker *worker;
     ops_ctx *ctx;
     vision_encoder *encoder;
-    size_t plane_floats;   /* of one picture */
-    size_t feature_bytes;  /* of one picture */
-    size_t blob_bytes;     /* the same with its header */
-    float *planes;         /* [max_images, 3, size, size] */
-    unsigned char *features;
-    place *batch;
+    picture_kit kit;
+    crew *readers, *storers;
+    void *memory;          /* of all planes and features */
+    size_t memory_bytes;
+    picture *pictures;     /* [n_pictures] */
+    int n_pictures;
+    picture **ready;       /* [n_pictures], read and not encoded, in order */
+    int n_ready;
+    picture **batch;       /* [max_images], being encoded */
     int n_batch;
-    buf payload;           /* of the task `gathered`, joined from its frames */
-    const task *gathered;
-    bundle files;          /* of it, views of payload; n is 1 for a single image */
-    buf stored;            /* a blob that was read back */
-    task *tasks, **last_task; /* begun and not answered, in order */
-    mailbox_letter *first; /* jobs not yet looked at, in order */
-    mailbox_letter **last;
+    int64_t batch_start_us;
+    task *tasks, **last_task; /* that are not gone, in order */
     struct {
         uint64_t encoded, cached, handed_over, failed, encode_us, decode_us;
     } counts;
 };
 
-/* ---- tasks ------------------------------------------------------------------------------------ */
+/* ---- the end of tasks ------------------------------------------------------------------------- */
 
-static job *pop_job(vision_service *s) {
-    job *j = (job *)s->first;
-    if (!j) return NULL;
-    s->first = j->letter.next;
-    if (!s->first) s->last = &s->first;
-    return j;
-}
-
-static bool applies_exif(const job *j) { return (j->wire.in.m.flags & MESSAGE_FLAG_EXIF) != 0; }
-
-static void free_task(vision_service *s, task *t) {
+static void let_task_go(vision_service *s, task *t) {
+    if (t->work || t->n_lent > 0) return;
     for (task **at = &s->tasks; *at; at = &(*at)->next) {
         if (*at != t) continue;
         *at = t->next;
         if (!*at) s->last_task = at;
         break;
     }
-    if (s->gathered == t) s->gathered = NULL;
-    free(t->blobs);
-    if (t->work) job_free(&t->work);
-    free(t);
+    task_close(&t);
 }
 
-static void fail_task(vision_service *s, task *t, const err *e) {
+static void fail_task(vision_service *s, task *t, status code, const char *text) {
     /* The same bytes will fail the same way on any node, unless the machine was at fault. */
-    bool is_retryable = e->code == STATUS_NO_MEMORY || e->code == STATUS_UNAVAILABLE ||
-                        e->code == STATUS_DEVICE || e->code == STATUS_IO;
+    bool is_retryable = code == STATUS_NO_MEMORY || code == STATUS_UNAVAILABLE || code == STATUS_DEVICE ||
+                        code == STATUS_IO;
     s->counts.failed++;
-    worker_answer_failed(s->worker, &t->work, e->code, e->text, is_retryable);
-    free_task(s, t);
-}
-
-static void make_key(const vision_service *s, task *t, int i, const unsigned char sha256[HASH_SHA256_BYTES]) {
-    cache_key_make(&t->images[i].key, model_tower_fingerprint(s->parts.model),
-                   (cache_preprocess){VISION_PREPROCESS_VERSION, applies_exif(t->work)}, sha256);
-}
-
-/* The files of a task, each a view of s->payload. */
-static status gather_files(vision_service *s, const task *t, err *e) {
-    const message *m = &t->work->wire.in.m;
-    const wire_payload *payload = t->work->wire.payload;
-    if (s->gathered == t) return STATUS_OK;
-    s->gathered = NULL;
-    if (!payload) return fail(e, STATUS_BAD_MESSAGE, "encode: no image bytes");
-    size_t n = wire_payload_bytes(payload);
-    buf_clear(&s->payload);
-    unsigned char *to = buf_reserve(&s->payload, n);
-    if (!to) return fail(e, STATUS_NO_MEMORY, "image of %zu bytes: no memory", n);
-    wire_payload_copy(payload, to);
-    s->payload.len_bytes = n;
-
-    unsigned char digest[HASH_SHA256_BYTES];
-    hash_sha256(digest, to, n);
-    if (memcmp(digest, m->image_sha256, sizeof digest) != 0)
-        return fail(e, STATUS_BAD_MESSAGE, "image bytes do not have the SHA-256 they came with");
-    s->files = (bundle){.files = {{to, n}}, .n = 1};
-    status st = m->flags & MESSAGE_FLAG_BUNDLE ? bundle_decode(&s->files, (bytes){to, n}, e) : STATUS_OK;
-    if (st == STATUS_OK) s->gathered = t;
-    return st;
-}
-
-static status find_images(vision_service *s, task *t, err *e) {
-    const message *m = &t->work->wire.in.m;
-    t->n_images = 1;
-    make_key(s, t, 0, m->image_sha256);
-    if (!(m->flags & MESSAGE_FLAG_BUNDLE)) return STATUS_OK;
-    status st = gather_files(s, t, e);
-    if (st != STATUS_OK) return st;
-    t->n_images = (int)s->files.n;
-    for (int i = 0; i < t->n_images; i++) {
-        unsigned char digest[HASH_SHA256_BYTES];
-        hash_sha256(digest, s->files.files[i].data, s->files.files[i].len_bytes);
-        make_key(s, t, i, digest);
-    }
-    return STATUS_OK;
-}
-
-/* NULL: the job was answered, since it is not one. */
-static task *begin_task(vision_service *s, job *j) {
-    task *t = calloc(1, sizeof *t);
-    if (!t) {
-        worker_answer_failed(s->worker, &j, STATUS_NO_MEMORY, "encode: no memory", true);
-        return NULL;
-    }
-    t->work = j;
-    t->trusts_cache = !(j->wire.in.m.flags & MESSAGE_FLAG_REENCODE);
-    t->travels = !t->trusts_cache && (j->wire.in.m.flags & MESSAGE_FLAG_BUNDLE);
-    t->report.orientation = 1;
-    for (int i = 0; i < MESSAGE_IMAGES_MAX; i++) t->images[i].place = NO_PLACE;
-    *s->last_task = t;
-    s->last_task = &t->next;
-    err e;
-    if (find_images(s, t, &e) == STATUS_OK) return t;
-    fail_task(s, t, &e);
-    return NULL;
-}
-
-/* ---- looking at images ------------------------------------------------------------------------ */
-
-static int find_place(const vision_service *s, const cache_key *key) {
-    for (int i = 0; i < s->n_batch; i++)
-        if (strcmp(s->batch[i].key.text, key->text) == 0) return i;
-    return NO_PLACE;
-}
-
-static void report_picture(task *t, const image_info *info) {
-    bool is_turned = applies_exif(t->work) && info->orientation >= 5;
-    t->report.width = (uint32_t)(is_turned ? info->height : info->width);
-    t->report.height = (uint32_t)(is_turned ? info->width : info->height);
-    t->report.orientation = (uint32_t)info->orientation;
-}
-
-/* Fills the next place of the batch's planes. */
-static status decode_image(vision_service *s, task *t, int i, err *e) {
-    int64_t start_us = clock_now_us();
-    place *p = &s->batch[s->n_batch];
-    status st = gather_files(s, t, e);
-    if (st == STATUS_OK)
-        st = image_decoder_run(s->parts.decoder, s->planes + (size_t)s->n_batch * s->plane_floats, &p->info,
-                               s->files.files[i], applies_exif(t->work), &model_get_config(s->parts.model)->preprocess, e);
-    if (st != STATUS_OK && t->n_images > 1) {
-        err why = *e;
-        return fail(e, st, "image %d of %d: %.400s", i + 1, t->n_images, why.text);
-    }
-    if (st != STATUS_OK) return st;
-    p->key = t->images[i].key;
-    uint64_t decode_us = (uint64_t)(clock_now_us() - start_us);
-    t->report.decode_us += decode_us;
-    s->counts.decode_us += decode_us;
-    return STATUS_OK;
-}
-
-/* Finds out that image i needs nothing more, or puts it into the batch, which has room. */
-static status look_at(vision_service *s, task *t, int i, err *e) {
-    task_image *image = &t->images[i];
-    image->place = find_place(s, &image->key);
-    if (image->place == NO_PLACE && t->trusts_cache && cache_has(s->parts.cache, &image->key) == STATUS_OK) {
-        image->is_through = image->was_here = true;
-        s->counts.cached++;
-        return STATUS_OK;
-    }
-    if (image->place == NO_PLACE) {
-        status st = decode_image(s, t, i, e);
-        if (st != STATUS_OK) return st;
-        image->place = s->n_batch++;
-    } else {
-        image->was_here = true;
-        s->counts.cached++;
-    }
-    if (i == 0) report_picture(t, &s->batch[image->place].info);
-    return STATUS_OK;
-}
-
-/* Looks at what is left of a task as far as the batch has room. False: the task failed, and is gone. */
-static bool look_at_task(vision_service *s, task *t) {
-    for (int i = 0; i < t->n_images && s->n_batch < s->settings.max_images; i++) {
-        if (t->images[i].is_through || t->images[i].place != NO_PLACE) continue;
-        err e;
-        status st = look_at(s, t, i, &e);
-        worker_made_progress(s->worker);
-        if (st == STATUS_OK) continue;
-        fail_task(s, t, &e);
-        return false;
-    }
-    return true;
-}
-
-/* ---- features --------------------------------------------------------------------------------- */
-
-static blob_dtype blob_dtype_of(ops_dtype dtype) {
-    switch (dtype) {
-    case OPS_DTYPE_F16: return BLOB_F16;
-    case OPS_DTYPE_BF16: return BLOB_BF16;
-    default: return BLOB_F32;
-    }
-}
-
-static blob features_of(const vision_service *s, const unsigned char *values) {
-    const model_config *config = model_get_config(s->parts.model);
-    return (blob){.dtype = blob_dtype_of(model_tower_dtype(s->parts.model)),
-                  .n_tokens = (uint32_t)config->tower.n_tokens,
-                  .width = (uint32_t)config->tower.hidden,
-                  .values = {values, s->feature_bytes}};
-}
-
-/* As the cache would have held them. */
-static status keep_blob(const vision_service *s, task *t, int i, const blob *features, err *e) {
-    size_t n = (size_t)t->n_images * s->blob_bytes;
-    if (!t->blobs) t->blobs = malloc(n);
-    if (!t->blobs) return fail(e, STATUS_NO_MEMORY, "features of %zu bytes: no memory", n);
-    unsigned char *to = t->blobs + (size_t)i * s->blob_bytes;
-    blob_header(to, &t->images[i].key, features);
-    memcpy(to + BLOB_HEADER_BYTES, features->values.data, s->feature_bytes);
-    t->images[i].has_blob = true;
-    return STATUS_OK;
-}
-
-/* The batch has been encoded: what it means for one task. is_stored: for each place, whether the cache took it. */
-static status take_features(const vision_service *s, task *t, const bool *is_stored, uint64_t each_us, err *e) {
-    for (int i = 0; i < t->n_images; i++) {
-        task_image *image = &t->images[i];
-        int at = image->place;
-        image->place = NO_PLACE;
-        if (at == NO_PLACE) continue;
-        image->is_through = true;
-        if (!is_stored[at]) t->has_unstored = t->travels = true;
-        if (t->travels) {
-            blob features = features_of(s, s->features + (size_t)at * s->feature_bytes);
-            status st = keep_blob(s, t, i, &features, e);
-            if (st != STATUS_OK) return st;
-        }
-        if (!image->was_here) t->report.encode_us += each_us;
-    }
-    return STATUS_OK;
-}
-
-static void encode_batch(vision_service *s) {
-    int64_t start_us = clock_now_us();
-    bool is_stored[VISION_ENCODER_IMAGES_MAX] = {false};
-    err e;
-    status ran = vision_encoder_run(s->encoder, s->planes, s->n_batch, s->features, &e);
-    uint64_t each_us = (uint64_t)(clock_now_us() - start_us) / (uint64_t)s->n_batch;
-    for (int i = 0; i < s->n_batch && ran == STATUS_OK; i++) {
-        blob features = features_of(s, s->features + (size_t)i * s->feature_bytes);
-        is_stored[i] = cache_put(s->parts.cache, &s->batch[i].key, &features) == STATUS_OK;
-        s->counts.encode_us += each_us;
-        s->counts.encoded++;
-    }
-    for (task *t = s->tasks, *next; t; t = next) {
-        next = t->next;
-        bool is_concerned = false;
-        for (int i = 0; i < t->n_images; i++) is_concerned |= t->images[i].place != NO_PLACE;
-        if (!is_concerned) continue;
-        err why = e;
-        status st = ran == STATUS_OK ? take_features(s, t, is_stored, each_us, &why) : ran;
-        if (st != STATUS_OK) fail_task(s, t, &why);
-    }
-    s->n_batch = 0;
-}
-
-/* ---- answering -------------------------------------------------------------------------------- */
-
-/* The blobs that this task does not have are read back. False: some cannot be, and are encoded again. */
-static bool read_back(vision_service *s, task *t, err *e) {
-    bool has_all = true;
-    for (int i = 0; i < t->n_images; i++) {
-        task_image *image = &t->images[i];
-        blob b;
-        if (image->has_blob) continue;
-        if (cache_get(s->parts.cache, &b, &s->stored, &image->key) == STATUS_OK &&
-            b.values.len_bytes == s->feature_bytes && keep_blob(s, t, i, &b, e) == STATUS_OK)
-            continue;
-        image->is_through = image->was_here = has_all = false;
-    }
-    t->trusts_cache = has_all;
-    return has_all;
+    worker_answer_failed(s->worker, &t->work, code, text, is_retryable);
+    let_task_go(s, t);
 }
 
 static void answer_task(vision_service *s, task *t, wire_payload *handed) {
@@ -347,85 +84,289 @@ static void answer_task(vision_service *s, task *t, wire_payload *handed) {
     s->counts.handed_over += handed ? (uint64_t)t->n_images : 0;
     worker_answer(s->worker, &t->work, &m, handed);
     buf_deinit(&report);
-    free_task(s, t);
+    let_task_go(s, t);
 }
 
 /* Answers a task all of whose images are through. Otherwise it stays. */
 static void finish_task(vision_service *s, task *t) {
-    err e;
-    for (int i = 0; i < t->n_images; i++)
-        if (!t->images[i].is_through) return;
+    if (!task_is_through(t)) return;
     wire_payload *handed = NULL;
-    size_t n = (size_t)t->n_images * s->blob_bytes;
-    if (t->travels && (t->has_unstored || n <= MESSAGE_IMAGE_BYTES_MAX)) {
-        if (!read_back(s, t, &e)) return;
-        status st = n > MESSAGE_IMAGE_BYTES_MAX
-                        ? fail(&e, STATUS_UNAVAILABLE, "the cache is away, and features of %zu bytes cannot travel", n)
-                        : wire_payload_open(&handed, t->blobs, n, &e);
-        if (st != STATUS_OK) {
-            fail_task(s, t, &e);
-            return;
-        }
-    }
-    answer_task(s, t, handed);
+    err e;
+    status st = t->travels ? wire_payload_open(&handed, t->blobs, (size_t)t->n_images * s->kit.blob_bytes, &e) : STATUS_OK;
+    if (st == STATUS_OK) answer_task(s, t, handed);
+    else fail_task(s, t, st, e.text);
 }
 
-/* The first task of which something is still to be looked at, or a new one. */
-static task *next_task(vision_service *s) {
-    for (task *t = s->tasks; t; t = t->next)
-        for (int i = 0; i < t->n_images; i++)
-            if (!t->images[i].is_through && t->images[i].place == NO_PLACE) return t;
-    for (job *j; (j = pop_job(s));) {
-        task *t = begin_task(s, j);
-        if (t) return t;
+/* ---- what comes of a picture ------------------------------------------------------------------ */
+
+static void through(vision_service *s, task_image *image, bool was_here) {
+    if (was_here && !image->was_here) s->counts.cached++;
+    image->is_through = true;
+    image->was_here = was_here;
+}
+
+static void report_picture(task *t, const image_info *info) {
+    bool is_turned = t->applies_exif && info->orientation >= 5;
+    t->report.width = (uint32_t)(is_turned ? info->height : info->width);
+    t->report.height = (uint32_t)(is_turned ? info->width : info->height);
+    t->report.orientation = (uint32_t)info->orientation;
+}
+
+/* The cache did not take features of the task: all of them go with the answer, and those that were left to the cache
+ * are asked for again. */
+static status make_travel(const vision_service *s, task *t, err *e) {
+    size_t n = (size_t)t->n_images * s->kit.blob_bytes;
+    if (n > MESSAGE_IMAGE_BYTES_MAX)
+        return fail(e, STATUS_UNAVAILABLE, "the cache is away, and features of %zu bytes cannot travel", n);
+    t->travels = true;
+    for (int i = 0; i < t->n_images; i++) t->images[i].is_through = t->images[i].has_blob;
+    return STATUS_OK;
+}
+
+/* Image i was found in the cache. It stays as it was, and is asked for again, if its task may not take that or needs
+ * the features themselves. */
+static status take_found(vision_service *s, task *t, int i, picture *p, err *e) {
+    blob features = picture_features(p);
+    if (!t->trusts_cache || (t->travels && !p->wants_features)) return STATUS_OK;
+    status st = t->travels ? task_keep(t, i, &features, e) : STATUS_OK;
+    if (st == STATUS_OK) through(s, &t->images[i], true);
+    return st;
+}
+
+/* Image i was encoded, and the cache took it or not. */
+static status take_encoded(vision_service *s, task *t, int i, picture *p, err *e) {
+    task_image *image = &t->images[i];
+    blob features = picture_features(p);
+    status st = p->is_stored || t->travels ? STATUS_OK : make_travel(s, t, e);
+    if (st == STATUS_OK && t->travels) st = task_keep(t, i, &features, e);
+    if (st != STATUS_OK) return st;
+    through(s, image, !image->asked_first);
+    if (i == 0) report_picture(t, &p->info);
+    if (image->asked_first) {
+        t->report.decode_us += p->decode_us;
+        t->report.encode_us += p->encode_us;
+    }
+    return STATUS_OK;
+}
+
+static status take_failed(vision_service *s, task *t, int i, picture *p, err *e) {
+    (void)s;
+    if (t->n_images == 1) *e = p->why;
+    else (void)fail(e, p->read, "image %d of %d: %.400s", i + 1, t->n_images, p->why.text);
+    return p->read;
+}
+
+/* The way of a picture ends: each image that waits for it takes what came of it, and the picture is free. */
+static void end_picture(vision_service *s, picture *p,
+                        status (*take)(vision_service *s, task *t, int i, picture *p, err *e)) {
+    for (task *t = s->tasks, *next; t; t = next) {
+        next = t->next;
+        bool is_concerned = false;
+        status st = STATUS_OK;
+        err e;
+        for (int i = 0; t->work && i < t->n_images && st == STATUS_OK; i++) {
+            if (t->images[i].picture != p) continue;
+            t->images[i].picture = NULL;
+            is_concerned = true;
+            st = take(s, t, i, p, &e);
+        }
+        if (st != STATUS_OK) fail_task(s, t, st, e.text);
+        else if (is_concerned) finish_task(s, t);
+    }
+    p->stage = PICTURE_FREE;
+}
+
+static bool is_wanted(const vision_service *s, const picture *p) {
+    for (const task *t = s->tasks; t; t = t->next)
+        for (int i = 0; t->work && i < t->n_images; i++)
+            if (t->images[i].picture == p) return true;
+    return false;
+}
+
+/* ---- reading ---------------------------------------------------------------------------------- */
+
+static void open_task(crew_work *work) {
+    task *t = (task *)work;
+    vision_service *s = t->owner;
+    task_open_files(t, model_tower_fingerprint(s->kit.parts.model));
+}
+
+static void task_is_open(crew_work *work) {
+    task *t = (task *)work;
+    vision_service *s = t->owner;
+    t->n_lent--;
+    t->n_images = (int)t->files.n; /* until now nobody looks at its images */
+    /* Several images once they were not found together: the cache may be too small for them. */
+    t->travels = t->is_bundle && !t->trusts_cache && (size_t)t->n_images * s->kit.blob_bytes <= MESSAGE_IMAGE_BYTES_MAX;
+    if (t->work && t->opened != STATUS_OK) fail_task(s, t, t->opened, t->why.text);
+    else let_task_go(s, t);
+}
+
+static void picture_is_read(crew_work *work) {
+    picture *p = (picture *)work;
+    vision_service *s = p->owner;
+    task *lender = p->lender;
+    s->counts.decode_us += p->decode_us;
+    if (p->read != STATUS_OK) end_picture(s, p, take_failed);
+    else if (p->was_found) end_picture(s, p, take_found);
+    else {
+        p->stage = PICTURE_READY;
+        s->ready[s->n_ready++] = p;
+    }
+    lender->n_lent--;
+    let_task_go(s, lender);
+}
+
+static picture *find_picture(const vision_service *s, const cache_key *key) {
+    for (int i = 0; i < s->n_pictures; i++) {
+        picture *p = &s->pictures[i];
+        if (p->stage != PICTURE_FREE && strcmp(p->key.text, key->text) == 0) return p;
     }
     return NULL;
+}
+
+static picture *free_picture(const vision_service *s) {
+    for (int i = 0; i < s->n_pictures; i++)
+        if (s->pictures[i].stage == PICTURE_FREE) return &s->pictures[i];
+    return NULL;
+}
+
+static void read_picture(vision_service *s, picture *p, task *t, int i) {
+    p->stage = PICTURE_READING;
+    p->key = t->images[i].key;
+    p->lender = t;
+    p->file = t->files.files[i];
+    p->applies_exif = t->applies_exif;
+    p->trusts_cache = t->trusts_cache;
+    p->wants_features = t->travels;
+    p->work.run = picture_read;
+    p->work.done = picture_is_read;
+    t->n_lent++;
+    crew_give(s->readers, &p->work);
+}
+
+/* Lets images of tasks be read, in order, as long as there is a free picture. */
+static void read_more(vision_service *s) {
+    picture *unused = free_picture(s);
+    for (task *t = s->tasks; t && unused; t = t->next)
+        for (int i = 0; t->work && i < t->n_images && unused; i++) {
+            task_image *image = &t->images[i];
+            if (image->is_through || image->picture) continue;
+            image->picture = find_picture(s, &image->key);
+            image->asked_first = !image->picture;
+            if (image->picture) continue;
+            image->picture = unused;
+            read_picture(s, unused, t, i);
+            unused = free_picture(s);
+        }
+}
+
+/* ---- encoding and storing --------------------------------------------------------------------- */
+
+static void picture_is_stored(crew_work *work) {
+    picture *p = (picture *)work;
+    end_picture(p->owner, p, take_encoded);
+}
+
+/* What nobody waits for any more is not encoded. */
+static void fill_batch(vision_service *s) {
+    int n_left = 0;
+    for (int i = 0; i < s->n_ready; i++) {
+        picture *p = s->ready[i];
+        if (s->n_batch == s->settings.max_images) s->ready[n_left++] = p;
+        else if (is_wanted(s, p)) s->batch[s->n_batch++] = p;
+        else p->stage = PICTURE_FREE;
+    }
+    s->n_ready = n_left;
+}
+
+static void end_batch(vision_service *s, status ran, const err *why) {
+    uint64_t each_us = (uint64_t)(clock_now_us() - s->batch_start_us) / (uint64_t)s->n_batch;
+    int n = s->n_batch;
+    s->n_batch = 0;
+    for (int i = 0; i < n; i++) {
+        picture *p = s->batch[i];
+        if (ran != STATUS_OK) {
+            p->read = ran;
+            p->why = *why;
+            end_picture(s, p, take_failed);
+            continue;
+        }
+        p->encode_us = each_us;
+        s->counts.encode_us += each_us;
+        s->counts.encoded++;
+        p->stage = PICTURE_STORING;
+        p->work.run = picture_store;
+        p->work.done = picture_is_stored;
+        crew_give(s->storers, &p->work);
+    }
+}
+
+/* False: nothing is being encoded. */
+static bool start_batch(vision_service *s) {
+    const float *planes[VISION_ENCODER_IMAGES_MAX];
+    void *features[VISION_ENCODER_IMAGES_MAX];
+    err e;
+    fill_batch(s);
+    if (s->n_batch == 0) return false;
+    for (int i = 0; i < s->n_batch; i++) {
+        s->batch[i]->stage = PICTURE_ENCODING;
+        planes[i] = s->batch[i]->planes;
+        features[i] = s->batch[i]->features;
+    }
+    s->batch_start_us = clock_now_us();
+    status st = vision_encoder_start(s->encoder, planes, s->n_batch, features, &e);
+    if (st != STATUS_OK) end_batch(s, st, &e);
+    return st == STATUS_OK;
+}
+
+static void finish_batch(vision_service *s) {
+    err e;
+    status st = vision_encoder_finish(s->encoder, &e);
+    end_batch(s, st, &e);
 }
 
 /* ---- the worker's handler --------------------------------------------------------------------- */
 
 static void service_start(void *self, job *j) {
     vision_service *s = self;
-    j->letter.next = NULL;
-    *s->last = &j->letter;
-    s->last = &j->letter.next;
+    task *t = task_open(j);
+    if (!t) {
+        worker_answer_failed(s->worker, &j, STATUS_NO_MEMORY, "encode: no memory", true);
+        return;
+    }
+    t->owner = s;
+    *s->last_task = t;
+    s->last_task = &t->next;
+    t->opening = (crew_work){.run = open_task, .done = task_is_open};
+    t->n_lent = 1;
+    crew_give(s->readers, &t->opening);
 }
 
 static void service_cancel(void *self, const item_id *item, uint32_t attempt) {
     vision_service *s = self;
-    for (mailbox_letter **at = &s->first; *at; at = &(*at)->next) {
-        job *j = (job *)*at;
-        const message *m = &j->wire.in.m;
-        if (m->attempt != attempt || memcmp(&m->item, item, sizeof *item) != 0) continue;
-        *at = j->letter.next;
-        if (!*at) s->last = at;
-        worker_forget(s->worker, &j);
-        return;
-    }
     for (task *t = s->tasks; t; t = t->next) {
-        const message *m = &t->work->wire.in.m;
-        if (m->attempt != attempt || memcmp(&m->item, item, sizeof *item) != 0) continue;
+        if (!task_is(t, item, attempt)) continue;
         worker_forget(s->worker, &t->work);
-        free_task(s, t);
+        let_task_go(s, t);
         return;
     }
 }
 
 static bool service_step(void *self) {
     vision_service *s = self;
-    for (task *t; s->n_batch < s->settings.max_images && (t = next_task(s));)
-        if (look_at_task(s, t)) finish_task(s, t);
-    if (s->n_batch > 0) encode_batch(s);
-    for (task *t = s->tasks, *next; t; t = next) {
-        next = t->next;
-        finish_task(s, t);
-    }
-    return s->first != NULL || s->tasks != NULL;
+    crew_collect(s->readers);
+    bool is_encoding = start_batch(s);
+    crew_collect(s->storers);
+    read_more(s);
+    if (is_encoding) finish_batch(s);
+    return is_encoding;
 }
 
 static size_t service_metrics(void *self, metric *out, size_t max) {
     vision_service *s = self;
-    cache_counters c = cache_counters_read(s->parts.cache);
+    const vision_service_parts *parts = &s->kit.parts;
+    cache_counters looked = cache_counters_read(parts->cache), stored = cache_counters_read(parts->store);
     const metric all[] = {
         {"images_encoded", (double)s->counts.encoded},
         {"images_cached", (double)s->counts.cached},
@@ -433,8 +374,8 @@ static size_t service_metrics(void *self, metric *out, size_t max) {
         {"images_failed", (double)s->counts.failed},
         {"decode_seconds", (double)s->counts.decode_us * 1e-6},
         {"encode_seconds", (double)s->counts.encode_us * 1e-6},
-        {"cache_puts", (double)c.puts},
-        {"cache_errors", (double)c.errors},
+        {"cache_puts", (double)stored.puts},
+        {"cache_errors", (double)(stored.errors + (parts->cache == parts->store ? 0 : looked.errors))},
     };
     size_t n = sizeof all / sizeof *all;
     if (n > max) n = max;
@@ -450,7 +391,7 @@ worker_handler vision_service_handler(vision_service *s) {
                             .metrics = service_metrics};
 }
 
-/* An operator is the longest that nothing is heard of a batch; decoding a picture has its own limit. */
+/* An operator is the longest that nothing is heard of a batch. */
 static void operator_done(void *user) { worker_made_progress(user); }
 
 void vision_service_attach(vision_service *s, worker *w) {
@@ -464,54 +405,81 @@ vision_service_settings vision_service_defaults(const char *device) {
     return (vision_service_settings){.ops = {.device = device}, .max_images = strncmp(device, "cpu", 3) == 0 ? 8 : 32};
 }
 
+uint32_t vision_service_slots(const vision_service_settings *settings) { return BATCHES * (uint32_t)settings->max_images; }
+
+static void work_is_done(void *user) { worker_wake(((vision_service *)user)->worker); }
+
+static size_t round_up(size_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
+
+static status open_pictures(vision_service *s, err *e) {
+    size_t each = round_up(s->kit.plane_bytes) + round_up(s->kit.feature_bytes);
+    s->n_pictures = BATCHES * s->settings.max_images;
+    s->pictures = calloc((size_t)s->n_pictures, sizeof *s->pictures);
+    s->ready = calloc((size_t)s->n_pictures, sizeof *s->ready);
+    s->batch = calloc((size_t)s->settings.max_images, sizeof *s->batch);
+    if (!s->pictures || !s->ready || !s->batch)
+        return fail(e, STATUS_NO_MEMORY, "vision service: %d images", s->n_pictures);
+    s->memory_bytes = (size_t)s->n_pictures * each;
+    status st = ops_host_open(s->ctx, &s->memory, s->memory_bytes, e);
+    if (st != STATUS_OK) return st;
+    for (int i = 0; i < s->n_pictures; i++) {
+        unsigned char *memory = (unsigned char *)s->memory + (size_t)i * each;
+        s->pictures[i] = (picture){.kit = &s->kit, .owner = s, .planes = (float *)(void *)memory,
+                                   .features = memory + round_up(s->kit.plane_bytes)};
+    }
+    return STATUS_OK;
+}
+
+static status open_parts(vision_service *s, err *e) {
+    const model *m = s->kit.parts.model;
+    size_t size = (size_t)model_get_config(m)->preprocess.size;
+    status st = ops_open(&s->ctx, &s->settings.ops, e);
+    if (st == STATUS_OK) st = vision_encoder_open(&s->encoder, s->ctx, m, s->settings.max_images, e);
+    if (st != STATUS_OK) return st;
+    s->kit.plane_bytes = 3 * size * size * sizeof(float);
+    s->kit.feature_bytes = vision_encoder_feature_bytes(s->encoder);
+    s->kit.blob_bytes = BLOB_HEADER_BYTES + s->kit.feature_bytes;
+    st = open_pictures(s, e);
+    int n_readers = image_decoder_n_workers(s->kit.parts.decoder) + READERS_AHEAD;
+    if (st == STATUS_OK) st = crew_open(&s->readers, n_readers, work_is_done, s, e);
+    if (st == STATUS_OK) st = crew_open(&s->storers, STORERS, work_is_done, s, e);
+    return st;
+}
+
 status vision_service_open(vision_service **s, const vision_service_parts *parts,
                            const vision_service_settings *settings, err *e) {
     *s = NULL;
     vision_service *made = calloc(1, sizeof *made);
     if (!made) return fail(e, STATUS_NO_MEMORY, "vision service");
-    made->parts = *parts;
+    made->kit.parts = *parts;
     made->settings = *settings;
-    made->last = &made->first;
     made->last_task = &made->tasks;
-    buf_init(&made->payload, MESSAGE_IMAGE_BYTES_MAX);
-    buf_init(&made->stored, BLOB_BYTES_MAX);
-
-    int size = model_get_config(parts->model)->preprocess.size;
-    size_t n = (size_t)settings->max_images;
-    status st = ops_open(&made->ctx, &settings->ops, e);
-    if (st == STATUS_OK)
-        st = vision_encoder_open(&made->encoder, made->ctx, parts->model, settings->max_images, e);
-    if (st == STATUS_OK) {
-        made->plane_floats = 3 * (size_t)size * (size_t)size;
-        made->feature_bytes = vision_encoder_feature_bytes(made->encoder);
-        made->blob_bytes = BLOB_HEADER_BYTES + made->feature_bytes;
-        made->planes = calloc(n * made->plane_floats, sizeof *made->planes);
-        made->features = calloc(n, made->feature_bytes);
-        made->batch = calloc(n, sizeof *made->batch);
-        if (!made->planes || !made->features || !made->batch)
-            st = fail(e, STATUS_NO_MEMORY, "vision service: a batch of %zu images", n);
-    }
+    status st = open_parts(made, e);
     if (st != STATUS_OK) {
         vision_service_close(&made);
         return st;
     }
-    log_info("vision_ready", "device=\"%s\" batch=%d bytes=%zu", ops_device_text(made->ctx),
-             settings->max_images, vision_encoder_device_bytes(made->encoder));
+    log_info("vision_ready", "device=\"%s\" batch=%d bytes=%zu decoders=%d", ops_device_text(made->ctx),
+             settings->max_images, vision_encoder_device_bytes(made->encoder), image_decoder_n_workers(parts->decoder));
     *s = made;
     return STATUS_OK;
 }
 
-void vision_service_close(vision_service **s) {
-    if (!*s) return;
-    while ((*s)->tasks) free_task(*s, (*s)->tasks);
-    for (job *j; (j = pop_job(*s));) job_free(&j);
-    vision_encoder_close(&(*s)->encoder);
-    ops_close(&(*s)->ctx);
-    free((*s)->batch);
-    free((*s)->features);
-    free((*s)->planes);
-    buf_deinit(&(*s)->payload);
-    buf_deinit(&(*s)->stored);
-    free(*s);
-    *s = NULL;
+void vision_service_close(vision_service **out) {
+    vision_service *s = *out;
+    if (!s) return;
+    crew_close(&s->readers);
+    crew_close(&s->storers);
+    for (task *t = s->tasks, *next; t; t = next) {
+        next = t->next;
+        task_close(&t);
+    }
+    ops_host_close(s->ctx, &s->memory, s->memory_bytes);
+    vision_encoder_close(&s->encoder);
+    ops_close(&s->ctx);
+    free(s->batch);
+    free(s->ready);
+    free(s->pictures);
+    free(s);
+    *out = NULL;
 }

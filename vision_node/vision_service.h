@@ -6,7 +6,9 @@
  *     st = worker_open(&w, ..., &h, &e);
  *     vision_service_attach(s, w);
  *
- * One thread, the worker's computing thread; open and close from any one thread before and after. */
+ * The handler runs on one thread, the worker's computing thread, and has threads of its own behind it. Open and close
+ * from any one thread, before worker_run and after it; close comes before worker_close, whom those threads wake. Close
+ * waits for images that are being decoded, each at most the decoder's wall_ms. */
 #ifndef VISION_NODE_VISION_SERVICE_H
 #define VISION_NODE_VISION_SERVICE_H
 
@@ -21,7 +23,8 @@ typedef struct vision_service vision_service;
 /* Borrowed; all of them outlive the service. */
 typedef struct {
     const model *model; /* with MODEL_PART_TOWER */
-    cache *cache;
+    cache *cache;       /* looked into */
+    cache *store;       /* features are put there; another handle of the same cache, so that looks pass by, or the same */
     image_decoder *decoder;
 } vision_service_parts;
 
@@ -32,6 +35,9 @@ typedef struct {
 
 /* What suits a device of this name; ops.n_threads is left 0. */
 vision_service_settings vision_service_defaults(const char *device);
+
+/* How many jobs keep it busy: one batch of them read, one encoded, one stored. */
+uint32_t vision_service_slots(const vision_service_settings *settings);
 
 MUST_USE status vision_service_open(vision_service **s, const vision_service_parts *parts,
                                     const vision_service_settings *settings, err *e);

@@ -25,7 +25,7 @@ static worker_settings settings_from(const node_program *program, const options 
         (void)snprintf(name, MESSAGE_NAME_BYTES_MAX + 1, "%s:%ld", host, (long)getpid());
     worker_settings s = {.name = name,
                          .role = program->role,
-                         .slots = (uint32_t)options_int(o, "slots"),
+                         .slots = options_int(o, "slots") ? (uint32_t)options_int(o, "slots") : parts->slots,
                          .slot_bytes = options_bytes(o, "slot-bytes"),
                          .drain_ms = (int)options_int(o, "drain-ms"),
                          .watch_signals = true};
@@ -57,9 +57,9 @@ static int child_main(supervisor_child *supervised, void *arg) {
         st = worker_run(w, &e);
     }
     if (st != STATUS_OK) (void)fprintf(stderr, "%s: %s\n", program->name, e.text);
+    program->close(parts.service); /* its threads know the worker */
     worker_close(&w);
     wire_context_close(&context);
-    program->close(parts.service);
     return st == STATUS_OK ? 0 : EXIT_NOT_STARTED;
 }
 

@@ -14,7 +14,8 @@
 #include "worker/worker.h"
 
 /* Rows every node has; `slots` is its own default. */
-#define NODE_ROWS(slots)                                                                           \
+#define NODE_ROWS(slots) NODE_ROWS_SLOTS(slots, "items taken at once")
+#define NODE_ROWS_SLOTS(slots, slots_help)                                                         \
     {"broker", 'b', OPTION_STRING, "ENDPOINT", "tcp://127.0.0.1:7001", 0, 0,                       \
      "the broker's back endpoint"},                                                                \
         {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0, "checkpoint folder; how it is opened is the same for every node of a cluster"},                     \
@@ -24,7 +25,7 @@
         {"threads", 0, OPTION_INT, "N", "0", 0, 256, "compute threads; 0: one per core"},          \
         {"name", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                             \
          "shown in status; without it, host and process number"},                                  \
-        {"slots", 0, OPTION_INT, "N", slots, 1, 1024, "items taken at once"},                      \
+        {"slots", 0, OPTION_INT, "N", slots, 1, 1024, slots_help},                      \
         {"slot-bytes", 0, OPTION_BYTES, "BYTES", "256M", 1 << 20, 1e13,                            \
          "image or feature bytes taken at once"},                                                  \
         {"drain-ms", 0, OPTION_INT, "MS", "30000", 0, 86400000,                                    \
@@ -36,6 +37,7 @@
 typedef struct {
     void *service;
     worker_handler handler;
+    uint32_t slots; /* where the row has no default */
     const unsigned char *model_fingerprint, *tower_fingerprint; /* HASH_SHA256_BYTES each */
 } node_parts;
 

@@ -200,6 +200,8 @@ void worker_answer_failed(worker *w, job **moved, status code, const char *text,
 
 void worker_made_progress(worker *w) { atomic_fetch_add(&w->n_steps, 1); }
 
+void worker_wake(worker *w) { mailbox_wake(&w->inbox); }
+
 void worker_stream(worker *w, const job *j, uint32_t question_idx, uint32_t token_idx, bytes body) {
     letter *l = letter_new(LETTER_OUT);
     message m = {.kind = MESSAGE_TOKENS,

@@ -82,6 +82,9 @@ void worker_forget(worker *w, job **moved);
 /* Inside a long step: says that the work is moving, so that leases are renewed. Computing thread. */
 void worker_made_progress(worker *w);
 
+/* The handler's step is called once more, soon: for threads that the handler gives work to. Any thread. */
+void worker_wake(worker *w);
+
 /* Frees a job that was never answered because the node ends. */
 void job_free(job **j);
 

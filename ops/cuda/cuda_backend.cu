@@ -1,8 +1,6 @@
-/* CUDA's table, and what all its operators share: memory, crossings, scratch, errors.
+/* CUDA's table, and what all its operators share: memory, scratch, errors.
  *
  * One stream a context. Memory comes from cudaMalloc when a block, a matrix or larger scratch is opened, never between.
- * Crossings go in pieces through two halves of pinned memory, so that they run at the bus's speed whatever the caller's
- * memory is: an upload has read the caller's memory when it returns, a download has filled it.
  *
  * An index outside its table cannot be refused before the kernel that reads it runs. The kernel leaves the row alone
  * and sets a word in host memory; the next sync answers BAD_ARGUMENT once. */
@@ -25,7 +23,7 @@ status cuda_launched(const char *kernel) { return cuda_status(cudaGetLastError()
 
 /* A context may be opened on one thread and used on another, and CUDA keeps the device by thread: whatever a network
  * begins with (memory, a crossing, a wait) names it, and its launches follow on the same thread. */
-static status use_device(const cuda_state *s) {
+status cuda_use_device(const cuda_state *s) {
     CUDA_TRY(cudaSetDevice(s->device));
     return STATUS_OK;
 }
@@ -69,49 +67,9 @@ status cuda_scratch(cuda_state *s, void **data, size_t bytes) {
     return STATUS_OK;
 }
 
-/* The half of the pinned memory that is free next. */
-static status next_half(cuda_state *s, unsigned char **half) {
-    s->half = 1 - s->half;
-    CUDA_TRY(cudaEventSynchronize(s->staged[s->half]));
-    *half = s->staging + (size_t)s->half * STAGING_BYTES;
-    return STATUS_OK;
-}
-
-status cuda_upload(cuda_state *s, void *device, const void *host, size_t bytes) {
-    TRY(use_device(s));
-    for (size_t at = 0; at < bytes; at += STAGING_BYTES) {
-        size_t n = bytes - at < STAGING_BYTES ? bytes - at : STAGING_BYTES;
-        unsigned char *half;
-        TRY(next_half(s, &half));
-        memcpy(half, static_cast<const unsigned char *>(host) + at, n);
-        CUDA_TRY(cudaMemcpyAsync(static_cast<unsigned char *>(device) + at, half, n, cudaMemcpyHostToDevice, s->stream));
-        CUDA_TRY(cudaEventRecord(s->staged[s->half], s->stream));
-    }
-    return STATUS_OK;
-}
-
-static status upload(void *state, void *device, const void *host, size_t bytes) {
-    return cuda_upload(static_cast<cuda_state *>(state), device, host, bytes);
-}
-
-static status download(void *state, void *host, const void *device, size_t bytes) {
-    cuda_state *s = static_cast<cuda_state *>(state);
-    TRY(use_device(s));
-    for (size_t at = 0; at < bytes; at += STAGING_BYTES) {
-        size_t n = bytes - at < STAGING_BYTES ? bytes - at : STAGING_BYTES;
-        unsigned char *half;
-        TRY(next_half(s, &half));
-        CUDA_TRY(cudaMemcpyAsync(half, static_cast<const unsigned char *>(device) + at, n, cudaMemcpyDeviceToHost,
-                                 s->stream));
-        CUDA_TRY(cudaStreamSynchronize(s->stream));
-        memcpy(static_cast<unsigned char *>(host) + at, half, n);
-    }
-    return STATUS_OK;
-}
-
 static status sync_stream(void *state) {
     cuda_state *s = static_cast<cuda_state *>(state);
-    TRY(use_device(s));
+    TRY(cuda_use_device(s));
     CUDA_TRY(cudaStreamSynchronize(s->stream));
     if (!*s->fault) return STATUS_OK;
     *s->fault = 0;
@@ -124,9 +82,7 @@ static void backend_close(void *state) {
     cuda_state *s = static_cast<cuda_state *>(state);
     if (s->stream) (void)cudaStreamSynchronize(s->stream);
     if (s->blas) (void)cublasLtDestroy(s->blas);
-    for (int i = 0; i < 2; i++)
-        if (s->staged[i]) (void)cudaEventDestroy(s->staged[i]);
-    if (s->staging) (void)cudaFreeHost(s->staging);
+    cuda_lanes_close(s);
     if (s->fault) (void)cudaFreeHost(s->fault);
     (void)cudaFree(s->workspace);
     (void)cudaFree(s->scratch);
@@ -137,14 +93,12 @@ static void backend_close(void *state) {
 static cudaError_t open_parts(cuda_state *s) {
     cudaError_t error = cudaSetDevice(s->device);
     if (error == cudaSuccess) error = cudaStreamCreate(&s->stream);
-    for (int i = 0; i < 2 && error == cudaSuccess; i++) error = cudaEventCreate(&s->staged[i]);
     void *host;
     if (error == cudaSuccess && (error = cudaHostAlloc(&host, sizeof *s->fault, cudaHostAllocMapped)) == cudaSuccess) {
         s->fault = static_cast<int *>(host);
         *s->fault = 0;
     }
-    if (error == cudaSuccess && (error = cudaHostAlloc(&host, 2 * STAGING_BYTES, cudaHostAllocDefault)) == cudaSuccess)
-        s->staging = static_cast<unsigned char *>(host);
+    if (error == cudaSuccess) error = cuda_lanes_open(s);
     if (error == cudaSuccess) error = cudaMalloc(&s->workspace, WORKSPACE_BYTES);
     return error;
 }
@@ -196,8 +150,10 @@ extern "C" const ops_backend cuda_backend = {
     .close = backend_close,
     .memory_open = memory_open,
     .memory_close = memory_close,
-    .upload = upload,
-    .download = download,
+    .host_open = cuda_host_open,
+    .host_close = cuda_host_close,
+    .upload = cuda_upload,
+    .download = cuda_download,
     .sync = sync_stream,
     .matrix_open = cuda_matrix_open,
     .matrix_close = cuda_matrix_close,

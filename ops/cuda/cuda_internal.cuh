@@ -15,10 +15,19 @@
 #include "ops/cuda/vec.cuh"
 #include "ops/ops_backend.h"
 
-#define STAGING_BYTES   ((size_t)8 << 20)  /* of each half of the pinned memory that crossings go through */
+#define CUDA_LANES_MAX  8                  /* of an upload; 8 threads copy faster than any bus here */
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* cuBLASLt's; what it asks for on Hopper */
 #define ROW_MULTIPLE    64                 /* elements a row of weights is filled up to: a step of linear_few */
 #define SHARED_BYTES_DEFAULT 49152         /* a kernel that takes more says so before its launch */
+
+/* One thread's way to the device: pinned memory in two halves, and what says that a half was read. */
+typedef struct {
+    unsigned char *halves;
+    cudaEvent_t sent[2];
+    int half;
+} cuda_lane;
+
+typedef struct cuda_host cuda_host; /* memory of ops_host_open */
 
 typedef struct {
     int device;
@@ -26,9 +35,9 @@ typedef struct {
     cublasLtHandle_t blas;
     void *workspace;
     int *fault; /* host memory that kernels see: set when an index lies outside its table, told by sync */
-    unsigned char *staging; /* two halves, and what says that a half was read */
-    cudaEvent_t staged[2];
-    int half;
+    cuda_lane lanes[CUDA_LANES_MAX];
+    int n_lanes;
+    cuda_host *hosts;
     unsigned char *scratch; /* grows to the largest need and is kept; one operator's at a time */
     size_t scratch_bytes;
 } cuda_state;
@@ -61,6 +70,17 @@ MUST_USE status cuda_status(cudaError_t error, const char *call);
 
 /* What a launcher ends with: whether its kernels could be started. */
 MUST_USE status cuda_launched(const char *kernel);
+
+/* What a call on a thread begins with that may not have named the device yet. */
+MUST_USE status cuda_use_device(const cuda_state *s);
+
+/* crossings.cu */
+cudaError_t cuda_lanes_open(cuda_state *s);
+void cuda_lanes_close(cuda_state *s);
+status cuda_host_open(void *state, void **host, size_t bytes, err *e);
+void cuda_host_close(void *state, void *host, size_t bytes);
+status cuda_upload(void *state, void *device, const void *host, size_t bytes);
+status cuda_download(void *state, void *host, const void *device, size_t bytes);
 
 /* At least this much, 256-aligned, contents undefined. Errors: NO_MEMORY, DEVICE. */
 MUST_USE status cuda_scratch(cuda_state *s, void **data, size_t bytes);
@@ -106,7 +126,6 @@ static __device__ inline float activation(float x, ops_act act) {
 status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
                         ops_product product, err *e);
 void cuda_matrix_close(void *state, ops_matrix *matrix);
-status cuda_upload(cuda_state *s, void *device, const void *host, size_t bytes);
 status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,
                    const ops_linear_params *params);
 status cuda_layer_norm(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *w, const ops_tensor *b,

@@ -139,6 +139,54 @@ static void memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device(void **s
     ops_block_close(&cut);
 }
 
+/* Pieces of every number and a rest, from memory of both kinds into memory of both kinds. */
+static void crossings_of_any_size_and_memory_bring_every_byte(void **state) {
+    (void)state;
+    static const size_t sizes[] = {1, 4095, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, (13 << 20) + 7, 75 << 20};
+    enum { GUARD = 64, LONGEST = 75 << 20, CROSSING_SEED = 11 };
+    err e;
+    ops_block far;
+    void *direct_in, *direct_out;
+    assert_int_equal(ops_block_open(ctx, &far, LONGEST, &e), STATUS_OK);
+    assert_int_equal(ops_host_open(ctx, &direct_in, LONGEST + GUARD, &e), STATUS_OK);
+    assert_int_equal(ops_host_open(ctx, &direct_out, LONGEST + GUARD, &e), STATUS_OK);
+    assert_int_equal((uintptr_t)direct_in % 64, 0);
+    for (size_t i = 0; i < LONGEST; i += 4096) assert_int_equal(((unsigned char *)direct_in)[i], 0);
+    unsigned char *plain_in = malloc(LONGEST + GUARD), *plain_out = malloc(LONGEST + GUARD);
+    rng r = rng_make(CROSSING_SEED);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t n = sizes[i], shift = i % 2; /* from the middle of the memory as well */
+        for (int kind = 0; kind < 4; kind++) {
+            unsigned char *in = (unsigned char *)(kind & 1 ? direct_in : plain_in) + shift;
+            unsigned char *out = (unsigned char *)(kind & 2 ? direct_out : plain_out) + shift;
+            for (size_t k = 0; k + 8 <= n; k += 8) {
+                uint64_t word = rng_next(&r);
+                memcpy(in + k, &word, 8);
+            }
+            in[n - 1] = (unsigned char)rng_next(&r);
+            memset(out, 0xA5, n + GUARD / 2);
+            ops_tensor t = tensor_make(far.data, OPS_PLACE_DEVICE, OPS_DTYPE_F16, 1, (int64_t[]){(int64_t)((n + 1) / 2)});
+            in[n] = 0xA5;
+            assert_int_equal(ops_upload(ctx, &t, in), STATUS_OK);
+            assert_int_equal(ops_download(ctx, out, &t), STATUS_OK);
+            assert_int_equal(ops_sync(ctx), STATUS_OK);
+            if (memcmp(in, out, n) != 0) fail_msg("%zu bytes, kind %d", n, kind);
+            for (size_t k = n + 1; k < n + GUARD / 2; k++) assert_int_equal(out[k], 0xA5);
+        }
+    }
+    free(plain_in);
+    free(plain_out);
+    ops_host_close(ctx, &direct_in, LONGEST + GUARD);
+    ops_host_close(ctx, &direct_out, LONGEST + GUARD);
+    assert_null(direct_in);
+    ops_host_close(ctx, &direct_in, LONGEST + GUARD);
+    ops_block_close(&far);
+    void *nothing = ctx;
+    assert_int_equal(ops_host_open(ctx, &nothing, (size_t)1 << 62, &e), STATUS_NO_MEMORY);
+    assert_int_equal(ops_host_open(ctx, &nothing, 0, &e), STATUS_OK);
+    assert_null(nothing);
+}
+
 static void matrices_refuse_bad_weights(void **state) {
     (void)state;
     err e;
@@ -478,6 +526,7 @@ int main(void) {
         cmocka_unit_test(activations_keep_the_dtype_of_the_weights_where_the_device_has_it),
         cmocka_unit_test(no_threads_named_means_every_available_core),
         cmocka_unit_test(memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device),
+        cmocka_unit_test(crossings_of_any_size_and_memory_bring_every_byte),
         cmocka_unit_test(matrices_refuse_bad_weights),
         cmocka_unit_test(linear_refuses_and_takes_no_rows),
         cmocka_unit_test(row_operators_refuse_wrong_shapes_and_half_overlaps),

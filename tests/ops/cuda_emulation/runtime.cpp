@@ -36,8 +36,7 @@ cudaError_t cudaFree(void *data) {
 }
 cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned flags) {
     (void)flags;
-    *data = malloc(bytes);
-    return *data ? cudaSuccess : cudaErrorMemoryAllocation;
+    return cudaMalloc(data, bytes);
 }
 cudaError_t cudaFreeHost(void *data) { return cudaFree(data); }
 cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream) {

@@ -1,0 +1,171 @@
+/* Crossings between host and device, and the host memory they need no help with.
+ *
+ * The bus is fast for pinned memory only. What lies in memory of ops_host_open crosses in one copy, which the stream
+ * does on its own. From other memory an upload goes in pieces: a lane copies one into its pinned memory and sends it
+ * while it copies the next. One thread copies a fraction of what the bus takes (and from a mapped file it meets the
+ * page faults), so a large upload has several lanes, each with a thread that lives as long as the upload: starting one
+ * costs a fraction of copying a piece. Whichever is free takes the next piece. A download has one lane. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ops/cuda/cuda_internal.cuh"
+
+#define PIECE_BYTES ((size_t)4 << 20) /* 80 us of the bus, 400 us of a thread that copies */
+
+/* ---- host memory --------------------------------------------------------------------------- */
+
+struct cuda_host {
+    cuda_host *next;
+    unsigned char *data;
+    size_t bytes;
+};
+
+status cuda_host_open(void *state, void **host, size_t bytes, err *e) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    cuda_host *h = static_cast<cuda_host *>(calloc(1, sizeof *h));
+    if (!h) return fail(e, STATUS_NO_MEMORY, "ops: no memory for host memory");
+    cudaError_t error = cudaSetDevice(s->device);
+    if (error == cudaSuccess) error = cudaHostAlloc(host, bytes, cudaHostAllocDefault);
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        free(h);
+        return fail(e, error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE,
+                    "ops: %zu bytes of host memory for device cuda:%d: %s", bytes, s->device, cudaGetErrorString(error));
+    }
+    memset(*host, 0, bytes);
+    *h = cuda_host{s->hosts, static_cast<unsigned char *>(*host), bytes};
+    s->hosts = h;
+    return STATUS_OK;
+}
+
+void cuda_host_close(void *state, void *host, size_t bytes) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    (void)bytes;
+    for (cuda_host **at = &s->hosts; *at; at = &(*at)->next) {
+        cuda_host *h = *at;
+        if (h->data != host) continue;
+        *at = h->next;
+        (void)cudaFreeHost(h->data);
+        free(h);
+        return;
+    }
+}
+
+static bool is_direct(const cuda_state *s, const void *host, size_t bytes) {
+    for (const cuda_host *h = s->hosts; h; h = h->next) {
+        uintptr_t first = (uintptr_t)h->data, from = (uintptr_t)host;
+        if (from >= first && from - first <= h->bytes && bytes <= h->bytes - (from - first)) return true;
+    }
+    return false;
+}
+
+/* ---- lanes --------------------------------------------------------------------------------- */
+
+cudaError_t cuda_lanes_open(cuda_state *s) {
+    long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+    s->n_lanes = n_cores < 1 ? 1 : n_cores > CUDA_LANES_MAX ? CUDA_LANES_MAX : (int)n_cores;
+    void *pinned;
+    cudaError_t error = cudaHostAlloc(&pinned, 2 * PIECE_BYTES * (size_t)s->n_lanes, cudaHostAllocDefault);
+    if (error != cudaSuccess) return error;
+    for (int i = 0; i < s->n_lanes; i++) {
+        cuda_lane *lane = &s->lanes[i];
+        lane->halves = static_cast<unsigned char *>(pinned) + 2 * PIECE_BYTES * (size_t)i;
+        for (int k = 0; k < 2 && error == cudaSuccess; k++) error = cudaEventCreate(&lane->sent[k]);
+    }
+    return error;
+}
+
+void cuda_lanes_close(cuda_state *s) {
+    for (int i = 0; i < s->n_lanes; i++)
+        for (int k = 0; k < 2; k++)
+            if (s->lanes[i].sent[k]) (void)cudaEventDestroy(s->lanes[i].sent[k]);
+    if (s->lanes[0].halves) (void)cudaFreeHost(s->lanes[0].halves);
+}
+
+/* The half of a lane that is free next. */
+static status next_half(cuda_lane *lane, unsigned char **half) {
+    lane->half = 1 - lane->half;
+    CUDA_TRY(cudaEventSynchronize(lane->sent[lane->half]));
+    *half = lane->halves + (size_t)lane->half * PIECE_BYTES;
+    return STATUS_OK;
+}
+
+typedef struct {
+    cuda_state *s;
+    unsigned char *device;
+    const unsigned char *host;
+    size_t bytes;
+    size_t taken; /* bytes of pieces that a lane has, atomically */
+} crossing;
+
+static status send_pieces(crossing *c, cuda_lane *lane) {
+    TRY(cuda_use_device(c->s));
+    for (;;) {
+        size_t at = __atomic_fetch_add(&c->taken, PIECE_BYTES, __ATOMIC_RELAXED);
+        if (at >= c->bytes) return STATUS_OK;
+        size_t n = c->bytes - at < PIECE_BYTES ? c->bytes - at : PIECE_BYTES;
+        unsigned char *half;
+        TRY(next_half(lane, &half));
+        memcpy(half, c->host + at, n);
+        CUDA_TRY(cudaMemcpyAsync(c->device + at, half, n, cudaMemcpyHostToDevice, c->s->stream));
+        CUDA_TRY(cudaEventRecord(lane->sent[lane->half], c->s->stream));
+    }
+}
+
+typedef struct {
+    pthread_t thread;
+    crossing *c;
+    cuda_lane *lane;
+    status sent;
+} helper;
+
+static void *help(void *arg) {
+    helper *h = static_cast<helper *>(arg);
+    h->sent = send_pieces(h->c, h->lane);
+    return NULL;
+}
+
+/* ---- the crossings ------------------------------------------------------------------------- */
+
+status cuda_upload(void *state, void *device, const void *host, size_t bytes) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(cuda_use_device(s));
+    if (is_direct(s, host, bytes)) {
+        CUDA_TRY(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, s->stream));
+        return STATUS_OK;
+    }
+    crossing c = {s, static_cast<unsigned char *>(device), static_cast<const unsigned char *>(host), bytes, 0};
+    helper helpers[CUDA_LANES_MAX];
+    int n = 0;
+    for (; n + 1 < s->n_lanes && (size_t)(n + 1) * PIECE_BYTES < bytes; n++) {
+        helpers[n] = helper{{}, &c, &s->lanes[n + 1], STATUS_OK};
+        if (pthread_create(&helpers[n].thread, NULL, help, &helpers[n]) != 0) break; /* then with fewer */
+    }
+    status st = send_pieces(&c, &s->lanes[0]);
+    for (int i = 0; i < n; i++) {
+        (void)pthread_join(helpers[i].thread, NULL);
+        if (st == STATUS_OK) st = helpers[i].sent;
+    }
+    return st;
+}
+
+status cuda_download(void *state, void *host, const void *device, size_t bytes) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(cuda_use_device(s));
+    if (is_direct(s, host, bytes)) {
+        CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, s->stream));
+        return STATUS_OK;
+    }
+    for (size_t at = 0; at < bytes; at += PIECE_BYTES) {
+        size_t n = bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES;
+        unsigned char *half;
+        TRY(next_half(&s->lanes[0], &half));
+        CUDA_TRY(cudaMemcpyAsync(half, static_cast<const unsigned char *>(device) + at, n, cudaMemcpyDeviceToHost,
+                                 s->stream));
+        CUDA_TRY(cudaStreamSynchronize(s->stream));
+        memcpy(static_cast<unsigned char *>(host) + at, half, n);
+    }
+    return STATUS_OK;
+}
