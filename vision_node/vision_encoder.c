@@ -26,7 +26,7 @@
 
 typedef struct {
     ops_tensor norm1_w, norm1_b, norm2_w, norm2_b, scale1, scale2;
-    ops_matrix *q, *k, *v, *out, *fc1, *fc2;
+    ops_matrix *qkv, *out, *fc1, *fc2; /* qkv: one below the other */
 } tower_layer;
 
 struct vision_encoder {
@@ -40,9 +40,10 @@ struct vision_encoder {
     ops_tensor class_tokens;         /* [max_images, hidden]: the same one for each picture */
     ops_tensor class_at, patches_at; /* [pictures], [patches]: their rows among the tokens */
     tower_layer *layers;
-    /* Activations for max_images: x, a, q, k, v [rows, hidden]; wide holds patches or MLP, gated what is
-     * left of it behind the gate; half is the result in the dtype of the features. */
-    ops_tensor planes, x, a, q, k, v, wide, gated, half;
+    /* Activations for max_images: x, other, a [rows, hidden], x before and behind a branch in turns; wide holds patches,
+     * queries, keys and values side by side, or MLP, gated what is left of it behind the gate; half is the result in the
+     * dtype of the features. */
+    ops_tensor planes, x, other, a, wide, gated, half;
     vision_tap *tap;
     void *tap_user;
     float *tap_hidden;
@@ -69,7 +70,8 @@ static int64_t fc1_width(const vision_encoder *v) {
 }
 
 static int64_t wide_width(const vision_encoder *v) {
-    return patch_width(v) > fc1_width(v) ? patch_width(v) : fc1_width(v);
+    int64_t widest = patch_width(v) > fc1_width(v) ? patch_width(v) : fc1_width(v);
+    return widest > 3 * (int64_t)v->c.hidden ? widest : 3 * (int64_t)v->c.hidden;
 }
 
 static int64_t planes_elements(const vision_encoder *v) {
@@ -91,7 +93,7 @@ static size_t weight_vector_bytes(const vision_encoder *v) {
 static size_t activation_bytes(const vision_encoder *v) {
     int64_t rows = max_rows(v);
     size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, planes_elements(v)) +
-                   5 * ops_cut_bytes(v->running, rows * v->c.hidden) +
+                   3 * ops_cut_bytes(v->running, rows * v->c.hidden) +
                    ops_cut_bytes(v->running, rows * wide_width(v)) +
                    ops_cut_bytes(v->dtype, rows * v->c.hidden);
     if (v->c.family->is_gated) bytes += ops_cut_bytes(v->running, rows * v->c.intermediate);
@@ -114,14 +116,17 @@ static status open_layer(vision_encoder *v, tower_layer *l, const model *m, int 
         TRY(device_vector_cut(&v->weights, &l->scale1, m, e, "%s%s", prefix, f->scale1));
         TRY(device_vector_cut(&v->weights, &l->scale2, m, e, "%s%s", prefix, f->scale2));
     }
-    const struct {
-        ops_matrix **matrix;
-        const char *name;
-    } all[] = {{&l->q, f->q},     {&l->k, f->k},     {&l->v, f->v},
-               {&l->out, f->out}, {&l->fc1, f->fc1}, {&l->fc2, f->fc2}};
-    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
-        TRY(device_matrix_open(v->ctx, all[k].matrix, m, e, "%s%s", prefix, all[k].name));
-    return STATUS_OK;
+    char names[3][160];
+    device_rows parts[3];
+    const char *qkv[3] = {f->q, f->k, f->v};
+    for (int k = 0; k < 3; k++) {
+        (void)snprintf(names[k], sizeof names[k], "%s%s", prefix, qkv[k]);
+        parts[k] = device_rows_all(m, names[k]);
+    }
+    TRY(device_matrix_join(v->ctx, &l->qkv, m, &(device_join){parts, 3, false}, e));
+    TRY(device_matrix_open(v->ctx, &l->out, m, e, "%s%s", prefix, f->out));
+    TRY(device_matrix_open(v->ctx, &l->fc1, m, e, "%s%s", prefix, f->fc1));
+    return device_matrix_open(v->ctx, &l->fc2, m, e, "%s%s", prefix, f->fc2);
 }
 
 /* The table as it is added to a picture's tokens: resampled where the picture has another grid. */
@@ -190,10 +195,8 @@ static status open_activations(vision_encoder *v, err *e) {
     const int64_t flat[2] = {max_rows(v), v->c.hidden};
     v->planes = ops_block_cut(block, OPS_DTYPE_F32, 1, (int64_t[]){planes_elements(v)});
     v->x = ops_block_cut(block, v->running, 2, flat);
+    v->other = ops_block_cut(block, v->running, 2, flat);
     v->a = ops_block_cut(block, v->running, 2, flat);
-    v->q = ops_block_cut(block, v->running, 2, flat);
-    v->k = ops_block_cut(block, v->running, 2, flat);
-    v->v = ops_block_cut(block, v->running, 2, flat);
     v->wide = ops_block_cut(block, v->running, 1, (int64_t[]){max_rows(v) * wide_width(v)});
     if (v->c.family->is_gated)
         v->gated = ops_block_cut(block, v->running, 2, (int64_t[]){max_rows(v), v->c.intermediate});
@@ -232,7 +235,7 @@ void vision_encoder_close(vision_encoder **out) {
     if (!v) return;
     for (int i = 0; v->layers && i < v->c.n_layers_run; i++) {
         tower_layer *l = &v->layers[i];
-        ops_matrix **all[] = {&l->q, &l->k, &l->v, &l->out, &l->fc1, &l->fc2};
+        ops_matrix **all[] = {&l->qkv, &l->out, &l->fc1, &l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) ops_matrix_close(v->ctx, all[k]);
     }
     ops_matrix_close(v->ctx, &v->patch);
@@ -252,7 +255,7 @@ size_t vision_encoder_device_bytes(const vision_encoder *v) {
     size_t bytes = v->weights.size_bytes + v->activations.size_bytes + ops_matrix_bytes(v->patch);
     for (int i = 0; i < v->c.n_layers_run; i++) {
         const tower_layer *l = &v->layers[i];
-        const ops_matrix *all[] = {l->q, l->k, l->v, l->out, l->fc1, l->fc2};
+        const ops_matrix *all[] = {l->qkv, l->out, l->fc1, l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) bytes += ops_matrix_bytes(all[k]);
     }
     return bytes;
@@ -314,44 +317,47 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *cons
     return ops_layer_norm(v->ctx, x, x, &v->pre_norm_w, &v->pre_norm_b, v->c.layer_norm_eps);
 }
 
-/* out = MLP of n */
-static status run_mlp(vision_encoder *v, const tower_layer *l, ops_tensor *out, const ops_tensor *n) {
-    ops_tensor wide = tensor_first(&v->wide, n->dims[0], fc1_width(v));
-    if (!v->c.family->is_gated) {
-        TRY(ops_linear(v->ctx, &wide, n, l->fc1, &(ops_linear_params){.act = v->c.act}));
-        return ops_linear(v->ctx, out, &wide, l->fc2, NULL);
-    }
-    ops_tensor gated = tensor_first(&v->gated, n->dims[0], v->c.intermediate);
-    TRY(ops_linear(v->ctx, &wide, n, l->fc1, NULL));
-    TRY(ops_gate(v->ctx, &gated, &wide, OPS_ACT_SILU));
-    return ops_linear(v->ctx, out, &gated, l->fc2, NULL);
+/* out = x + [scale *] what the matrix makes of rows inside a branch */
+static status end_branch(vision_encoder *v, ops_tensor *out, const ops_tensor *inside, const ops_matrix *matrix,
+                         const ops_tensor *x, const ops_tensor *scale) {
+    if (!v->c.family->scale1) return ops_linear(v->ctx, out, inside, matrix, &(ops_linear_params){.add = x});
+    TRY(ops_linear(v->ctx, out, inside, matrix, NULL));
+    TRY(ops_scale_columns(v->ctx, out, out, scale));
+    return ops_add(v->ctx, out, out, x);
 }
 
-/* x = x + [scale *] branch */
-static status add_branch(vision_encoder *v, ops_tensor *x, ops_tensor *branch, const ops_tensor *scale) {
-    if (v->c.family->scale1) TRY(ops_scale_columns(v->ctx, branch, branch, scale));
-    return ops_add(v->ctx, x, x, branch);
-}
-
-static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) {
-    const int64_t rows = x->dims[0], width = v->c.hidden;
-    ops_tensor a = tensor_first(&v->a, rows, width), q = tensor_first(&v->q, rows, width);
-    ops_tensor k = tensor_first(&v->k, rows, width), values = tensor_first(&v->v, rows, width);
+static status run_attention(vision_encoder *v, const tower_layer *l, ops_tensor *out, const ops_tensor *n,
+                            const ops_tensor *x) {
+    const int64_t width = v->c.hidden;
     const ops_attention_params params = {
         .n_heads = v->c.n_heads,
         .n_kv_heads = v->c.n_heads,
         .scale = (float)(1.0 / sqrt((double)(v->c.hidden / v->c.n_heads))),
     };
-    TRY(ops_layer_norm(v->ctx, &a, x, &l->norm1_w, &l->norm1_b, v->c.layer_norm_eps));
-    TRY(ops_linear(v->ctx, &q, &a, l->q, NULL));
-    TRY(ops_linear(v->ctx, &k, &a, l->k, NULL));
-    TRY(ops_linear(v->ctx, &values, &a, l->v, NULL));
+    ops_tensor qkv = tensor_first(&v->wide, n->dims[0], 3 * width), q = tensor_columns(&qkv, 0, width);
+    ops_tensor k = tensor_columns(&qkv, width, width), values = tensor_columns(&qkv, 2 * width, width);
+    TRY(ops_linear(v->ctx, &qkv, n, l->qkv, NULL));
     TRY(ops_attention(v->ctx, &q, &q, &k, &values, v->c.n_rows, &params));
-    TRY(ops_linear(v->ctx, &a, &q, l->out, NULL));
-    TRY(add_branch(v, x, &a, &l->scale1));
-    TRY(ops_layer_norm(v->ctx, &a, x, &l->norm2_w, &l->norm2_b, v->c.layer_norm_eps));
-    TRY(run_mlp(v, l, &q, &a));
-    return add_branch(v, x, &q, &l->scale2);
+    return end_branch(v, out, &q, l->out, x, &l->scale1);
+}
+
+static status run_mlp(vision_encoder *v, const tower_layer *l, ops_tensor *out, const ops_tensor *n, const ops_tensor *x) {
+    const bool is_gated = v->c.family->is_gated;
+    ops_tensor wide = tensor_first(&v->wide, n->dims[0], fc1_width(v)), inside = wide;
+    TRY(ops_linear(v->ctx, &wide, n, l->fc1, &(ops_linear_params){.act = is_gated ? OPS_ACT_NONE : v->c.act}));
+    if (is_gated) {
+        inside = tensor_first(&v->gated, n->dims[0], v->c.intermediate);
+        TRY(ops_gate(v->ctx, &inside, &wide, OPS_ACT_SILU));
+    }
+    return end_branch(v, out, &inside, l->fc2, x, &l->scale2);
+}
+
+static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) {
+    ops_tensor n = tensor_first(&v->a, x->dims[0], v->c.hidden), other = tensor_first(&v->other, x->dims[0], v->c.hidden);
+    TRY(ops_layer_norm(v->ctx, &n, x, &l->norm1_w, &l->norm1_b, v->c.layer_norm_eps));
+    TRY(run_attention(v, l, &other, &n, x));
+    TRY(ops_layer_norm(v->ctx, &n, &other, &l->norm2_w, &l->norm2_b, v->c.layer_norm_eps));
+    return run_mlp(v, l, x, &n, &other);
 }
 
 static status start(vision_encoder *v, const float *const *planes, int n_images, void *const *features) {
