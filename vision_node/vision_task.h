@@ -43,8 +43,7 @@ typedef struct task {
     status opened; /* of the files, and why not */
     err why;
     bool is_bundle, trusts_cache, applies_exif;
-    /* From here on the owner's alone, also while the files are being opened. */
-    int n_images; /* 0 until they are open */
+    int n_images; /* for the owner, who looks at no image before: 0 until the files are open */
     bool travels; /* features go with the answer */
     unsigned char *blobs; /* for each image, as the cache would hold it; NULL until one is kept */
     vision_report report;
