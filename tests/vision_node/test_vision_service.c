@@ -534,7 +534,8 @@ static void a_job_that_is_given_up_leaves_its_image_to_another(void **state) {
     wire_message_clear(&in);
     atomic_store(&the_gate->is_open, true);
     assert_true(answers_are(s, "b"));
-    assert_int_equal(atomic_load(&the_gate->n_decoded), 1);
+    int n_decoded = atomic_load(&the_gate->n_decoded); /* twice when b was opened only after a's picture had ended */
+    assert_true(n_decoded == 1 || n_decoded == 2);
     close_stage(s);
     free_image(slow);
 }
