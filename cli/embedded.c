@@ -6,7 +6,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -79,12 +78,12 @@ static status open_shared(embedded *em, const embedded_settings *settings, err *
     return st;
 }
 
-static status open_services(embedded *em, const embedded_settings *settings, int n_threads, err *e) {
+static status open_services(embedded *em, const embedded_settings *settings, err *e) {
     vision_service_parts vision = {em->model, em->cache, em->cache, em->decoder};
     lm_service_parts lm = {em->model, em->cache};
     vision_service_settings vision_wishes = vision_service_defaults(settings->device);
     lm_service_settings lm_wishes = lm_service_defaults(settings->device);
-    vision_wishes.ops.n_threads = lm_wishes.ops.n_threads = n_threads;
+    vision_wishes.ops.n_threads = lm_wishes.ops.n_threads = settings->n_threads;
     if (settings->kv_bytes) lm_wishes.kv_bytes = settings->kv_bytes;
     em->vision_slots = vision_service_slots(&vision_wishes);
     em->lm_slots = (uint32_t)lm_wishes.max_questions;
@@ -121,13 +120,8 @@ status embedded_open(embedded **em, const embedded_settings *settings, err *e) {
     *em = NULL;
     embedded *made = calloc(1, sizeof *made);
     if (!made) return fail(e, STATUS_NO_MEMORY, "embedded mode");
-    int n_threads = settings->n_threads;
-    if (n_threads == 0) {
-        long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
-        n_threads = n_cores < 1 ? 1 : n_cores > 64 ? 64 : (int)n_cores;
-    }
     status st = open_shared(made, settings, e);
-    if (st == STATUS_OK) st = open_services(made, settings, n_threads, e);
+    if (st == STATUS_OK) st = open_services(made, settings, e);
     if (st == STATUS_OK) st = start_roles(made, e);
     if (st != STATUS_OK) {
         embedded_close(&made);

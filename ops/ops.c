@@ -9,7 +9,6 @@
 #include "base/check.h"
 #include "ops/ops_backend.h"
 
-#define THREADS_MAX       256
 #define CUT_ALIGN_BYTES   64
 #define DEVICE_TEXT_BYTES 96
 
@@ -52,9 +51,9 @@ static bool device_matches(const char *text, const char *name, int *index) {
 status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e) {
     *ctx = NULL;
     const char *device = settings->device ? settings->device : "cpu";
-    if (settings->n_threads < 0 || settings->n_threads > THREADS_MAX)
+    if (settings->n_threads < 0 || settings->n_threads > OPS_THREADS_MAX)
         return fail(e, STATUS_BAD_ARGUMENT, "ops: %d threads, need 0 (one per core) to %d",
-                    settings->n_threads, THREADS_MAX);
+                    settings->n_threads, OPS_THREADS_MAX);
     const ops_backend *backend = NULL;
     int index = 0;
     for (size_t i = 0; i < sizeof backends / sizeof backends[0] && !backend; i++)

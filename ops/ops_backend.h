@@ -22,6 +22,8 @@ struct ops_matrix {
     size_t bytes; /* device memory held */
 };
 
+#define OPS_THREADS_MAX 256 /* of ops_settings */
+
 #define OPS_ACTIVATION(dtype) (1u << (dtype))
 
 typedef struct {

@@ -23,6 +23,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/cores.h"
 #include "vision_node/image_worker.h"
 
 #define PAGE_BYTES       65536             /* the largest page of any machine we run on */
@@ -150,8 +151,8 @@ static status fork_supervisor(image_decoder *d, err *e) {
 }
 
 int image_decoder_default_workers(void) {
-    long n = sysconf(_SC_NPROCESSORS_ONLN) - 1;
-    return n < 1 ? 1 : n > DEFAULT_WORKERS_MAX ? DEFAULT_WORKERS_MAX : (int)n;
+    int n = cores_available() - 1;
+    return n < 1 ? 1 : n > DEFAULT_WORKERS_MAX ? DEFAULT_WORKERS_MAX : n;
 }
 
 status image_decoder_open(image_decoder **out, int n_workers, const image_decoder_limits *limits,

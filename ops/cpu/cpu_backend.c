@@ -1,12 +1,10 @@
 /* The CPU's table, and what all its operators share: memory, scratch, the split of rows. */
-#define _GNU_SOURCE /* sched_getaffinity */
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
+#include "base/cores.h"
 #include "ops/cpu/cpu_internal.h"
 
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
@@ -72,14 +70,6 @@ bool cpu_indices_fit(const int32_t *index, int64_t n, int64_t limit) {
 
 /* ---- the table ----------------------------------------------------------------------------- */
 
-static int available_cores(void) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
-                                                         : (int)sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > 256 ? 256 : n;
-}
-
 static int backend_count(void) { return 1; }
 
 static status backend_open(void **state, const ops_settings *settings, int device_index, char *text,
@@ -99,7 +89,8 @@ static status backend_open(void **state, const ops_settings *settings, int devic
     cpu_state *s = calloc(1, sizeof *s);
     if (!s) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a context");
     s->simd = simd;
-    int n_threads = settings->n_threads ? settings->n_threads : available_cores();
+    int n_threads = settings->n_threads;
+    if (n_threads == 0) n_threads = (int)min_i64(cores_available(), OPS_THREADS_MAX);
     status st = pool_open(&s->pool, n_threads, e);
     if (st != STATUS_OK) {
         free(s);

@@ -8,8 +8,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/cores.h"
 #include "ops/cuda/cuda_internal.cuh"
 
 #define PIECE_BYTES ((size_t)4 << 20) /* 80 us of the bus, 400 us of a thread that copies */
@@ -64,8 +64,8 @@ static bool is_direct(const cuda_state *s, const void *host, size_t bytes) {
 /* ---- lanes --------------------------------------------------------------------------------- */
 
 cudaError_t cuda_lanes_open(cuda_state *s) {
-    long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
-    s->n_lanes = n_cores < 1 ? 1 : n_cores > CUDA_LANES_MAX ? CUDA_LANES_MAX : (int)n_cores;
+    int n_cores = cores_available();
+    s->n_lanes = n_cores < CUDA_LANES_MAX ? n_cores : CUDA_LANES_MAX;
     void *pinned;
     cudaError_t error = cudaHostAlloc(&pinned, 2 * PIECE_BYTES * (size_t)s->n_lanes, cudaHostAllocDefault);
     if (error != cudaSuccess) return error;
