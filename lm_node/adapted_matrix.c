@@ -52,7 +52,6 @@ status adapted_matrix_open(adapted_matrix *w, adapter_room *room, const model *m
 }
 
 void adapted_matrix_close(adapted_matrix *w, const adapter_room *room) {
-    if (!w->base) return;
     ops_matrix_close(room->ctx, &w->base);
     for (int i = 0; w->added && i < room->n_adapters; i++) {
         ops_matrix_close(room->ctx, &w->added[i].a);

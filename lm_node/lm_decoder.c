@@ -635,30 +635,35 @@ static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_t
     return run_mlp(d, l, x, n, other, at);
 }
 
+/* Keys and values, the first columns of rows, to their slots; q NULL: no queries are turned with them. */
+static status append_keys(lm_decoder *d, decoder_layer *l, const ops_tensor *rows, ops_tensor *q, const ops_tensor *slots,
+                          const row_places *at) {
+    const int64_t kv = kv_width(&d->c);
+    ops_tensor k = tensor_columns(rows, 0, kv), v = tensor_columns(rows, kv, kv);
+    const ops_kv_places places = {&d->cos, &d->sin, at->turns, slots};
+    return ops_kv_append(d->ctx, &l->keys, &l->values, &k, &v, q, &places, d->c.n_heads, d->c.n_kv_heads);
+}
+
 static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, const ops_tensor *slots,
                         const row_places *at) {
-    const int64_t rows = x->dims[0], kv = kv_width(&d->c), before = 2 * kv, width = before + q_mlp_width(&d->c);
+    const int64_t rows = x->dims[0], before = 2 * kv_width(&d->c), width = before + q_mlp_width(&d->c);
     ops_tensor n = tensor_rows(&d->n, 0, rows), wide = tensor_first(&d->wide, rows, width);
     const ops_linear_params params = in_params(d, before + q_width(&d->c));
     TRY(run_norm(d, &n, x, &l->norm1));
     TRY(run_linear(d, &wide, &n, &l->in, &params, at));
-    ops_tensor k = tensor_columns(&wide, 0, kv), v = tensor_columns(&wide, kv, kv);
     ops_tensor q = tensor_columns(&wide, before, q_width(&d->c)), q_mlp = tensor_columns(&wide, before, width - before);
-    const ops_kv_places places = {&d->cos, &d->sin, at->turns, slots};
-    TRY(ops_kv_append(d->ctx, &l->keys, &l->values, &k, &v, &q, &places, d->c.n_heads, d->c.n_kv_heads));
+    TRY(append_keys(d, l, &wide, &q, slots, at));
     return run_branches(d, l, x, other, &n, &q_mlp, at);
 }
 
 /* The last layer: keys and values of every row of x, the rest of the wanted rows. */
 static status run_last_layer(lm_decoder *d, decoder_layer *l, ops_tensor *out_x, const ops_tensor *x, const step_indices *at,
                              const row_places *all, const row_places *wanted) {
-    const int64_t rows = x->dims[0], kv = kv_width(&d->c), n_out = out_x->dims[0];
-    ops_tensor n = tensor_rows(&d->n, 0, rows), both = tensor_first(&d->wide, rows, 2 * kv);
+    const int64_t rows = x->dims[0], n_out = out_x->dims[0];
+    ops_tensor n = tensor_rows(&d->n, 0, rows), both = tensor_first(&d->wide, rows, 2 * kv_width(&d->c));
     TRY(run_norm(d, &n, x, &l->norm1));
     TRY(run_linear(d, &both, &n, &l->kv, &(ops_linear_params){.act = OPS_ACT_NONE}, all));
-    ops_tensor k = tensor_columns(&both, 0, kv), v = tensor_columns(&both, kv, kv);
-    const ops_kv_places places = {&d->cos, &d->sin, all->turns, &at->slots};
-    TRY(ops_kv_append(d->ctx, &l->keys, &l->values, &k, &v, NULL, &places, d->c.n_heads, d->c.n_kv_heads));
+    TRY(append_keys(d, l, &both, NULL, &at->slots, all));
     if (n_out == 0) return STATUS_OK;
     ops_tensor other = tensor_rows(&d->out_other, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
     ops_tensor q_mlp = tensor_first(&d->wide, n_out, q_mlp_width(&d->c)), q = tensor_columns(&q_mlp, 0, q_width(&d->c));

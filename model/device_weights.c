@@ -84,16 +84,26 @@ static ops_tensor joined_shape(const model *m, const device_join *join) {
     return tensor_make(NULL, OPS_PLACE_HOST, dtype, 2, (int64_t[]){n_rows, n_columns});
 }
 
-/* Of parts beside each other, the sum: added up in f32. */
-static void join_biases(ops_tensor *to, const model *m, const device_join *join) {
-    float *out = to->data;
+static float rounded(float value, ops_dtype dtype) {
+    if (dtype == OPS_DTYPE_F16) return f16_to_f32(f32_to_f16(value));
+    return dtype == OPS_DTYPE_BF16 ? bf16_to_f32(f32_to_bf16(value)) : value;
+}
+
+/* out is zeroed. Of parts beside each other, the sum: added up in f32, then rounded to dtype. False: no part has one. */
+static bool join_biases(float *out, ops_dtype dtype, int64_t n_rows, const model *m, const device_join *join) {
+    bool has_any = false;
+    int64_t first = 0;
     for (size_t i = 0; i < join->n_parts; i++) {
         const device_rows *part = &join->parts[i];
-        bool has = model_has_weight(m, "%s.bias", part->name);
-        ops_tensor from = has ? model_weight(m, "%s.bias", part->name) : *to;
-        for (int64_t r = 0; has && r < part->n; r++) out[r] += tensor_value(&from, row_at(part, r));
-        if (!join->is_beside) out += part->n;
+        if (model_has_weight(m, "%s.bias", part->name)) {
+            ops_tensor from = model_weight(m, "%s.bias", part->name);
+            for (int64_t r = 0; r < part->n; r++) out[first + r] += tensor_value(&from, row_at(part, r));
+            has_any = true;
+        }
+        if (!join->is_beside) first += part->n;
     }
+    for (int64_t r = 0; join->is_beside && r < n_rows; r++) out[r] = rounded(out[r], dtype);
+    return has_any;
 }
 
 status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_join *join, err *e) {
@@ -103,23 +113,14 @@ status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, con
     ops_tensor bias = tensor_make(calloc((size_t)n_rows, sizeof(float)), OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &n_rows);
     status st = w.data && bias.data ? STATUS_OK
                                     : fail(e, STATUS_NO_MEMORY, "weight %s: no memory to gather it", join->parts[0].name);
-    bool has_bias = false;
     int64_t row = 0, column = 0;
     for (size_t i = 0; i < join->n_parts && st == STATUS_OK; i++) {
         ops_tensor from = part_weight(m, &join->parts[i]);
         copy_rows(&w, row, column, &from, &join->parts[i], from.dims[1]);
-        has_bias |= model_has_weight(m, "%s.bias", join->parts[i].name);
         if (join->is_beside) column += from.dims[1];
         else row += join->parts[i].n;
     }
-    if (st == STATUS_OK && has_bias) {
-        join_biases(&bias, m, join);
-        ops_dtype rounded = join->is_beside ? ops_activation_dtype(ctx, w.dtype) : OPS_DTYPE_F32;
-        ops_tensor own = bias;
-        own.dtype = rounded; /* in place: what is written lies before what is still to be read */
-        for (int64_t i = 0; rounded != OPS_DTYPE_F32 && i < n_rows; i++) tensor_set_value(&own, i, tensor_value(&bias, i));
-        bias = own;
-    }
+    bool has_bias = st == STATUS_OK && join_biases(bias.data, ops_activation_dtype(ctx, w.dtype), n_rows, m, join);
     if (st == STATUS_OK) st = ops_matrix_open_as(ctx, matrix, &w, has_bias ? &bias : NULL, model_product(m), e);
     free(w.data);
     free(bias.data);

@@ -214,7 +214,8 @@ static status rule_apart(const ops_tensor *out, const ops_tensor *x) {
 
 /* In place is fine, shifted is not. */
 static status rule_apart_or_same(const ops_tensor *out, const ops_tensor *x) {
-    bool is_same = out->data == x->data && same_dims(out, x) && (out->n_dims != 2 || tensor_row_stride(out) == tensor_row_stride(x));
+    bool is_same = out->data == x->data && same_dims(out, x) &&
+                   (out->n_dims != 2 || tensor_row_stride(out) == tensor_row_stride(x));
     return is_same ? STATUS_OK : rule_apart(out, x);
 }
 

@@ -25,7 +25,7 @@
         {"threads", 0, OPTION_INT, "N", "0", 0, 256, "compute threads; 0: one per core"},          \
         {"name", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                             \
          "shown in status; without it, host and process number"},                                  \
-        {"slots", 0, OPTION_INT, "N", slots, 1, 1024, slots_help},                      \
+        {"slots", 0, OPTION_INT, "N", slots, 1, 1024, slots_help},                                      \
         {"slot-bytes", 0, OPTION_BYTES, "BYTES", "256M", 1 << 20, 1e13,                            \
          "image or feature bytes taken at once"},                                                  \
         {"drain-ms", 0, OPTION_INT, "MS", "30000", 0, 86400000,                                    \

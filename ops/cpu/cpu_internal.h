@@ -48,9 +48,8 @@ typedef struct {
     int64_t act_from;
 } linear_call;
 
-/* What follows a sum: sums of some rows and columns, in_stride apart, become results. n_cols at most PANEL_COLS times
- * GEMV_GROUP; in may be where the results go. */
-void cpu_linear_finish(const linear_call *c, float *in, int64_t in_stride, int64_t row, int n_rows, int64_t col, int n_cols);
+/* What follows a sum: sums of some rows and columns, rows stride apart, become results where they stand. */
+void cpu_linear_finish(const linear_call *c, float *sums, int64_t stride, int64_t row, int n_rows, int64_t col, int n_cols);
 
 /* Packs the panels of a matrix with reduced kernels, and multiplies with it. m is otherwise set up, its memory zeroed. */
 size_t cpu_reduced_panel_bytes(ops_dtype dtype, int64_t n_in);

@@ -51,7 +51,7 @@ typedef struct {
     const simd_kernels *simd;
     float *out;
     const float *x, *w;
-    int64_t cols; /* of out */
+    int64_t cols;                 /* of out */
     int64_t out_stride, x_stride; /* activate only */
     ops_act act;
 } columns_job;
@@ -75,7 +75,7 @@ status cpu_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, cons
 static void activate_rows(void *arg, int64_t first, int64_t n, int thread) {
     const columns_job *j = arg;
     (void)thread;
-    for (int64_t r = first; r < first + n; r++) 
+    for (int64_t r = first; r < first + n; r++)
         j->simd->activate(j->out + r * j->out_stride, j->x + r * j->x_stride, j->cols, j->act);
 }
 

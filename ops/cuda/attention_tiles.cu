@@ -429,7 +429,8 @@ static status launch_pad(cuda_state *s, tile_job *j, int pad) {
 
 bool cuda_tiles_take(const attention_job *a) {
     return a->dtype != OPS_DTYPE_F32 && a->head_dim % CHUNK == 0 && a->head_dim <= 128 && a->heads_a_kv <= QUERIES &&
-           (a->q_stride | a->kv_stride) % CHUNK == 0 && is_aligned16(a->out) && is_aligned16(a->q) && is_aligned16(a->k) && is_aligned16(a->v);
+           (a->q_stride | a->kv_stride) % CHUNK == 0 && is_aligned16(a->out) && is_aligned16(a->q) &&
+           is_aligned16(a->k) && is_aligned16(a->v);
 }
 
 status cuda_tiles_run(cuda_state *s, const attention_job *a) {

@@ -6,8 +6,7 @@
  * rope: thread -> one pair (row, head, i). Memory: the rotated part of a row is read and written once; the tables come
  * from cache.
  * append: thread -> one dim of a row's key or value, or one pair of its query; a pair of a key is written by the thread of
- * its lower dim. Memory: key and value are read once and written once, the query's rotated
- * part likewise. */
+ * its lower dim. Memory: key and value are read once and written once, the query's rotated part likewise. */
 #include "ops/cuda/cuda_internal.cuh"
 
 #define THREADS 256
