@@ -458,11 +458,14 @@ status ops_candidates_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, i
     if (out->dims[0] != x->dims[0] || out->dims[1] != (int64_t)sizeof(ops_candidates) || x->dims[1] > INT32_MAX)
         return STATUS_BAD_SHAPE;
     if (n < 1 || n > x->dims[1] || (uintptr_t)out->data % _Alignof(ops_candidates) != 0) return STATUS_BAD_ARGUMENT;
-    for (int64_t r = 0; wanted && r < x->dims[0]; r++)
+    bool wants_more = false; /* than the first of each row, which a backend need not be told */
+    for (int64_t r = 0; wanted && r < x->dims[0]; r++) {
         if (!is_wanted(&wanted[r])) return STATUS_BAD_ARGUMENT;
+        wants_more |= wanted[r].n > 1 || wanted[r].temperature[0] > 0.0f || wanted[r].temperature[1] > 0.0f;
+    }
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
-    return done(ctx, ctx->backend->candidates_rows(ctx->state, out, x, n, wanted));
+    return done(ctx, ctx->backend->candidates_rows(ctx->state, out, x, n, wants_more ? wanted : NULL));
 }
 
 /* ---- vision -------------------------------------------------------------------------------- */

@@ -114,6 +114,26 @@ static void candidates_are_the_sorted_row_and_totals_its_sums_in_double(void **s
             }
 }
 
+/* Each thing that may be wanted beyond the first candidate, alone in its call: one of them is one row's only wish. */
+static void one_wish_of_one_row_is_enough(void **state) {
+    (void)state;
+    enum { N = 700, ROWS = 3 };
+    static const ops_candidates_wanted nothing = {1, {0.0f, 0.0f}};
+    static const ops_candidates_wanted wishes[] = {{2, {0.0f, 0.0f}}, {1, {0.5f, 0.0f}}, {1, {0.0f, 1.0f}}, {1, {0.0f, 0.0f}}};
+    rng r = rng_make(9);
+    float x[ROWS * N];
+    for (int row = 0; row < ROWS; row++) fill_row(x + row * N, N, RANDOM, &r);
+    for (int i = 0; i < n_contexts(); i++)
+        for (size_t w = 0; w < sizeof wishes / sizeof wishes[0]; w++)
+            for (int who = 0; who < ROWS; who++) {
+                ops_candidates_wanted wanted[ROWS] = {nothing, nothing, nothing};
+                wanted[who] = wishes[w];
+                ops_candidates *got = candidates(contexts.ctx[i], x, ROWS, N, wanted);
+                for (int row = 0; row < ROWS; row++) expect_row(&got[row], x + row * N, N, &wanted[row], RANDOM);
+                free(got);
+            }
+}
+
 static void the_first_value_that_is_no_number_is_told(void **state) {
     (void)state;
     enum { N = 1500 };
@@ -167,6 +187,7 @@ static void a_row_does_not_depend_on_its_neighbours(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(candidates_are_the_sorted_row_and_totals_its_sums_in_double),
+        cmocka_unit_test(one_wish_of_one_row_is_enough),
         cmocka_unit_test(the_first_value_that_is_no_number_is_told),
         cmocka_unit_test(a_row_does_not_depend_on_its_neighbours),
     };
