@@ -165,7 +165,8 @@ static void crossings_of_any_size_and_memory_bring_every_byte(void **state) {
             }
             in[n - 1] = (unsigned char)rng_next(&r);
             memset(out, 0xA5, n + GUARD / 2);
-            ops_tensor t = tensor_make(far.data, OPS_PLACE_DEVICE, OPS_DTYPE_F16, 1, (int64_t[]){(int64_t)((n + 1) / 2)});
+            const int64_t n_halves[] = {(int64_t)((n + 1) / 2)};
+            ops_tensor t = tensor_make(far.data, OPS_PLACE_DEVICE, OPS_DTYPE_F16, 1, n_halves);
             in[n] = 0xA5;
             assert_int_equal(ops_upload(ctx, &t, in), STATUS_OK);
             assert_int_equal(ops_download(ctx, out, &t), STATUS_OK);

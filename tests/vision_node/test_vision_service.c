@@ -8,11 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <zmq.h>
 
-#include "base/clock.h"
 #include "proto/bundle.h"
 #include "tests/lm_node/golden.h"
+#include "tests/worker/played_broker.h"
 #include "vision_node/vision_service.h"
 
 #ifndef TEST_DEVICE
@@ -197,23 +196,8 @@ static void *worker_main(void *arg) {
     return NULL;
 }
 
-/* The next message of that kind; others are skipped. */
 static void expect(stage *s, message_kind kind, wire_message *in) {
-    for (int64_t until_us = clock_now_us() + WAIT_MS * CLOCK_MS_US; clock_now_us() < until_us;) {
-        err e;
-        status st = wire_receive(s->socket, in, &e);
-        if (st == STATUS_TIMEOUT) {
-            zmq_pollitem_t item = {.socket = wire_zmq(s->socket), .events = ZMQ_POLLIN};
-            (void)zmq_poll(&item, 1, 20);
-            continue;
-        }
-        assert_int_equal(st, STATUS_OK);
-        s->node = in->from;
-        if (in->in.m.kind == kind) return;
-        if (in->in.m.kind == MESSAGE_FAILED) fail_msg("item %d failed: %s", in->in.m.item.bytes[0], in->in.m.text);
-        wire_message_clear(in);
-    }
-    fail_msg("no %s came", message_kind_name((int)kind));
+    if (!played_broker_next(s->socket, &s->node, kind, in, WAIT_MS)) fail_msg("no %s came", message_kind_name((int)kind));
 }
 
 static void say(stage *s, const message *m, const wire_payload *payload) {

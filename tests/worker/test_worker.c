@@ -8,7 +8,7 @@
 #include <string.h>
 #include <zmq.h>
 
-#include "base/clock.h"
+#include "tests/worker/played_broker.h"
 #include "worker/worker.h"
 
 #define WAIT_MS 5000
@@ -103,23 +103,8 @@ static int tear_down(void **state) {
     return 0;
 }
 
-/* The next message of that kind; others are skipped. False when none comes in time. */
 static bool next_of(stage *s, message_kind kind, wire_message *in, int timeout_ms) {
-    int64_t until_us = clock_now_us() + timeout_ms * CLOCK_MS_US;
-    while (clock_now_us() < until_us) {
-        err e;
-        status st = wire_receive(s->socket, in, &e);
-        if (st == STATUS_TIMEOUT) {
-            zmq_pollitem_t item = {.socket = wire_zmq(s->socket), .events = ZMQ_POLLIN};
-            (void)zmq_poll(&item, 1, 20);
-            continue;
-        }
-        assert_int_equal(st, STATUS_OK);
-        s->node = in->from;
-        if (in->in.m.kind == kind) return true;
-        wire_message_clear(in);
-    }
-    return false;
+    return played_broker_next(s->socket, &s->node, kind, in, timeout_ms);
 }
 
 static void expect(stage *s, message_kind kind, wire_message *in) {

@@ -1,0 +1,25 @@
+#include "tests/worker/played_broker.h"
+
+#include "tests/support/support.h"
+
+#include <zmq.h>
+
+#include "base/clock.h"
+
+bool played_broker_next(wire_socket *s, wire_peer *node, message_kind kind, wire_message *in, int timeout_ms) {
+    int64_t until_us = clock_now_us() + timeout_ms * CLOCK_MS_US;
+    while (clock_now_us() < until_us) {
+        err e;
+        status st = wire_receive(s, in, &e);
+        if (st == STATUS_TIMEOUT) {
+            zmq_pollitem_t item = {.socket = wire_zmq(s), .events = ZMQ_POLLIN};
+            (void)zmq_poll(&item, 1, 20);
+            continue;
+        }
+        assert_int_equal(st, STATUS_OK);
+        *node = in->from;
+        if (in->in.m.kind == kind) return true;
+        wire_message_clear(in);
+    }
+    return false;
+}
