@@ -31,7 +31,7 @@
 #define KILL_MS          5000              /* for the supervisor to report a death we asked for */
 #define KEEP_INPUT_BYTES ((size_t)1 << 20) /* pages of larger files go back to the system */
 #define WALL_MS_MAX      600000
-#define DEFAULT_WORKERS_MAX 16 /* 16 cores decode 1500 photographs a second, more than a GPU encodes */
+#define DEFAULT_WORKERS_MAX 16 /* more when somebody says so */
 
 typedef struct {
     image_worker_slot child; /* its descriptors are -1 once the children have them */

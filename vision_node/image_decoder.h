@@ -43,7 +43,7 @@ int image_decoder_default_workers(void);
     {"max-pixels", 0, OPTION_INT, "N", "64000000", 1, 1e9,                                         \
      "largest image, in pixels; larger ones are refused before they are decoded"},                 \
         {"decode-ms", 0, OPTION_INT, "MS", "10000", 1, 600000,                                     \
-         "longest time one image may take to decode; less than the broker's lease"}
+         "longest time one image may take to decode"}
 
 /* Call it early in main: while no other thread runs (it forks), before keys and weights are loaded
  * (the children keep a copy of what the process held), and from a thread that stays until the end

@@ -92,7 +92,8 @@ static void finish_task(vision_service *s, task *t) {
     if (!task_is_through(t)) return;
     wire_payload *handed = NULL;
     err e;
-    status st = t->travels ? wire_payload_open(&handed, t->blobs, (size_t)t->n_images * s->kit.blob_bytes, &e) : STATUS_OK;
+    size_t n = (size_t)t->n_images * s->kit.blob_bytes;
+    status st = t->travels ? wire_payload_open(&handed, t->blobs, n, &e) : STATUS_OK;
     if (st == STATUS_OK) answer_task(s, t, handed);
     else fail_task(s, t, st, e.text);
 }
@@ -405,7 +406,9 @@ vision_service_settings vision_service_defaults(const char *device) {
     return (vision_service_settings){.ops = {.device = device}, .max_images = strncmp(device, "cpu", 3) == 0 ? 8 : 32};
 }
 
-uint32_t vision_service_slots(const vision_service_settings *settings) { return BATCHES * (uint32_t)settings->max_images; }
+uint32_t vision_service_slots(const vision_service_settings *settings) {
+    return BATCHES * (uint32_t)settings->max_images;
+}
 
 static void work_is_done(void *user) { worker_wake(((vision_service *)user)->worker); }
 

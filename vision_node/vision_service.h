@@ -24,7 +24,7 @@ typedef struct vision_service vision_service;
 typedef struct {
     const model *model; /* with MODEL_PART_TOWER */
     cache *cache;       /* looked into */
-    cache *store;       /* features are put there; another handle of the same cache, so that looks pass by, or the same */
+    cache *store;       /* features are put there; another handle of it, so that looks pass by, or the same */
     image_decoder *decoder;
 } vision_service_parts;
 

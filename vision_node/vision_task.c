@@ -63,7 +63,8 @@ void task_open_files(task *t, const unsigned char *tower_fingerprint) {
         unsigned char digest[HASH_SHA256_BYTES];
         if (t->is_bundle) hash_sha256(digest, t->files.files[i].data, t->files.files[i].len_bytes);
         cache_key_make(&t->images[i].key, tower_fingerprint,
-                       (cache_preprocess){VISION_PREPROCESS_VERSION, t->applies_exif}, t->is_bundle ? digest : t->sha256);
+                       (cache_preprocess){VISION_PREPROCESS_VERSION, t->applies_exif},
+                       t->is_bundle ? digest : t->sha256);
     }
 }
 

@@ -15,7 +15,7 @@
 #include "ops/cuda/vec.cuh"
 #include "ops/ops_backend.h"
 
-#define CUDA_LANES_MAX  8                  /* of an upload; 8 threads copy faster than any bus here */
+#define CUDA_LANES_MAX  8                  /* of an upload: at 10 GB/s each, more than a bus of 50 */
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* cuBLASLt's; what it asks for on Hopper */
 #define ROW_MULTIPLE    64                 /* elements a row of weights is filled up to: a step of linear_few */
 #define SHARED_BYTES_DEFAULT 49152         /* a kernel that takes more says so before its launch */
