@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/clock.h"
 #include "proto/bundle.h"
 #include "tests/lm_node/golden.h"
 #include "tests/worker/played_broker.h"
@@ -197,7 +198,13 @@ static void *worker_main(void *arg) {
 }
 
 static void expect(stage *s, message_kind kind, wire_message *in) {
-    if (!played_broker_next(s->socket, &s->node, kind, in, WAIT_MS)) fail_msg("no %s came", message_kind_name((int)kind));
+    int64_t until_us = clock_now_us() + WAIT_MS * CLOCK_MS_US;
+    while (played_broker_receive(s->socket, &s->node, in, until_us)) {
+        if (in->in.m.kind == kind) return;
+        if (in->in.m.kind == MESSAGE_FAILED) fail_msg("item %d failed: %s", in->in.m.item.bytes[0], in->in.m.text);
+        wire_message_clear(in);
+    }
+    fail_msg("no %s came", message_kind_name((int)kind));
 }
 
 static void say(stage *s, const message *m, const wire_payload *payload) {

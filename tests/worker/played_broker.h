@@ -4,7 +4,7 @@
 
 #include "proto/socket.h"
 
-/* The next message of that kind, and who sent it; others are skipped. False when none comes in time. */
-bool played_broker_next(wire_socket *s, wire_peer *node, message_kind kind, wire_message *in, int timeout_ms);
+/* The next message, and who sent it. False when none comes before until_us. */
+bool played_broker_receive(wire_socket *s, wire_peer *node, wire_message *in, int64_t until_us);
 
 #endif

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <zmq.h>
 
+#include "base/clock.h"
 #include "tests/worker/played_broker.h"
 #include "worker/worker.h"
 
@@ -104,7 +105,12 @@ static int tear_down(void **state) {
 }
 
 static bool next_of(stage *s, message_kind kind, wire_message *in, int timeout_ms) {
-    return played_broker_next(s->socket, &s->node, kind, in, timeout_ms);
+    int64_t until_us = clock_now_us() + timeout_ms * CLOCK_MS_US;
+    while (played_broker_receive(s->socket, &s->node, in, until_us)) {
+        if (in->in.m.kind == kind) return true;
+        wire_message_clear(in);
+    }
+    return false;
 }
 
 static void expect(stage *s, message_kind kind, wire_message *in) {
