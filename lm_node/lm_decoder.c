@@ -614,18 +614,30 @@ static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, co
     return run_linear(d, out, &inner, &l->fc2, &(ops_linear_params){.add = x}, at);
 }
 
-/* Attention and MLP of the rows of x, whose queries (and the MLP's part beside them) are in q_mlp and whose keys are all
- * written. n and other are used up; the result is in x. */
-static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, ops_tensor *n,
-                           const ops_tensor *q_mlp, const row_places *at) {
-    ops_tensor q = tensor_columns(q_mlp, 0, q_width(&d->c));
+/* q = attention of q. Each kind of rows apart where the device tells them apart: it reads what few rows of many sequences
+ * share once, and goes through long pieces of prompts otherwise. */
+static status attend(lm_decoder *d, const decoder_layer *l, ops_tensor *q, const row_places *at) {
     const ops_attention_params params = {
         .n_heads = d->c.n_heads,
         .n_kv_heads = d->c.n_kv_heads,
         .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
         .window = d->c.window,
     };
-    TRY(ops_attention_paged(d->ctx, &q, &q, &l->keys, &l->values, at->tables, at->seqs, at->positions, &params));
+    const int64_t rows = q->dims[0], n_few = ops_tells_few(d->ctx) ? at->kinds->n_few : 0;
+    for (int64_t first = 0, n = n_few > 0 ? n_few : rows; first < rows; first += n, n = rows - first) {
+        ops_tensor part = tensor_rows(q, first, n), seqs = tensor_rows(at->seqs, first, n);
+        ops_tensor positions = tensor_rows(at->positions, first, n);
+        TRY(ops_attention_paged(d->ctx, &part, &part, &l->keys, &l->values, at->tables, &seqs, &positions, &params));
+    }
+    return STATUS_OK;
+}
+
+/* Attention and MLP of the rows of x, whose queries (and the MLP's part beside them) are in q_mlp and whose keys are all
+ * written. n and other are used up; the result is in x. */
+static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, ops_tensor *n,
+                           const ops_tensor *q_mlp, const row_places *at) {
+    ops_tensor q = tensor_columns(q_mlp, 0, q_width(&d->c));
+    TRY(attend(d, l, &q, at));
     TRY(run_linear(d, other, d->c.family->is_parallel ? q_mlp : &q, &l->out, &(ops_linear_params){.add = x}, at));
     if (d->c.family->is_parallel) {
         swap(x, other);

@@ -1,5 +1,5 @@
 /* Three lists: prefixes (resident or being computed), waiting questions in order, and running ones. A step
- * takes one row of every question that decodes, then fills its chunk with rows of prompts: of a prefix for
+ * takes one row of every question that decodes, image by image, then fills its chunk with rows of prompts: of a prefix for
  * the first question that wants it, of a question whose prefix is there.
  *
  * Room: a prefix nobody wants is evicted when its blocks are needed, the least recently used first. One
@@ -395,12 +395,20 @@ static void add_own_rows(scheduler *s, running *r, int n) {
     s->out_rows[s->batch.n_out++] = s->batch.n_rows - 1;
 }
 
-static void add_decode_rows(scheduler *s) {
+/* Of the questions with one prefix, or of those without. */
+static void add_decode_rows_of(scheduler *s, const prefix *p) {
     for (running *r = s->active; r; r = r->next)
-        if (r->n_ids > r->n_prompt) {
+        if (r->prefix == p && r->n_ids > r->n_prompt) {
             add_own_rows(s, r, 1);
             s->counters.decode_tokens++;
         }
+}
+
+/* Questions on one image stand beside each other: a device reads the keys that they share once for all of them. */
+static void add_decode_rows(scheduler *s) {
+    add_decode_rows_of(s, NULL);
+    for (prefix *p = s->prefixes; p; p = p->next)
+        if (p->n_users > 0) add_decode_rows_of(s, p);
 }
 
 /* In the order of the questions. A question starts in the step after its prefix is complete, because the

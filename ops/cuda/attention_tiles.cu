@@ -1,14 +1,21 @@
 /* Attention of halves on tensor cores (the formulas stand in attention.cu), for head sizes that are multiples of 8 up to
- * 128. block -> a tile: up to 64 queries, which are rows of one sequence times the heads that share keys; warp -> 16 of
- * them; keys and values come in tiles of 64 (32 for heads over 96), the next on its way while one is multiplied.
+ * 256. block -> a tile: up to 64 queries, which are rows that see the same keys times the heads that share them; warp ->
+ * 16 of them; keys and values come in tiles of 64 (32 for heads over 96, 16 over 128), the next on its way while one is
+ * multiplied.
  *
- * What a row's sum is made of: chunks of 256 keys counted from absolute position 0. In a chunk, tiles of keys in order,
+ * What a row's sum is made of: chunks of 128 keys counted from absolute position 0. In a chunk, tiles of keys in order,
  * with a maximum and a sum that begin anew; then the chunk joins the chunks before it (join_one), in order. A row's
  * neighbours in its tile decide which tiles of keys go by, but one in which a row sees nothing leaves its maximum, sum
  * and values as they are, bit by bit: weights 0, factors 1. A row's place in the tile decides which lanes have it, and
- * every row of an mma is summed alike. So how rows are grouped changes nothing, nor does it matter whether one block
- * joins its chunks in shared memory or, where there are too few tiles to fill a device, each chunk has a block of its
- * own and a second kernel joins what they left in scratch.
+ * every row of an mma is summed alike. So how rows are grouped changes nothing, nor does it matter where chunks join:
+ *
+ *     together   a block goes through all chunks of its tile, rows of one sequence, and joins them in shared memory
+ *     apart      each chunk has blocks of its own and leaves what it made in scratch; a second kernel joins. A tile is a
+ *                matter of the chunk then: rows beside each other whose tables name the same blocks there, so that
+ *                questions on one image read its keys once for all of them
+ *
+ * Apart is for steps that have few rows of a sequence, and where there are too few tiles to fill a device; for long pieces
+ * of prompts, what goes through scratch is as much as the keys and values.
  *
  * Zero times infinity: a value that is not finite must not reach a row that does not see it. Each tile of values is
  * looked through; where one is found, rows that see it get it added, and zero stands in its place for the mma.
@@ -25,21 +32,22 @@
 #define QUERIES   64
 #define THREADS   128
 #define WARPS     (THREADS / WARP)
-#define CHUNK_KEYS 256
-#define FILLS_DEVICE 528        /* blocks: four for each multiprocessor of the largest device we know */
+#define CHUNK_KEYS 128
+#define FEW_ROWS_A_SEQ 16       /* a quarter of a tile: scratch is a quarter of the keys and values, or less */
+#define FILLS_DEVICE 264        /* blocks: two for each multiprocessor of the largest device we know */
 #define PARTIAL_BYTES_MAX ((size_t)64 << 20)
 
 typedef struct {
     attention_job a;
-    const int *tiles, *n_tiles; /* first row of each, paged only */
+    const int *tiles, *n_tiles; /* paged: [n_chunks, rows] first row of each, [n_chunks]; together: one line of them */
     int64_t tiles_a_group;      /* full only */
-    int rows_a_tile, n_chunks;  /* n_chunks: of scratch */
-    float *partial;             /* [n_chunks, rows, n_heads, pad + 2]: sums, maximum, sum of weights. NULL: joined here */
+    int rows_a_tile, n_chunks;  /* n_chunks: 1 together */
+    float *partial;             /* [n_chunks, rows, n_heads, pad + 2]: sums, maximum, sum of weights. NULL: together */
 } tile_job;
 
 template <int pad>
 struct shape_of {
-    static constexpr int keys = pad > 96 ? 32 : 64;
+    static constexpr int keys = pad > 128 ? 16 : pad > 96 ? 32 : 64;
     static constexpr int key_line = (pad * 2 / 32 | 1) * 32; /* bytes */
     static constexpr int value_line = pad * 2 + 16;
 };
@@ -48,8 +56,8 @@ template <int pad>
 struct shared_of {
     alignas(16) unsigned char keys[2][shape_of<pad>::keys * shape_of<pad>::key_line];
     alignas(16) unsigned char values[2][shape_of<pad>::keys * shape_of<pad>::value_line];
-    float joined[QUERIES * pad];
     int reduce[WARPS];
+    alignas(16) float joined[QUERIES * pad]; /* last: apart has none */
 };
 
 /* A tile's rows and what they see together. */
@@ -60,23 +68,37 @@ typedef struct {
 
 /* ---- tiles of rows ------------------------------------------------------------------------- */
 
-/* A tile begins at multiples of its size and wherever the sequence changes. */
-static __device__ inline bool begins_tile(const tile_job *j, int64_t row) {
-    return row % j->rows_a_tile == 0 || j->a.row_seq[row] != j->a.row_seq[row - 1];
+/* Whether two sequences have the same blocks in a chunk, whatever their rows see of it: only so may many be compared two by
+ * two. */
+static __device__ bool shares_chunk(const tile_job *j, int a, int b, int64_t chunk) {
+    if (a == b) return true;
+    if (!j->partial || a < 0 || b < 0 || a >= j->a.n_seqs || b >= j->a.n_seqs) return false;
+    int64_t first = chunk * CHUNK_KEYS / j->a.block_tokens, last = (chunk * CHUNK_KEYS + CHUNK_KEYS - 1) / j->a.block_tokens;
+    if (last >= j->a.max_blocks) last = j->a.max_blocks - 1;
+    for (int64_t i = first; i <= last; i++)
+        if (j->a.tables[a * j->a.max_blocks + i] != j->a.tables[b * j->a.max_blocks + i]) return false;
+    return true;
 }
 
+/* A tile begins at multiples of its size and wherever the keys change. */
+static __device__ inline bool begins_tile(const tile_job *j, int64_t row, int64_t chunk) {
+    return row % j->rows_a_tile == 0 || !shares_chunk(j, j->a.row_seq[row], j->a.row_seq[row - 1], chunk);
+}
+
+/* blockIdx.y: the chunk */
 static __global__ void find_tiles(tile_job j, int *tiles, int *n_tiles) {
-    int64_t row = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (row < j.a.rows && begins_tile(&j, row)) tiles[atomicAdd(n_tiles, 1)] = (int)row; /* in any order */
+    int64_t row = (int64_t)blockIdx.x * THREADS + threadIdx.x, chunk = blockIdx.y;
+    if (row >= j.a.rows || !begins_tile(&j, row, chunk)) return;
+    tiles[chunk * j.a.rows + atomicAdd(&n_tiles[chunk], 1)] = (int)row; /* in any order */
 }
 
-static __device__ tile_place place_tile(const tile_job *j, int64_t tile, int *reduce) {
+static __device__ tile_place place_tile(const tile_job *j, int64_t tile, int64_t chunk, int *reduce) {
     tile_place p;
     int i = (int)threadIdx.x, size = j->rows_a_tile;
     if (j->a.tables) {
-        p.first_row = j->tiles[tile];
+        p.first_row = j->tiles[chunk * j->a.rows + tile];
         int64_t row = p.first_row + i;
-        bool ends = i > 0 && i < size && (row >= j->a.rows || begins_tile(j, row));
+        bool ends = i > 0 && i < size && (row >= j->a.rows || begins_tile(j, row, chunk));
         p.n_rows = size - block_max(ends ? size - i : 0, reduce);
     } else {
         int64_t in_group = tile % j->tiles_a_group * size;
@@ -360,23 +382,24 @@ template <typename T, int pad>
 static __global__ void __launch_bounds__(THREADS) attend_block_per_tile(tile_job j) {
     SHARED_MEMORY(memory);
     shared_of<pad> *s = reinterpret_cast<shared_of<pad> *>(memory);
-    int64_t n_tiles = j.a.tables ? *j.n_tiles : j.a.rows / j.a.length * j.tiles_a_group;
+    int64_t chunk = blockIdx.z; /* together: 0 */
+    int64_t n_tiles = j.a.tables ? j.n_tiles[chunk] : j.a.rows / j.a.length * j.tiles_a_group;
     for (int64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
-        tile_place p = place_tile(&j, tile, s->reduce);
+        tile_place p = place_tile(&j, tile, chunk, s->reduce);
+        int from = p.low / shape_of<pad>::keys * shape_of<pad>::keys, to = p.high;
+        if (j.partial) {
+            int begin = (int)chunk * CHUNK_KEYS, end = begin + CHUNK_KEYS - 1;
+            if (from < begin) from = begin;
+            if (to > end) to = end;
+            if (from > to) continue; /* nobody joins this chunk; the same for the whole block */
+        }
         query_state<pad> q;
         unsigned frag[pad / 16][4];
         load_queries<T>(frag, &q, &j, &p, (int)blockIdx.y);
-        int from = p.low / shape_of<pad>::keys * shape_of<pad>::keys, to = p.high;
-        if (j.partial) {
-            int begin = (int)blockIdx.z * CHUNK_KEYS, end = begin + CHUNK_KEYS - 1;
-            if (from < begin) from = begin;
-            if (to > end) to = end;
-        }
-        for (int i = (int)threadIdx.x; i < QUERIES * pad; i += THREADS) s->joined[i] = 0.0f;
+        for (int i = (int)threadIdx.x; !j.partial && i < QUERIES * pad; i += THREADS) s->joined[i] = 0.0f;
         __syncthreads();
         if (from <= to) attend_keys<T, pad>(s, &q, frag, &j, &p, (int)blockIdx.y, from, to);
-        else begin_chunk(&q);
-        if (j.partial) leave_chunk(&q, &j, blockIdx.z);
+        if (j.partial) leave_chunk(&q, &j, chunk);
         else write_out<T, pad>(&q, &j, s->joined);
         __syncthreads();
     }
@@ -401,6 +424,8 @@ static __global__ void __launch_bounds__(THREADS) join_element_per_thread(tile_j
 
 /* ---- launching ----------------------------------------------------------------------------- */
 
+static size_t align256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
 static int64_t n_tiles_most(const tile_job *j) {
     if (!j->a.tables) return j->a.rows / j->a.length * j->tiles_a_group;
     int64_t whole = ceil_div(j->a.rows, j->rows_a_tile) + j->a.n_seqs; /* more where sequences alternate: a block takes several */
@@ -410,8 +435,9 @@ static int64_t n_tiles_most(const tile_job *j) {
 template <typename T, int pad>
 static status launch(cuda_state *s, tile_job *j) {
     dim3 grid((unsigned)n_tiles_most(j), (unsigned)(j->a.n_heads / j->a.heads_a_kv), j->partial ? (unsigned)j->n_chunks : 1);
-    TRY(cuda_allow_shared(attend_block_per_tile<T, pad>, sizeof(shared_of<pad>)));
-    LAUNCH((attend_block_per_tile<T, pad>), grid, THREADS, sizeof(shared_of<pad>), s->stream, *j);
+    size_t shared = j->partial ? offsetof(shared_of<pad>, joined) : sizeof(shared_of<pad>);
+    TRY(cuda_allow_shared(attend_block_per_tile<T, pad>, shared));
+    LAUNCH((attend_block_per_tile<T, pad>), grid, THREADS, shared, s->stream, *j);
     TRY(cuda_launched("attend_block_per_tile"));
     if (!j->partial) return STATUS_OK;
     int64_t n = j->a.rows * j->a.n_heads * j->a.head_dim;
@@ -424,17 +450,18 @@ static status launch_pad(cuda_state *s, tile_job *j, int pad) {
     if (pad == 64) return launch<T, 64>(s, j);
     if (pad == 80) return launch<T, 80>(s, j);
     if (pad == 96) return launch<T, 96>(s, j);
-    return launch<T, 128>(s, j);
+    if (pad == 128) return launch<T, 128>(s, j);
+    return launch<T, 256>(s, j);
 }
 
 bool cuda_tiles_take(const attention_job *a) {
-    return a->dtype != OPS_DTYPE_F32 && a->head_dim % CHUNK == 0 && a->head_dim <= 128 && a->heads_a_kv <= QUERIES &&
+    return a->dtype != OPS_DTYPE_F32 && a->head_dim % CHUNK == 0 && a->head_dim <= 256 && a->heads_a_kv <= QUERIES &&
            (a->q_stride | a->kv_stride) % CHUNK == 0 && is_aligned16(a->out) && is_aligned16(a->q) &&
            is_aligned16(a->k) && is_aligned16(a->v);
 }
 
 status cuda_tiles_run(cuda_state *s, const attention_job *a) {
-    int pad = a->head_dim <= 64 ? 64 : a->head_dim <= 80 ? 80 : a->head_dim <= 96 ? 96 : 128;
+    int pad = a->head_dim <= 64 ? 64 : a->head_dim <= 80 ? 80 : a->head_dim <= 96 ? 96 : a->head_dim <= 128 ? 128 : 256;
     tile_job j = {};
     j.a = *a;
     j.rows_a_tile = QUERIES / a->heads_a_kv;
@@ -442,17 +469,21 @@ status cuda_tiles_run(cuda_state *s, const attention_job *a) {
     int64_t keys_most = a->tables ? a->max_blocks * a->block_tokens : a->length;
     j.n_chunks = (int)ceil_div(keys_most, CHUNK_KEYS);
     size_t partial = (size_t)(j.n_chunks * a->rows * a->n_heads) * (size_t)(pad + 2) * sizeof(float);
-    size_t tiles = a->tables ? ((size_t)a->rows * sizeof(int) + 255) / 256 * 256 : 0, head = 256;
-    bool apart = j.n_chunks > 1 && n_tiles_most(&j) * (a->n_heads / a->heads_a_kv) < FILLS_DEVICE &&
-                 partial <= PARTIAL_BYTES_MAX;
+    bool has_few_rows = a->tables && a->rows <= FEW_ROWS_A_SEQ * a->n_seqs;
+    bool apart = j.n_chunks > 1 && partial <= PARTIAL_BYTES_MAX &&
+                 (has_few_rows || n_tiles_most(&j) * (a->n_heads / a->heads_a_kv) < FILLS_DEVICE);
+    if (!apart) j.n_chunks = 1;
+    size_t counts = a->tables ? align256((size_t)j.n_chunks * sizeof(int)) : 0;
+    size_t tiles = a->tables ? align256((size_t)(j.n_chunks * a->rows) * sizeof(int)) : 0;
     void *scratch;
-    TRY(cuda_scratch(s, &scratch, head + tiles + (apart ? partial : 0)));
+    TRY(cuda_scratch(s, &scratch, counts + tiles + (apart ? partial : 0)));
     unsigned char *at = static_cast<unsigned char *>(scratch);
-    if (apart) j.partial = reinterpret_cast<float *>(at + head + tiles);
+    if (apart) j.partial = reinterpret_cast<float *>(at + counts + tiles);
     if (a->tables) {
-        int *n_tiles = reinterpret_cast<int *>(at), *first = reinterpret_cast<int *>(at + head);
-        CUDA_TRY(cudaMemsetAsync(n_tiles, 0, sizeof *n_tiles, s->stream));
-        LAUNCH(find_tiles, (unsigned)ceil_div(a->rows, THREADS), THREADS, 0, s->stream, j, first, n_tiles);
+        int *n_tiles = reinterpret_cast<int *>(at), *first = reinterpret_cast<int *>(at + counts);
+        CUDA_TRY(cudaMemsetAsync(n_tiles, 0, (size_t)j.n_chunks * sizeof *n_tiles, s->stream));
+        dim3 grid((unsigned)ceil_div(a->rows, THREADS), (unsigned)j.n_chunks);
+        LAUNCH(find_tiles, grid, THREADS, 0, s->stream, j, first, n_tiles);
         TRY(cuda_launched("find_tiles"));
         j.tiles = first;
         j.n_tiles = n_tiles;

@@ -40,6 +40,7 @@ typedef struct {
     scheduler_finish reason;
     err why;
     int stop_after; /* the callback asks to stop after so many tokens; 0: never */
+    int turn;       /* of its last token, among those of all questions */
 } record;
 
 typedef struct {
@@ -64,11 +65,14 @@ typedef struct {
 static const engine_settings usual = {
     .n_threads = 2, .chunk_rows = 256, .max_questions = 16, .kv_blocks = 600};
 
+static int n_turns;
+
 static bool on_token(void *user, int question_idx, const sampled_token *t) {
     record *r = (record *)user + question_idx;
     assert_false(r->is_finished);
     assert_true(r->n < TOKENS_MAX);
     r->tokens[r->n++] = *t;
+    r->turn = n_turns++;
     return r->n == r->stop_after;
 }
 
@@ -435,6 +439,23 @@ static void ten_questions_about_one_image_compute_its_prefix_once(void **state) 
     free(records);
 }
 
+static void questions_on_one_image_decode_beside_each_other(void **state) {
+    (void)state;
+    engine en = open_engine(usual);
+    record r[4] = {{0}};
+    for (int i = 0; i < 4; i++) {
+        ask a = question_on(i % 2, 30 + (uint64_t)i, 5, 20);
+        submit(&en, &a, r, i);
+    }
+    for (int step = 0; step < STEPS_MAX && !(r[0].n && r[1].n && r[2].n && r[3].n); step++)
+        assert_true(scheduler_step(en.s));
+    assert_true(scheduler_step(en.s));
+    for (int i = 0; i < 4; i++) assert_true(!r[i].is_finished && r[i].turn >= n_turns - 4);
+    assert_int_equal(abs(r[0].turn - r[2].turn), 1);
+    assert_int_equal(abs(r[1].turn - r[3].turn), 1);
+    close_engine(&en);
+}
+
 static void a_resident_prefix_needs_no_features(void **state) {
     (void)state;
     engine en = open_engine(usual);
@@ -774,6 +795,7 @@ int main(void) {
         cmocka_unit_test(cancelled_neighbours_change_no_byte),
         cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
         cmocka_unit_test(ten_questions_about_one_image_compute_its_prefix_once),
+        cmocka_unit_test(questions_on_one_image_decode_beside_each_other),
         cmocka_unit_test(a_resident_prefix_needs_no_features),
         cmocka_unit_test(questions_share_all_that_stands_before_and_between_their_images),
         cmocka_unit_test(images_are_told_apart_by_their_place),

@@ -217,6 +217,7 @@ static void attention_equals_the_double_softmax(void **state) {
         check_attention(ctx, 1, 33, 1, 1, 300, false, dtype);
         check_attention(ctx, 1, 70, 2, 1, 128, false, dtype);
         check_attention(ctx, 2, 257, 1, 1, 64, true, dtype);
+        check_attention(ctx, 1, 140, 2, 1, 256, false, dtype);
     }
 }
 
@@ -283,6 +284,7 @@ static void paged_attention_equals_the_double_softmax(void **state) {
         for (size_t b = 0; b < sizeof blocks / sizeof blocks[0]; b++) {
             check_paged(contexts.ctx[i], blocks[b], 2, 2, 80, 0, contexts.dtype[i]);
             check_paged(contexts.ctx[i], blocks[b], 3, 1, 17, 0, contexts.dtype[i]);
+            if (blocks[b] == 16) check_paged(contexts.ctx[i], blocks[b], 4, 1, 256, 0, contexts.dtype[i]);
         }
 }
 

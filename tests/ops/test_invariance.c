@@ -405,8 +405,8 @@ static void paged_attention_rows_do_not_depend_on_cut_threads_or_blocks(void **s
     paged_input_free(&in);
 }
 
-/* Enough heads that a device has its fill from all rows, but not from five: its two ways to go through keys beyond 256
- * (one block for all, one for each 256) give the same bits. */
+/* Enough heads that a device has its fill from all rows, but not from five: its two ways to go through keys beyond 128
+ * (one block for all, one for each 128) give the same bits. */
 static void long_rows_do_not_depend_on_how_their_keys_are_shared_out(void **state) {
     (void)state;
     enum { N = 300, N_HEADS = 90, WIDTH = N_HEADS * 8, N_BLOCKS = (N + 15) / 16, FEW = 5 };
@@ -435,6 +435,44 @@ static void long_rows_do_not_depend_on_how_their_keys_are_shared_out(void **stat
         ops_close(&ctx);
     }
     free(q), free(k), free(v), free(all), free(few);
+}
+
+/* Rows beside each other whose sequences have blocks in common in all the ways they can, from the front, in the middle,
+ * everywhere, nowhere, and rows between them that see less: each gives the bits that it gives alone. */
+static void rows_that_share_blocks_are_as_if_alone(void **state) {
+    (void)state;
+    enum { N_SEQS = 6, BLOCK = 16, THIRD = 9, N_BLOCKS = 3 * THIRD, N = 14, N_HEADS = 4, N_KV_HEADS = 2, HEAD = 8 };
+    enum { WIDTH = N_HEADS * HEAD, KV_WIDTH = N_KV_HEADS * HEAD, N_CACHE = N_SEQS * N_BLOCKS };
+    /* Whose blocks each third of a table is made of; a third is more than a piece of keys that a device takes at once. */
+    static const int owner[N_SEQS][3] = {{0, 0, 0}, {0, 0, 1}, {0, 0, 0}, {3, 0, 3}, {3, 0, 0}, {5, 5, 5}};
+    static const int32_t seqs[N] = {0, 1, 2, 2, 1, 1, 0, 3, 4, 4, 5, 0, 1, 5};
+    static const int32_t positions[N] = {420, 5, 130, 431, 400, 401, 255, 256, 3, 300, 300, 127, 128, 0};
+    rng r = rng_make(17);
+    float *q = random_floats(&r, N * WIDTH, 2.0f), *k = random_floats(&r, N_CACHE * BLOCK * KV_WIDTH, 1.0f);
+    float *v = random_floats(&r, N_CACHE * BLOCK * KV_WIDTH, 1.0f);
+    float together[N * WIDTH], alone[WIDTH];
+    int32_t tables[N_SEQS * N_BLOCKS];
+    for (int i = 0; i < N_SEQS * N_BLOCKS; i++)
+        tables[i] = owner[i / N_BLOCKS][i % N_BLOCKS / THIRD] * N_BLOCKS + i % N_BLOCKS * 7 % N_BLOCKS;
+    const int64_t cache[3] = {N_CACHE, BLOCK, KV_WIDTH};
+    for (int i = 0; i < 2 * N_VARIANTS; i++) {
+        ops_ctx *ctx = open_variant(i / 2, 1);
+        if (!ctx) continue;
+        for (int row = -1; row < N; row++) {
+            int64_t first = row < 0 ? 0 : row, n = row < 0 ? N : 1;
+            ops_attention_params p = {.n_heads = N_HEADS, .n_kv_heads = N_KV_HEADS, .scale = 0.5f, .window = i % 2 * 150};
+            ops_tensor to = activations(ctx, NULL, n, WIDTH), tq = activations(ctx, q + first * WIDTH, n, WIDTH);
+            ops_tensor tk = copy_of(ctx, dtype, 3, cache, k), tv = copy_of(ctx, dtype, 3, cache, v);
+            ops_tensor table = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){N_SEQS, N_BLOCKS}, tables);
+            ops_tensor seq = i32(ctx, seqs + first, n), pos = i32(ctx, positions + first, n);
+            assert_int_equal(ops_attention_paged(ctx, &to, &tq, &tk, &tv, &table, &seq, &pos, &p), STATUS_OK);
+            take(row < 0 ? together : alone);
+            if (row >= 0 && !same_bits(together + row * WIDTH, alone, WIDTH))
+                fail_msg("%s: window %d: row %d differs", variant_name(i / 2), p.window, row);
+        }
+        ops_close(&ctx);
+    }
+    free(q), free(k), free(v);
 }
 
 /* NaN in a key or value that a row does not see must not reach it, even in the same chunk. */
@@ -509,6 +547,7 @@ int main(void) {
         cmocka_unit_test(norm_gate_and_rope_rows_do_not_depend_on_cut_or_threads),
         cmocka_unit_test(paged_attention_rows_do_not_depend_on_cut_threads_or_blocks),
         cmocka_unit_test(long_rows_do_not_depend_on_how_their_keys_are_shared_out),
+        cmocka_unit_test(rows_that_share_blocks_are_as_if_alone),
         cmocka_unit_test(paged_attention_never_touches_keys_after_the_row),
         cmocka_unit_test(full_attention_groups_do_not_depend_on_each_other),
     };
