@@ -39,8 +39,8 @@ const option_table bench_table = {
     .program = "mipha bench",
     .positional = "[CASE...]",
     .purpose = "measure the engine on this machine, next to what the machine can do",
-    .example = "  # cases: encode N, prefill N TOKENS, decode N CONTEXT, caption N, answer N,\n"
-               "  # questions N, cached N, resident N\n"
+    .example = "  # cases: encode N, prefill N TOKENS, decode N CONTEXT, shared N CONTEXT (ten on a picture),\n"
+               "  # caption N, answer N, questions N, cached N, resident N\n"
                "  mipha bench\n"
                "  mipha bench --device cuda \"encode 32\" \"prefill 8 789\" \"decode 64 800\"\n"
                "  mipha bench --model Mipha-3B --json \"answer 8\"\n"
@@ -48,11 +48,11 @@ const option_table bench_table = {
     .rows = rows,
     .positional_max = CASES_MAX};
 
-static const char *const CPU_CASES[] = {"encode 1", "encode 4", "prefill 1 789", "decode 1 800", "decode 8 800", "caption 1",
-                                        "answer 2", "questions 1", "cached 2", "resident 4", NULL};
+static const char *const CPU_CASES[] = {"encode 1", "encode 4", "prefill 1 789", "decode 1 800", "decode 8 800", "shared 8 800",
+                                        "caption 1", "answer 2", "questions 1", "cached 2", "resident 4", NULL};
 static const char *const CUDA_CASES[] = {"encode 1", "encode 8", "encode 32", "prefill 1 789", "prefill 8 789",
-                                         "decode 1 800", "decode 8 800", "decode 64 800", "caption 128", "answer 128",
-                                         "questions 32", "cached 128", "resident 64", NULL};
+                                         "decode 1 800", "decode 8 800", "decode 64 800", "shared 64 800", "caption 128",
+                                         "answer 128", "questions 32", "cached 128", "resident 64", NULL};
 
 typedef struct {
     bench_engine *engine;

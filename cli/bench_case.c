@@ -14,7 +14,8 @@ typedef struct {
 static const case_kind KINDS[] = {
     {"encode", {.kind = BENCH_ENCODE, .tokens = 1}, "images/s"},
     {"prefill", {.kind = BENCH_PREFILL}, "tokens/s"},
-    {"decode", {.kind = BENCH_DECODE}, "tokens/s"},
+    {"decode", {.kind = BENCH_DECODE, .questions = 1}, "tokens/s"},
+    {"shared", {.kind = BENCH_DECODE, .questions = 10}, "tokens/s"},
     {"caption", {.kind = BENCH_JOBS, .tokens = 64, .questions = 1}, "images/s"},
     {"answer", {.kind = BENCH_JOBS, .tokens = 3, .questions = 1}, "images/s"},
     {"questions", {.kind = BENCH_JOBS, .tokens = 3, .questions = 10}, "answers/s"},
@@ -98,9 +99,12 @@ static double rows_flops(const model_decoder_config *d, double n_before, double 
     return 2 * (linear + attention);
 }
 
+/* What all questions on a picture have in common. */
+static double prefix_rows(const model_config *m) { return BENCH_TEXT_BEFORE + m->tower.n_tokens; }
+
 static double job_flops(const bench_case *c, const model_config *m) {
     const model_decoder_config *d = &m->decoder;
-    double prefix = BENCH_TEXT_BEFORE + m->tower.n_tokens, sum = 0;
+    double prefix = prefix_rows(m), sum = 0;
     if (!c->has_features) sum += encode_flops(m);
     if (!c->has_prefix) sum += rows_flops(d, 0, prefix, 0) + 2.0 * m->tower.n_tokens * projector_weights(m);
     sum += c->questions * rows_flops(d, prefix, BENCH_TEXT_BEHIND, 1);
@@ -119,8 +123,11 @@ bench_work bench_case_work(const bench_case *c, const model_config *m, const ben
     case BENCH_PREFILL:
         return (bench_work){n * (rows_flops(d, 0, c->tokens, 1) + 2.0 * m->tower.n_tokens * projector_weights(m)),
                             (decoder + projector_weights(m)) * each->decoder + n * c->tokens * kv_row};
-    case BENCH_DECODE:
-        return (bench_work){n * rows_flops(d, c->tokens - 1, 1, 1), decoder * each->decoder + n * c->tokens * kv_row};
+    case BENCH_DECODE: {
+        int n_pictures = (c->n + c->questions - 1) / c->questions;
+        double kv_rows = n * c->tokens - (n - n_pictures) * prefix_rows(m);
+        return (bench_work){n * rows_flops(d, c->tokens - 1, 1, 1), decoder * each->decoder + kv_rows * kv_row};
+    }
     case BENCH_JOBS: return (bench_work){n * job_flops(c, m), 0};
     }
     return (bench_work){0};

@@ -13,7 +13,7 @@
 typedef enum {
     BENCH_ENCODE,  /* n pictures through the tower, at once */
     BENCH_PREFILL, /* n prompts of `tokens` rows, each with a picture; until each has its first token */
-    BENCH_DECODE,  /* one step of n sequences with a context of `tokens` */
+    BENCH_DECODE,  /* one step of n sequences with a context of `tokens`, `questions` of them on each picture */
     BENCH_JOBS     /* n pictures, `questions` about each, `tokens` new ones an answer */
 } bench_kind;
 
@@ -25,7 +25,7 @@ typedef struct {
     bool has_prefix;   /* of jobs: keys and values of the pictures are there */
 } bench_case;
 
-#define BENCH_CASES_HELP "encode N, prefill N TOKENS, decode N CONTEXT, caption N, answer N, questions N, cached N, resident N"
+#define BENCH_CASES_HELP "encode N, prefill N TOKENS, decode N CONTEXT, shared N CONTEXT, caption N, answer N, questions N, cached N, resident N"
 
 #define BENCH_TEXT_BEFORE 30 /* rows of a prompt in front of the picture, and behind it */
 #define BENCH_TEXT_BEHIND 30
@@ -46,7 +46,7 @@ typedef struct {
 bench_sizes bench_sizes_of(const model *m, size_t kv);
 
 /* The least a run must do: multiply-adds times two; weights read once a step, and keys and values as often as they are
- * looked at. bytes is 0 for jobs, which have too many kinds of steps for one number. */
+ * looked at, those of a picture once for all sequences on it. bytes is 0 for jobs, which have too many kinds of steps for one number. */
 typedef struct {
     double flops, bytes;
 } bench_work;

@@ -184,7 +184,9 @@ static status run_decode(bench_engine *b, const bench_case *c, double *ms, err *
     status st = prompt_fits(b, c, e);
     if (st == STATUS_OK && c->n > b->s.max_questions)
         st = fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": at most %d run at once (--max-questions)", c->text, b->s.max_questions);
-    for (int i = 0; i < c->n && st == STATUS_OK; i++) st = ask(b, b->next_image++, n_text, 1000000, e);
+    for (int i = 0; i < c->n && st == STATUS_OK; i++)
+        st = ask(b, b->next_image + (uint64_t)(i / c->questions), n_text, 1000000, e);
+    b->next_image += (uint64_t)c->n;
     if (st == STATUS_OK && c->tokens + DECODE_STEPS > model_get_config(b->m)->decoder.max_positions)
         st = fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": the model has %d positions", c->text,
                   model_get_config(b->m)->decoder.max_positions);

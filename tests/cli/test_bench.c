@@ -68,6 +68,8 @@ static void work_is_what_the_network_needs(void **state) {
     /* 5.56 and 5.297 GB and 262 MB of keys and values. */
     counts("decode 1 800", 5.56, 5.297 + 0.2621);
     counts("decode 64 800", 64 * 5.56, 5.297 + 64 * 0.2621);
+    /* Seven pictures: 57 sequences do without 759 positions of 327,680 bytes. */
+    counts("shared 64 800", 64 * 5.56, 5.297 + 64 * 0.2621 - 57 * 0.2487);
     /* 3,914 of prefix less the whole last layer but keys and values, 158.9 of question, two more tokens. */
     counts("cached 1", 3914 + 13.85 - 99.5 - 3.0 + 158.9 - 3.8 + 2 * 5.56, 0);
     counts("answer 2", 2 * (641.8 + 3914 + 13.85 - 99.5 - 3.0 + 158.9 - 3.8 + 2 * 5.56), 0);
@@ -78,7 +80,7 @@ static void every_kind_of_case_runs_and_says_how_long_it_took(void **state) {
     (void)state;
     ended_run r = ended_run_of((const char *const[]){MIPHA, "bench", "--model", SOURCE_DIR "/models/mipha-demo", "--rounds", "1",
                                                      "--threads", "1", "--kv-bytes", "64M", "--json", "encode 2", "prefill 2 300",
-                                                     "decode 2 300", "caption 1", "answer 5", "questions 1", "cached 2",
+                                                     "decode 2 300", "shared 3 300", "caption 1", "answer 5", "questions 1", "cached 2",
                                                      "resident 2", NULL},
                                WAIT_MS);
     if (r.exit_code != 0) fail_msg("exit %d: %s", r.exit_code, ended_run_errors(&r));
@@ -95,7 +97,7 @@ static void every_kind_of_case_runs_and_says_how_long_it_took(void **state) {
         }
         json_decref(value);
     }
-    assert_int_equal(n_cases, 8);
+    assert_int_equal(n_cases, 9);
     ended_run_free(&r);
 }
 
