@@ -49,15 +49,17 @@ static double best_us(void (*call)(void *), void *arg) {
     return best;
 }
 
-static ops_tensor device_floats(ops_block *block, int64_t rows, int64_t cols, uint64_t seed) {
+static ops_tensor device_values(ops_block *block, ops_dtype dtype, int64_t rows, int64_t cols, uint64_t seed) {
     err e;
-    CHECK(ops_block_open(ctx, block, ops_cut_bytes(OPS_DTYPE_F32, rows * cols), &e) == STATUS_OK,
-          "memory for the benchmark");
-    ops_tensor t = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){rows, cols});
+    CHECK(ops_block_open(ctx, block, ops_cut_bytes(dtype, rows * cols), &e) == STATUS_OK, "memory for the benchmark");
+    ops_tensor t = ops_block_cut(block, dtype, 2, (int64_t[]){rows, cols});
     rng r = rng_make(seed);
-    float *x = t.data;
-    for (int64_t i = 0; i < rows * cols; i++) x[i] = (float)(rng_unit(&r) - 0.5);
+    for (int64_t i = 0; i < rows * cols; i++) tensor_set_value(&t, i, (float)(rng_unit(&r) - 0.5));
     return t;
+}
+
+static ops_tensor device_floats(ops_block *block, int64_t rows, int64_t cols, uint64_t seed) {
+    return device_values(block, OPS_DTYPE_F32, rows, cols, seed);
 }
 
 static bool near(double got, double want, double bound, const char *name) {
@@ -295,22 +297,22 @@ static void bench_full(int64_t length, int heads, int64_t hd) {
 
 /* n_seqs sequences that share their first `shared` positions, each with rows_each rows at the end. */
 static void bench_paged(int64_t n_seqs, int64_t rows_each, int64_t length, int64_t shared, int heads,
-                        int64_t hd) {
+                        int64_t hd, ops_dtype cached) {
     enum { BLOCK = 16 };
     char name[160];
     (void)snprintf(name, sizeof name,
-                   "attention_paged seqs=%lld rows=%lld keys=%lld shared=%lld heads=%d hd=%lld",
+                   "attention_paged seqs=%lld rows=%lld keys=%lld shared=%lld heads=%d hd=%lld cache=%s",
                    (long long)n_seqs, (long long)rows_each, (long long)length, (long long)shared,
-                   heads, (long long)hd);
+                   heads, (long long)hd, dtype_name(cached));
     if (!strstr(name, only)) return;
     int64_t max_blocks = (length + BLOCK - 1) / BLOCK, rows = n_seqs * rows_each, kw = heads * hd;
     ops_block b[4], bi;
     err e;
-    attention_call c = {.params = {heads, heads, 0.11f}};
+    attention_call c = {.params = {heads, heads, 0.11f, .is_few = rows_each == 1}};
     c.q = device_floats(&b[0], rows, kw, 1);
     c.out = device_floats(&b[1], rows, kw, 2);
-    c.k = device_floats(&b[2], n_seqs * max_blocks * BLOCK, kw, 3);
-    c.v = device_floats(&b[3], n_seqs * max_blocks * BLOCK, kw, 4);
+    c.k = device_values(&b[2], cached, n_seqs * max_blocks * BLOCK, kw, 3);
+    c.v = device_values(&b[3], cached, n_seqs * max_blocks * BLOCK, kw, 4);
     int64_t cache[3] = {n_seqs * max_blocks, BLOCK, kw};
     c.k = tensor_reshape(&c.k, 3, cache);
     c.v = tensor_reshape(&c.v, 3, cache);
@@ -331,7 +333,7 @@ static void bench_paged(int64_t n_seqs, int64_t rows_each, int64_t length, int64
         keys += (double)((int32_t *)c.row_pos.data)[r] + 1;
     }
     report_attention(name, &c, do_paged, keys,
-                     8.0 * (double)(kw * (shared + n_seqs * (length - shared))));
+                     2.0 * (double)dtype_bytes(cached) * (double)(kw * (shared + n_seqs * (length - shared))));
     for (int i = 0; i < 4; i++) ops_block_close(&b[i]);
     ops_block_close(&bi);
 }
@@ -395,11 +397,14 @@ int main(int argc, char **argv) {
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_TANH);
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_ERF);
     bench_full(729, 16, 72);
-    bench_paged(1, 789, 789, 789, 32, 80);
-    bench_paged(1, 64, 789, 789, 32, 80);
-    bench_paged(1, 1, 789, 789, 32, 80);
-    bench_paged(10, 1, 789, 736, 32, 80);
-    bench_paged(10, 1, 789, 0, 32, 80);
+    static const ops_dtype caches[] = {OPS_DTYPE_F32, OPS_DTYPE_BF16, OPS_DTYPE_F16};
+    for (size_t i = 0; i < sizeof caches / sizeof *caches; i++) {
+        bench_paged(1, 789, 789, 789, 32, 80, caches[i]);
+        bench_paged(1, 64, 789, 789, 32, 80, caches[i]);
+        bench_paged(1, 1, 789, 789, 32, 80, caches[i]);
+        bench_paged(10, 1, 789, 736, 32, 80, caches[i]);
+        bench_paged(10, 1, 789, 0, 32, 80, caches[i]);
+    }
     bench_norm(729, 1152);
     bench_norm(1, 2560);
     ops_close(&ctx);

@@ -309,6 +309,7 @@ static void digest_run(run *r, const options *o) {
     digest_text(h, "use-adapter", r->adapter);
     digest_text(h, "adapter", options_string(o, "adapter"));
     digest_text(h, "dtype", options_string(o, "dtype"));
+    digest_text(h, "kv-dtype", options_string(o, "kv-dtype"));
     const char *const *served;
     for (size_t i = 0, n_served = options_list(o, "serve-adapter", &served); i < n_served; i++)
         digest_text(h, "serve-adapter", served[i]);

@@ -24,6 +24,7 @@ static const option_row rows[] = {
     {"tower-layers", 0, OPTION_INT, "N", "27", 2, 512, "of random weights; all but the last are run"},
     {"decoder-layers", 0, OPTION_INT, "N", "32", 1, 512, "of random weights"},
     MODEL_DTYPE_ROW,
+    MODEL_KV_DTYPE_ROW,
     {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda or cuda:N"},
     {"threads", 0, OPTION_INT, "N", "0", 0, 256, "compute threads of the CPU; 0: one per core"},
     {"batch", 0, OPTION_INT, "N", NULL, 1, 256, "most images through the tower at once (cpu 4, cuda 32)"},
@@ -183,7 +184,8 @@ static status open_engine(bench *b, const options *o, err *e) {
     uint64_t kv_bytes = options_is_set(o, "kv-bytes") ? options_bytes(o, "kv-bytes")
                                                       : (uint64_t)choose(o, "kv-bytes", INT64_C(5) << 30, INT64_C(40) << 30);
     bench_settings s = {
-        .model = {.dir = dir ? dir : b->dir, .dtype = options_string(o, "dtype"), .parts = MODEL_PART_ALL},
+        .model = {.dir = dir ? dir : b->dir, .dtype = options_string(o, "dtype"), .kv_dtype = options_string(o, "kv-dtype"),
+                  .parts = MODEL_PART_ALL},
         .device = options_string(o, "device"),
         .n_threads = (int)options_int(o, "threads"),
         .kv_bytes = kv_bytes,

@@ -20,6 +20,7 @@ static const option_row rows[] = {
     {"window", 0, OPTION_INT, "N", "512", 2, 65536, "tokens read in one piece, at most what the checkpoints can"},
     {"dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,
      "how the second one is opened: auto, f32, f16, bf16 or int8; with one folder twice, what that costs"},
+    {"kv-dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0, "what the second one keeps keys and values in: auto, f32, f16 or bf16"},
     {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},
     {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads; without it, one per core"},
     {0}};
@@ -53,10 +54,15 @@ typedef struct {
     size_t n, n_agree;
 } comparison;
 
-static status open_side(comparison *c, int i, const char *named, const char *dtype, err *e) {
+static status open_side(comparison *c, int i, const options *o, err *e) {
     char dir[MODEL_PLACE_BYTES];
-    status st = model_place(dir, named, e);
-    if (st == STATUS_OK) st = model_open(&c->sides[i].m, &(model_settings){.dir = dir, .dtype = dtype, .parts = MODEL_PART_ALL}, e);
+    model_settings s = {.dir = dir, .parts = MODEL_PART_ALL};
+    if (i == 1) {
+        s.dtype = options_string(o, "dtype");
+        s.kv_dtype = options_string(o, "kv-dtype");
+    }
+    status st = model_place(dir, o->positional[i], e);
+    if (st == STATUS_OK) st = model_open(&c->sides[i].m, &s, e);
     if (st != STATUS_OK) return st;
     int max = model_get_config(c->sides[i].m)->decoder.max_positions;
     if (c->window > max) c->window = max;
@@ -203,7 +209,7 @@ status model_compare_run(const options *o, int *exit_code, err *e) {
     if (!options_string(o, "text")) return fail(e, STATUS_BAD_ARGUMENT, "--text FILE is missing: what both read");
     ops_settings settings = {.device = options_string(o, "device"), .n_threads = (int)options_int(o, "threads")};
     status st = ops_open(&c.ctx, &settings, e);
-    for (int i = 0; i < 2 && st == STATUS_OK; i++) st = open_side(&c, i, o->positional[i], i == 1 ? options_string(o, "dtype") : "auto", e);
+    for (int i = 0; i < 2 && st == STATUS_OK; i++) st = open_side(&c, i, o, e);
     if (st == STATUS_OK) st = open_decoders(&c, e);
     if (st == STATUS_OK) st = read_ids(&c, options_string(o, "text"), e);
     if (st == STATUS_OK) st = begin_windows(&c, e);

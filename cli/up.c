@@ -209,6 +209,7 @@ static status start_nodes(cluster *k, const options *o, const char *name, int64_
     add_pair(&w, "--cache", k->cache_url);
     add_pair(&w, "--log-level", options_string(o, "log-level"));
     add_pair(&w, "--dtype", options_string(o, "dtype"));
+    add_pair(&w, "--kv-dtype", options_string(o, "kv-dtype"));
     add_pair(&w, "--device", device);
     add_pair(&w, "--adapter", options_string(o, "adapter"));
     add_pair(&w, "--threads", options_is_set(o, "threads") ? threads : NULL);

@@ -55,7 +55,8 @@ struct lm_decoder {
     ops_ctx *ctx;
     model_decoder_config c;
     lm_decoder_settings s;
-    ops_dtype dtype; /* of activations, keys and values; logits are f32 */
+    ops_dtype dtype;    /* of activations; logits are f32 */
+    ops_dtype kv_dtype; /* of keys and values */
     projector **projectors; /* [1 + n_adapters]: the checkpoint's own, and as each adapter has it */
     ops_block weights, activations, kv;
     decoder_layer *layers;
@@ -117,14 +118,15 @@ ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m) {
     return ops_activation_dtype(ctx, model_weight(m, "%slayers.0.%s.weight", c->prefix, c->family->fc2).dtype);
 }
 
-size_t lm_decoder_block_bytes(const model_config *c, ops_dtype dtype) {
-    return 2 * (size_t)c->decoder.n_layers *
-           ops_cut_bytes(dtype, KV_BLOCK_TOKENS * kv_width(&c->decoder));
+size_t lm_decoder_block_bytes(const ops_ctx *ctx, const model *m) {
+    const model_decoder_config *c = &model_get_config(m)->decoder;
+    ops_dtype kept = model_kv_dtype(m, lm_decoder_dtype(ctx, m));
+    return 2 * (size_t)c->n_layers * ops_cut_bytes(kept, KV_BLOCK_TOKENS * kv_width(c));
 }
 
 static size_t kv_bytes(const lm_decoder *d) {
     int64_t elements = (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS * kv_width(&d->c);
-    return 2 * (size_t)d->c.n_layers * ops_cut_bytes(d->dtype, elements);
+    return 2 * (size_t)d->c.n_layers * ops_cut_bytes(d->kv_dtype, elements);
 }
 
 static int64_t n_indices_max(const lm_decoder *d) {
@@ -293,8 +295,8 @@ static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i,
     TRY(open_attention(d, l, m, prefix, i + 1 == d->c.n_layers, e));
     if (!f->is_parallel) TRY(open_mlp(d, l, m, prefix, e));
     const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
-    l->keys = ops_block_cut(&d->kv, d->dtype, 3, dims);
-    l->values = ops_block_cut(&d->kv, d->dtype, 3, dims);
+    l->keys = ops_block_cut(&d->kv, d->kv_dtype, 3, dims);
+    l->values = ops_block_cut(&d->kv, d->kv_dtype, 3, dims);
     return STATUS_OK;
 }
 
@@ -385,6 +387,9 @@ static status check_settings(const lm_decoder *d, err *e) {
     if (s->kv_blocks < 1 || s->kv_blocks > INT32_MAX / KV_BLOCK_TOKENS)
         return fail(e, STATUS_BAD_ARGUMENT, "decoder: %d blocks of keys and values, need 1 to %d",
                     s->kv_blocks, INT32_MAX / KV_BLOCK_TOKENS);
+    if (!ops_takes_cache(d->ctx, d->dtype, d->kv_dtype))
+        return fail(e, STATUS_BAD_ARGUMENT, "kv-dtype %s: device %s keeps keys and values in %s here", dtype_name(d->kv_dtype),
+                    ops_device_text(d->ctx), dtype_name(d->dtype));
     return STATUS_OK;
 }
 
@@ -397,6 +402,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     d->c = model_get_config(m)->decoder;
     d->s = *settings;
     d->dtype = lm_decoder_dtype(ctx, m);
+    d->kv_dtype = model_kv_dtype(m, d->dtype);
     status st = check_settings(d, e);
     if (st == STATUS_OK) st = open_weights(d, m, e);
     if (st == STATUS_OK) st = open_activations(d, e);
@@ -406,9 +412,9 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     }
     lm_decoder_memory memory = lm_decoder_get_memory(d);
     log_info("decoder_ready",
-             "layers=%d activations=%s max_rows=%d context=%d weight_bytes=%zu activation_bytes=%zu kv_bytes=%zu "
+             "layers=%d activations=%s keys=%s max_rows=%d context=%d weight_bytes=%zu activation_bytes=%zu kv_bytes=%zu "
              "kv_blocks=%d",
-             d->c.n_layers, dtype_name(d->dtype), d->s.max_rows, d->s.max_context, memory.weights, memory.activations,
+             d->c.n_layers, dtype_name(d->dtype), dtype_name(d->kv_dtype), d->s.max_rows, d->s.max_context, memory.weights, memory.activations,
              memory.kv, d->s.kv_blocks);
     *out = d;
     return STATUS_OK;
@@ -614,17 +620,17 @@ static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, co
     return run_linear(d, out, &inner, &l->fc2, &(ops_linear_params){.add = x}, at);
 }
 
-/* q = attention of q. Each kind of rows apart where the device tells them apart: it reads what few rows of many sequences
- * share once, and goes through long pieces of prompts otherwise. */
+/* q = attention of q, each kind of rows apart. */
 static status attend(lm_decoder *d, const decoder_layer *l, ops_tensor *q, const row_places *at) {
-    const ops_attention_params params = {
+    ops_attention_params params = {
         .n_heads = d->c.n_heads,
         .n_kv_heads = d->c.n_kv_heads,
         .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
         .window = d->c.window,
     };
-    const int64_t rows = q->dims[0], n_few = ops_tells_few(d->ctx) ? at->kinds->n_few : 0;
+    const int64_t rows = q->dims[0], n_few = at->kinds->n_few;
     for (int64_t first = 0, n = n_few > 0 ? n_few : rows; first < rows; first += n, n = rows - first) {
+        params.is_few = first < n_few;
         ops_tensor part = tensor_rows(q, first, n), seqs = tensor_rows(at->seqs, first, n);
         ops_tensor positions = tensor_rows(at->positions, first, n);
         TRY(ops_attention_paged(d->ctx, &part, &part, &l->keys, &l->values, at->tables, &seqs, &positions, &params));

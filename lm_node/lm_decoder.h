@@ -74,11 +74,11 @@ typedef struct {
 } lm_decoder_memory;
 lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d);
 
-/* What activations, keys and values are kept in: what the device makes of the weights' dtype. */
+/* What activations are computed in: what the device makes of the weights' dtype. */
 ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m);
 
-/* What one block costs over all layers in that dtype: kv_bytes / this = kv_blocks. */
-size_t lm_decoder_block_bytes(const model_config *c, ops_dtype dtype);
+/* What one block of keys and values costs over all layers: kv_bytes / this = kv_blocks. */
+size_t lm_decoder_block_bytes(const ops_ctx *ctx, const model *m);
 
 size_t lm_decoder_feature_row_bytes(const lm_decoder *d);
 int lm_decoder_n_vocab(const lm_decoder *d);  /* logits of a row */

@@ -564,7 +564,7 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
                       err *e) {
     *out = NULL;
     const model_config *c = model_get_config(m);
-    size_t block_bytes = lm_decoder_block_bytes(c, lm_decoder_dtype(ctx, m));
+    size_t block_bytes = lm_decoder_block_bytes(ctx, m);
     uint64_t n_blocks = settings->kv_bytes / block_bytes;
     if (settings->max_questions < 1 || settings->max_questions > 4096 || settings->chunk_rows < 1 ||
         settings->chunk_rows > 65536)

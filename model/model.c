@@ -128,6 +128,7 @@ static void make_fingerprints(model *m, int parts) {
     hash_hex(hex, tokenizer_digest(m->tokens), HASH_SHA256_BYTES);
     fingerprint_add_text(f, "tokenizer %s", hex);
     fingerprint_add_decoder_config(f, &m->config);
+    if (m->has_kv_dtype) fingerprint_add_text(f, "keys %s", dtype_name(m->kv_dtype));
     for (size_t i = 0; i < m->table.n_rows; i++)
         if (part_of(&m->table.rows[i]) == MODEL_PART_DECODER)
             fingerprint_add_tensor(f, m->table.rows[i].name, m->tensors[i]);
@@ -148,6 +149,18 @@ static status read_dtype(model *m, const char *name, err *e) {
     else if (m->wanted == SAFETENSORS_OTHER)
         return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16, bf16 or int8", name);
     return STATUS_OK;
+}
+
+static status read_kv_dtype(model *m, const char *name, err *e) {
+    if (!name || strcmp(name, "auto") == 0) return STATUS_OK;
+    static const ops_dtype known[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(name, dtype_name(known[i])) != 0) continue;
+        m->has_kv_dtype = true;
+        m->kv_dtype = known[i];
+        return STATUS_OK;
+    }
+    return fail(e, STATUS_BAD_ARGUMENT, "kv-dtype \"%.40s\", expected auto, f32, f16 or bf16", name);
 }
 
 /* The tensor of a row in the wanted dtype. A finite value that has no place in f16 is refused: it would be infinite. */
@@ -224,6 +237,7 @@ status model_open(model **out, const model_settings *settings, err *e) {
     model *m = calloc(1, sizeof *m);
     if (!m) return fail(e, STATUS_NO_MEMORY, "%s: no memory to open it", dir);
     status st = read_dtype(m, settings->dtype, e);
+    if (st == STATUS_OK) st = read_kv_dtype(m, settings->kv_dtype, e);
     if (st == STATUS_OK) st = model_open_files(m, dir, e);
     if (st == STATUS_OK && parts & MODEL_PART_DECODER) st = model_open_tokenizer(m, dir, e);
     if (st == STATUS_OK && settings->adapter) st = adapter_open(&m->adapter, settings->adapter, e);
@@ -310,6 +324,12 @@ ops_dtype model_tower_dtype(const model *m) {
 }
 
 ops_product model_product(const model *m) { return m->product; }
+
+ops_dtype model_kv_dtype(const model *m, ops_dtype activations) {
+    if (m->has_kv_dtype) return m->kv_dtype;
+    if (activations != OPS_DTYPE_F32 || m->product == OPS_PRODUCT_F32) return activations;
+    return m->product == OPS_PRODUCT_BF16 ? OPS_DTYPE_BF16 : OPS_DTYPE_F16;
+}
 
 const unsigned char *model_tower_fingerprint(const model *m) { return m->tower_fingerprint; }
 

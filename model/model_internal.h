@@ -20,6 +20,8 @@ struct model {
     int parts;
     safetensors_dtype wanted; /* of every weight that is not in blocks; OTHER: as it is stored */
     ops_product product;
+    bool has_kv_dtype;  /* keys and values are kept in kv_dtype; else as model_kv_dtype says */
+    ops_dtype kv_dtype;
     weight_files *files;
     stored_tensor *converted; /* to another dtype */
     adapter *adapter;         /* NULL: none is merged */

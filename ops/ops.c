@@ -91,9 +91,13 @@ void ops_close(ops_ctx **ctx) {
 
 const char *ops_device_text(const ops_ctx *ctx) { return ctx->device_text; }
 
+bool ops_takes_cache(const ops_ctx *ctx, ops_dtype activations, ops_dtype cache) {
+    return cache == activations || (ctx->backend->caches & OPS_DTYPE_BIT(cache)) != 0;
+}
+
 ops_dtype ops_activation_dtype(const ops_ctx *ctx, ops_dtype stored) {
     ops_dtype dtype = dtype_is_quantized(stored) ? OPS_DTYPE_BF16 : stored;
-    return ctx->backend->activations & OPS_ACTIVATION(dtype) ? dtype : OPS_DTYPE_F32;
+    return ctx->backend->activations & OPS_DTYPE_BIT(dtype) ? dtype : OPS_DTYPE_F32;
 }
 
 /* ---- memory -------------------------------------------------------------------------------- */
@@ -175,7 +179,7 @@ static status rule_storage(const ops_tensor *t, int n_dims) {
 
 /* Tensors of activations: of a dtype the backend computes in. */
 static status rule_computed(const ops_ctx *ctx, ops_dtype dtype) {
-    return is_storage_dtype(dtype) && ctx->backend->activations & OPS_ACTIVATION(dtype) ? STATUS_OK : STATUS_UNSUPPORTED;
+    return is_storage_dtype(dtype) && ctx->backend->activations & OPS_DTYPE_BIT(dtype) ? STATUS_OK : STATUS_UNSUPPORTED;
 }
 
 static status rule_activation(const ops_ctx *ctx, const ops_tensor *t, int n_dims) {
@@ -194,17 +198,25 @@ static status rule_alike(const ops_ctx *ctx, const ops_tensor *out, const ops_te
     return rule_device(x, out->dtype, n_dims);
 }
 
-/* The same of views. */
-static status rule_views_alike(const ops_ctx *ctx, const ops_tensor *out, const ops_tensor *x) {
-    TRY(rule_activation_view(ctx, out));
-    return rule_view(x, out->dtype, 2);
-}
-
 static bool same_dims(const ops_tensor *a, const ops_tensor *b) {
     if (a->n_dims != b->n_dims) return false;
     for (int i = 0; i < a->n_dims; i++)
         if (a->dims[i] != b->dims[i]) return false;
     return true;
+}
+
+/* Keys and values of a layer, for activations of a dtype. */
+static status rule_caches(const ops_ctx *ctx, const ops_tensor *k, const ops_tensor *v, ops_dtype activations) {
+    if (!ops_takes_cache(ctx, activations, k->dtype)) return STATUS_UNSUPPORTED;
+    TRY(rule_device(k, k->dtype, 3));
+    TRY(rule_device(v, k->dtype, 3));
+    return same_dims(k, v) ? STATUS_OK : STATUS_BAD_SHAPE;
+}
+
+/* The same of views. */
+static status rule_views_alike(const ops_ctx *ctx, const ops_tensor *out, const ops_tensor *x) {
+    TRY(rule_activation_view(ctx, out));
+    return rule_view(x, out->dtype, 2);
 }
 
 /* Out of place: no byte shared. */
@@ -546,14 +558,11 @@ status ops_rope(ops_ctx *ctx, ops_tensor *x, const ops_tensor *cos, const ops_te
 
 status ops_kv_append(ops_ctx *ctx, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
                      ops_tensor *q, const ops_kv_places *at, int n_heads, int n_kv_heads) {
-    TRY(rule_alike(ctx, k_cache, v_cache, 3));
+    TRY(rule_caches(ctx, k_cache, v_cache, k->dtype));
     TRY(rule_turned(ctx, k, at->cos, at->sin, at->positions, n_kv_heads));
     TRY(rule_view(v, k->dtype, 2));
     TRY(rule_device(at->slots, OPS_DTYPE_I32, 1));
-    if (k_cache->dtype != k->dtype) return STATUS_UNSUPPORTED;
-    if (!same_dims(k, v) || !same_dims(k_cache, v_cache) || k_cache->dims[2] != k->dims[1] ||
-        at->slots->dims[0] != k->dims[0])
-        return STATUS_BAD_SHAPE;
+    if (!same_dims(k, v) || k_cache->dims[2] != k->dims[1] || at->slots->dims[0] != k->dims[0]) return STATUS_BAD_SHAPE;
     const ops_tensor *read[] = {k, v, at->slots};
     ops_tensor *written[] = {k_cache, v_cache, q};
     TRY(rule_apart(k_cache, v_cache));
@@ -573,7 +582,7 @@ status ops_kv_append(ops_ctx *ctx, ops_tensor *k_cache, ops_tensor *v_cache, con
 }
 
 status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from) {
-    TRY(rule_activation(ctx, cache, 3));
+    TRY(rule_device(cache, cache->dtype, 3));
     if (to < 0 || from < 0 || to >= cache->dims[0] || from >= cache->dims[0])
         return STATUS_BAD_ARGUMENT;
     if (is_empty(cache) || to == from) return STATUS_OK;
@@ -585,12 +594,11 @@ status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
                            const ops_tensor *tables, const ops_tensor *row_seq,
                            const ops_tensor *row_pos, const ops_attention_params *params) {
     TRY(rule_views_alike(ctx, out, q));
-    TRY(rule_device(k_cache, out->dtype, 3));
-    TRY(rule_device(v_cache, out->dtype, 3));
+    TRY(rule_caches(ctx, k_cache, v_cache, out->dtype));
     TRY(rule_device(tables, OPS_DTYPE_I32, 2));
     TRY(rule_device(row_seq, OPS_DTYPE_I32, 1));
     TRY(rule_device(row_pos, OPS_DTYPE_I32, 1));
-    if (!same_dims(out, q) || !same_dims(k_cache, v_cache)) return STATUS_BAD_SHAPE;
+    if (!same_dims(out, q)) return STATUS_BAD_SHAPE;
     if (row_seq->dims[0] != q->dims[0] || row_pos->dims[0] != q->dims[0]) return STATUS_BAD_SHAPE;
     if (q->dims[0] > INT32_MAX || tables->dims[0] > INT32_MAX) return STATUS_BAD_SHAPE;
     TRY(rule_heads(params, q->dims[1], k_cache->dims[2]));

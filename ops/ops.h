@@ -12,8 +12,8 @@
  *   wait. ops_upload and ops_download are the only crossings between host and device.
  * - All tensors are on the device (OPS_PLACE_DEVICE) except where a comment says host; a wrong place,
  *   dtype or shape is BAD_SHAPE or UNSUPPORTED, never a crash.
- * - Activations, keys and values are of the one dtype that ops_activation_dtype answers for a network's weights;
- *   the tensors of a call share it. Weights of norms, tables of angles and positions and logits are f32 everywhere,
+ * - Activations are of the one dtype that ops_activation_dtype answers for a network's weights; the tensors of a call
+ *   share it. Keys and values are, too, or are kept in another that ops_takes_cache allows. Weights of norms, tables of angles and positions and logits are f32 everywhere,
  *   and so is every sum: a result is rounded to the activations' dtype once, at its end.
  * - Batch-invariant: for each output row the order of every reduction depends only on that row's own
  *   length, never on how many other rows there are, on threads, or on how work was cut into calls.
@@ -48,6 +48,9 @@ int ops_device_count(const char *name);
 /* What the activations of a network are cut in when its weights are stored like this. CPU: f32. CUDA: f32, f16 and
  * bf16 stay what they are, and q8 and q4 go with bf16. */
 ops_dtype ops_activation_dtype(const ops_ctx *ctx, ops_dtype stored);
+
+/* Whether keys and values can be kept in this dtype beside activations of that one, which itself always can. */
+bool ops_takes_cache(const ops_ctx *ctx, ops_dtype activations, ops_dtype cache);
 
 /* Called after each operator that had something to do, on the thread that called the operator: for a caller
  * who must tell a long computation from a stuck one. It does not call ops. NULL: none. */
@@ -232,6 +235,7 @@ typedef struct {
     int n_kv_heads; /* divides n_heads */
     float scale;    /* multiplies q.k */
     int window;     /* paged: a row sees its own key and the window - 1 before it; 0: all of them */
+    bool is_few;    /* paged: the rows are tokens being decoded; as in ops_linear_params, a fact about the rows */
 } ops_attention_params;
 
 /* Full attention inside groups of equal length (all tokens of one image see each other, no others).
@@ -255,7 +259,8 @@ typedef struct {
     const ops_tensor *slots;                 /* [rows] i32: block * block_tokens + offset */
 } ops_kv_places;
 
-/* Paged keys and values of one layer: caches [n_blocks, block_tokens, n_kv_heads*hd].
+/* Paged keys and values of one layer: caches [n_blocks, block_tokens, n_kv_heads*hd], both of one dtype; what is written
+ * is rounded to it (nearest even), what is read is exact.
  * Writes k [rows, n_kv_heads*hd], rotated, and v as it is, at the rows' slots, and rotates q [rows, n_heads*hd] in place;
  * q NULL: none. k, v and q are views; k is left as it was. A row whose slot or position is outside is not written, and
  * BAD_ARGUMENT is answered here, or by the next ops_sync. */

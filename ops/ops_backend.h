@@ -24,12 +24,13 @@ struct ops_matrix {
 
 #define OPS_THREADS_MAX 256 /* of ops_settings */
 
-#define OPS_ACTIVATION(dtype) (1u << (dtype))
+#define OPS_DTYPE_BIT(dtype) (1u << (dtype))
 
 typedef struct {
     const char *name;     /* what ops_settings.device begins with */
     bool tells_few;       /* few rows go another way (ops_linear_params) */
-    unsigned activations; /* OPS_ACTIVATION of each dtype it computes in; f32 always */
+    unsigned activations; /* OPS_DTYPE_BIT of each dtype it computes in; f32 always */
+    unsigned caches;      /* of each dtype it keeps keys and values in, whatever the activations; theirs always */
 
     int (*count)(void); /* devices of this kind in this machine */
 

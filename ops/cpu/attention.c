@@ -22,18 +22,22 @@
 #include "ops/cpu/cpu_internal.h"
 
 #define ROWS_A_TASK 192
-#define LINE_FLOATS 16 /* of one cache line */
+#define LINE_BYTES  64 /* of a cache */
 
 typedef struct {
     const simd_kernels *simd;
     float *out;
-    const float *q, *k, *v;
+    const float *q;
+    const unsigned char *k, *v; /* of kv_dtype, which has kv_bytes */
+    ops_dtype kv_dtype;
+    size_t kv_bytes;
     const int32_t *tables, *row_seq, *row_pos;
     int64_t n_rows, max_blocks, block_tokens;
     int64_t q_stride, out_stride, kv_stride; /* from row to row, from key to key */
     int64_t head_dim, padded_dim;            /* padded_dim: up to a multiple of 32 */
     int heads_a_kv, n_heads, window;
     float scale;
+    bool is_few;
     int64_t rows_a_task;
     unsigned char *scratch;
     size_t thread_bytes;
@@ -44,12 +48,13 @@ typedef struct {
     float *acc;     /* [rows, padded_dim]: sum of p v so far */
     float *max;     /* [rows] */
     float *sum;     /* [rows] */
+    float *keys;    /* [KEY_CHUNK, padded_dim] */
     float *keys_t;  /* [head_dim, KEY_CHUNK] */
     float *values;  /* [KEY_CHUNK, padded_dim] */
     float *q_tile;  /* [TILE_ROWS_MAX, TILE_STRIDE] */
     float *p_tile;  /* [TILE_ROWS_MAX, TILE_STRIDE]: scores, then weights */
     float *acc_tile; /* [TILE_ROWS_MAX, padded_dim] */
-    int32_t *members; /* [rows]: the rows served together */
+    int32_t *members; /* [2, rows]: the rows served together, and next */
     bool *served;   /* [rows] */
 } workspace;
 
@@ -64,12 +69,13 @@ static size_t workspace_cut(const attention_job *j, unsigned char *base, workspa
     CUT(acc, rows * dim);
     CUT(max, rows);
     CUT(sum, rows);
+    CUT(keys, KEY_CHUNK * dim);
     CUT(keys_t, dim * KEY_CHUNK);
     CUT(values, KEY_CHUNK * dim);
     CUT(q_tile, TILE_ROWS_MAX * TILE_STRIDE);
     CUT(p_tile, TILE_ROWS_MAX * TILE_STRIDE);
     CUT(acc_tile, TILE_ROWS_MAX * dim);
-    CUT(members, rows);
+    CUT(members, 2 * rows);
     CUT(served, rows);
 #undef CUT
     return used;
@@ -102,28 +108,118 @@ static bool same_keys(const attention_job *j, int64_t a, int64_t b, int64_t star
     return true;
 }
 
-/* Transposes the keys and copies the values of the n keys of row r from position start. A head's part
- * of a key is a few lines far from the next key's, which no processor foresees: asked for beforehand. */
-static void load_chunk(const attention_job *j, workspace *w, int64_t r, int64_t start, int n,
-                       int64_t kv_offset) {
-    const float *keys[KEY_CHUNK] = {0};
-    int64_t at[KEY_CHUNK] = {0};
-    const int32_t *blocks = blocks_of(j, r);
-    size_t head_bytes = (size_t)j->head_dim * sizeof(float);
-    size_t pad_bytes = (size_t)(j->padded_dim - j->head_dim) * sizeof(float);
-    for (int i = 0; i < n; i++) {
-        int64_t pos = start + i, block = blocks[pos / j->block_tokens];
-        at[i] = (block * j->block_tokens + pos % j->block_tokens) * j->kv_stride + kv_offset;
-        keys[i] = j->k + at[i];
-        for (int64_t d = 0; d < j->head_dim; d += LINE_FLOATS) __builtin_prefetch(keys[i] + d);
+/* Rows that see the same keys of a chunk, and where a head's keys and values lie. */
+typedef struct {
+    int64_t start; /* position of the chunk */
+    int32_t *rows; /* relative to the task's first */
+    int64_t n_rows;
+    const void *keys[KEY_CHUNK], *values[KEY_CHUNK];
+    ops_dtype dtype;
+    int n; /* keys */
+} group;
+
+/* A task on its way through chunks, and in a chunk through its groups. */
+typedef struct {
+    const attention_job *j;
+    bool *served; /* [n_rows] in this chunk */
+    int64_t first, n_rows, kv_offset;
+    int64_t start, last_pos, leader;
+} group_walk;
+
+/* The n keys of row r from position start; behind them, the last of them again. */
+static void find_keys(const attention_job *j, group *g, int64_t r, int64_t kv_offset) {
+    const int32_t *block = blocks_of(j, r) + g->start / j->block_tokens;
+    int64_t in_block = g->start % j->block_tokens;
+    g->dtype = j->kv_dtype;
+    for (int i = 0; i < KEY_CHUNK; i++, in_block++) {
+        if (i >= g->n) {
+            g->keys[i] = g->keys[i - 1];
+            g->values[i] = g->values[i - 1];
+            continue;
+        }
+        if (in_block == j->block_tokens) block++, in_block = 0;
+        size_t at = (size_t)((*block * j->block_tokens + in_block) * j->kv_stride + kv_offset) * j->kv_bytes;
+        g->keys[i] = j->k + at;
+        g->values[i] = j->v + at;
     }
-    j->simd->transpose(w->keys_t, keys, n, j->head_dim);
-    for (int i = 0; i < n; i++)
-        for (int64_t d = 0; d < j->head_dim; d += LINE_FLOATS) __builtin_prefetch(j->v + at[i] + d);
-    for (int i = 0; i < n; i++) {
-        float *value = w->values + i * j->padded_dim;
-        memcpy(value, j->v + at[i], head_bytes);
-        memset(value + j->head_dim, 0, pad_bytes);
+}
+
+/* The rows not served yet that see what the leader's sequence has in the chunk. */
+static void find_group(group_walk *at, group *g) {
+    const attention_job *j = at->j;
+    int64_t first = at->first, leader = at->leader, longest = leader; /* of the sequence: its keys include all others' */
+    for (int64_t r = leader + 1; r < at->n_rows; r++)
+        if (!at->served[r] && j->row_seq[first + r] == j->row_seq[first + leader] &&
+            j->row_pos[first + r] > j->row_pos[first + longest])
+            longest = r;
+    g->start = at->start;
+    g->n = keys_in_chunk(j, first + longest, g->start);
+    g->n_rows = 0;
+    for (int64_t r = leader; r < at->n_rows; r++) {
+        int n = keys_in_chunk(j, first + r, g->start);
+        if (at->served[r] || n > g->n || !same_keys(j, first + longest, first + r, g->start, n)) continue;
+        at->served[r] = true;
+        g->rows[g->n_rows++] = (int32_t)r;
+    }
+    find_keys(j, g, first + longest, at->kv_offset);
+}
+
+/* False: there is none any more. */
+static bool next_group(group_walk *at, group *g) {
+    for (; at->start <= at->last_pos; at->start += KEY_CHUNK, at->leader = 0) {
+        for (int64_t r = 0; at->leader == 0 && r < at->n_rows; r++)
+            at->served[r] = keys_in_chunk(at->j, at->first + r, at->start) == 0;
+        while (at->leader < at->n_rows && at->served[at->leader]) at->leader++;
+        if (at->leader == at->n_rows) continue;
+        find_group(at, g);
+        at->leader++;
+        return true;
+    }
+    return false;
+}
+
+/* Makes f32 of them, in lines of padded_dim. They are a few lines each, far from each other, which no processor foresees:
+ * all are asked for beforehand. */
+static void widen_keys(const attention_job *j, workspace *w, group *g) {
+    for (int i = 0; i < g->n; i++)
+        for (size_t at = 0; at < (size_t)j->head_dim * j->kv_bytes; at += LINE_BYTES) {
+            __builtin_prefetch((const char *)g->keys[i] + at);
+            __builtin_prefetch((const char *)g->values[i] + at);
+        }
+    for (int i = 0; i < g->n; i++) {
+        float *key = w->keys + i * j->padded_dim, *value = w->values + i * j->padded_dim;
+        j->simd->widen(key, g->keys[i], g->dtype, j->head_dim);
+        j->simd->widen(value, g->values[i], g->dtype, j->head_dim);
+        memset(value + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *value);
+        g->keys[i] = key;
+        g->values[i] = value;
+    }
+    g->dtype = OPS_DTYPE_F32;
+}
+
+/* The step of one row's softmax over a chunk, whose scores are in s: weights are left there. Returns what came before
+ * shrinks by. */
+static float weigh(const attention_job *j, workspace *w, float *s, int64_t row, int r, int64_t start, int n) {
+    int64_t n_before = first_key(j, row) - start;
+    for (int64_t k = 0; k < n_before; k++) s[k] = -INFINITY;
+    return j->simd->softmax_step(s, n, j->scale, &w->max[r], &w->sum[r]);
+}
+
+/* Few rows, one after the other. While keys are multiplied their values are asked for, and while values are, the next
+ * group's keys. */
+static void attend_rows(const attention_job *j, workspace *w, group *g, const group *next, int64_t first, int64_t q_offset) {
+    const void *const *values = g->values, *const *keys = next ? next->keys : NULL;
+    if (g->n_rows > 1 && g->dtype != OPS_DTYPE_F32) {
+        widen_keys(j, w, g);
+        values = NULL;
+    }
+    for (int64_t i = 0; i < g->n_rows; i++, values = keys = NULL) {
+        int r = g->rows[i], n = keys_in_chunk(j, first + r, g->start);
+        float *s = w->p_tile, *acc = w->acc + r * j->padded_dim;
+        j->simd->scores(s, j->q + (first + r) * j->q_stride + q_offset, g->keys, g->dtype, n, j->head_dim, values);
+        float shrink = weigh(j, w, s, first + r, r, g->start, n);
+        if (shrink != 1.0f) j->simd->scale(acc, acc, shrink, j->head_dim);
+        j->simd->add_values(acc, s, g->values, g->dtype, n, j->head_dim, keys);
     }
 }
 
@@ -148,10 +244,7 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
     }
     for (int i = 0; i < n_rows; i++) {
         int r = rows[i];
-        int64_t n_before = first_key(j, first + r) - start;
-        for (int64_t k = 0; k < n_before; k++) w->p_tile[i * TILE_STRIDE + k] = -INFINITY;
-        float shrink = simd->softmax_step(w->p_tile + i * TILE_STRIDE, n_keys[i], j->scale,
-                                          &w->max[r], &w->sum[r]);
+        float shrink = weigh(j, w, w->p_tile + i * TILE_STRIDE, first + r, r, start, n_keys[i]);
         simd->scale(w->acc_tile + i * j->padded_dim, w->acc + r * j->padded_dim, shrink,
                     j->padded_dim);
     }
@@ -171,32 +264,12 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
                (size_t)j->padded_dim * sizeof(float));
 }
 
-/* One chunk for all rows of the task. */
-static void attend_chunk(const attention_job *j, workspace *w, int64_t first, int64_t n_rows,
-                         int64_t start, int head) {
-    int64_t q_offset = head * j->head_dim, kv_offset = head / j->heads_a_kv * j->head_dim;
-    for (int64_t r = 0; r < n_rows; r++) w->served[r] = keys_in_chunk(j, first + r, start) == 0;
-    for (int64_t leader = 0; leader < n_rows; leader++) {
-        if (w->served[leader]) continue;
-        int64_t longest = leader; /* of the leader's sequence: its keys include all others' */
-        for (int64_t r = leader + 1; r < n_rows; r++)
-            if (!w->served[r] && j->row_seq[first + r] == j->row_seq[first + leader] &&
-                j->row_pos[first + r] > j->row_pos[first + longest])
-                longest = r;
-        int n_keys = keys_in_chunk(j, first + longest, start);
-        load_chunk(j, w, first + longest, start, n_keys, kv_offset);
-        int64_t n_members = 0;
-        for (int64_t r = leader; r < n_rows; r++) {
-            int n = keys_in_chunk(j, first + r, start);
-            if (w->served[r] || n > n_keys || !same_keys(j, first + longest, first + r, start, n))
-                continue;
-            w->served[r] = true;
-            w->members[n_members++] = (int32_t)r;
-        }
-        for (int64_t m = 0; m < n_members; m += j->simd->tile_rows)
-            attend_tile(j, w, first, w->members + m,
-                        (int)min_i64(j->simd->tile_rows, n_members - m), start, q_offset);
-    }
+/* Many rows: keys and values of the group are copied, and meet the rows in tiles. */
+static void attend_tiles(const attention_job *j, workspace *w, group *g, int64_t first, int64_t q_offset) {
+    widen_keys(j, w, g);
+    j->simd->transpose(w->keys_t, (const float *const *)g->keys, g->n, j->head_dim);
+    for (int64_t m = 0; m < g->n_rows; m += j->simd->tile_rows)
+        attend_tile(j, w, first, g->rows + m, (int)min_i64(j->simd->tile_rows, g->n_rows - m), g->start, q_offset);
 }
 
 static void attend_task(void *arg, int64_t task, int thread) {
@@ -214,8 +287,14 @@ static void attend_task(void *arg, int64_t task, int thread) {
         start = min_i64(start, first_key(j, first + r) / KEY_CHUNK * KEY_CHUNK);
     }
     memset(w.acc, 0, (size_t)(n_rows * j->padded_dim) * sizeof *w.acc);
-    for (; start <= last_pos; start += KEY_CHUNK)
-        attend_chunk(j, &w, first, n_rows, start, head);
+    group_walk walk = {j, w.served, first, n_rows, head / j->heads_a_kv * j->head_dim, start, last_pos, 0};
+    group groups[2] = {{.rows = w.members}, {.rows = w.members + j->rows_a_task}};
+    bool has_next = next_group(&walk, &groups[0]);
+    for (int i = 0; has_next; i = 1 - i) {
+        has_next = next_group(&walk, &groups[1 - i]);
+        if (j->is_few) attend_rows(j, &w, &groups[i], has_next ? &groups[1 - i] : NULL, first, head * j->head_dim);
+        else attend_tiles(j, &w, &groups[i], first, head * j->head_dim);
+    }
     for (int64_t r = 0; r < n_rows; r++) {
         const float *acc = w.acc + r * j->padded_dim;
         float *out = j->out + (first + r) * j->out_stride + head * j->head_dim;
@@ -233,6 +312,7 @@ static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const
     j->heads_a_kv = params->n_heads / params->n_kv_heads;
     j->scale = params->scale;
     j->window = params->window;
+    j->is_few = params->is_few;
     j->head_dim = q->dims[1] / params->n_heads;
     j->padded_dim = ceil_div(j->head_dim, PANEL_COLS) * PANEL_COLS;
     int64_t n_pieces = ceil_div(j->n_rows, ROWS_A_TASK);
@@ -251,7 +331,8 @@ status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const op
     int64_t n_rows = q->dims[0], n_groups = n_rows / length;
     attention_job j = {.out = out->data, .q = q->data, .k = k->data, .v = v->data,
                        .n_rows = n_rows, .max_blocks = 1, .block_tokens = length,
-                       .out_stride = tensor_row_stride(out), .kv_stride = tensor_row_stride(k)};
+                       .out_stride = tensor_row_stride(out), .kv_stride = tensor_row_stride(k), .kv_dtype = OPS_DTYPE_F32,
+                       .kv_bytes = sizeof(float)};
     size_t table_bytes = align_up((size_t)(n_groups + 2 * n_rows) * sizeof(int32_t));
     status st = prepare(s, &j, q, params, table_bytes);
     if (st != STATUS_OK) return st;
@@ -294,7 +375,8 @@ status cpu_attention_paged(void *state, ops_tensor *out, const ops_tensor *q,
                        .tables = tables->data, .row_seq = row_seq->data, .row_pos = row_pos->data,
                        .n_rows = q->dims[0], .max_blocks = tables->dims[1],
                        .block_tokens = k_cache->dims[1], .out_stride = tensor_row_stride(out),
-                       .kv_stride = k_cache->dims[2]};
+                       .kv_stride = k_cache->dims[2], .kv_dtype = k_cache->dtype,
+                       .kv_bytes = dtype_bytes(k_cache->dtype)};
     if (j.block_tokens < 1 || !tables_fit(&j, tables->dims[0], k_cache->dims[0]))
         return STATUS_BAD_ARGUMENT;
     status st = prepare(s, &j, q, params, 0);

@@ -138,7 +138,8 @@ static status do_nothing(void *state) { /* every call here is done when it retur
 
 const ops_backend cpu_backend = {
     .name = "cpu",
-    .activations = OPS_ACTIVATION(OPS_DTYPE_F32),
+    .activations = OPS_DTYPE_BIT(OPS_DTYPE_F32),
+    .caches = OPS_DTYPE_BIT(OPS_DTYPE_F16) | OPS_DTYPE_BIT(OPS_DTYPE_BF16),
     .count = backend_count,
     .open = backend_open,
     .close = backend_close,

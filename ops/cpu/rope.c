@@ -54,7 +54,11 @@ status cpu_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_ten
 
 typedef struct {
     rope_job q; /* x NULL: none */
-    float *k_cache, *v_cache;
+    const simd_kernels *simd;
+    unsigned char *k_cache, *v_cache; /* of dtype, which has element_bytes */
+    ops_dtype dtype;
+    size_t element_bytes;
+    float *turned; /* [threads, width]: a key before it is rounded */
     const float *k, *v;
     const int32_t *slots;
     int64_t k_stride, v_stride, width;
@@ -63,26 +67,31 @@ typedef struct {
 
 static void append_rows(void *arg, int64_t first, int64_t n, int thread) {
     const append_job *j = arg;
-    size_t bytes = (size_t)j->width * sizeof(float);
+    float *key = j->turned + thread * j->width;
     for (int64_t r = first; r < first + n; r++) {
-        float *key = j->k_cache + j->slots[r] * j->width;
-        memcpy(key, j->k + r * j->k_stride, bytes);
-        memcpy(j->v_cache + j->slots[r] * j->width, j->v + r * j->v_stride, bytes);
+        size_t at = (size_t)(j->slots[r] * j->width) * j->element_bytes;
+        memcpy(key, j->k + r * j->k_stride, (size_t)j->width * sizeof *key);
         rotate_row(key, &j->q.turn, r, j->n_kv_heads);
+        j->simd->narrow(j->k_cache + at, key, j->dtype, j->width);
+        j->simd->narrow(j->v_cache + at, j->v + r * j->v_stride, j->dtype, j->width);
     }
     if (j->q.x) rotate_rows((void *)&j->q, first, n, thread);
 }
 
 status cpu_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
                      ops_tensor *q, const ops_kv_places *at, int n_heads, int n_kv_heads) {
+    cpu_state *s = state;
     int64_t rows = k->dims[0];
     if (!cpu_indices_fit(at->positions->data, rows, at->cos->dims[0]) ||
         !cpu_indices_fit(at->slots->data, rows, k_cache->dims[0] * k_cache->dims[1]))
         return STATUS_BAD_ARGUMENT;
+    float *turned = cpu_scratch(s, (size_t)(k->dims[1] * pool_threads(s->pool)) * sizeof *turned);
+    if (!turned) return STATUS_NO_MEMORY;
     append_job j = {
         .q = {turn_of(at->cos, at->sin, at->positions, k->dims[1] / n_kv_heads), q ? q->data : NULL,
               q ? tensor_row_stride(q) : 0, n_heads},
-        .k_cache = k_cache->data, .v_cache = v_cache->data, .k = k->data, .v = v->data, .slots = at->slots->data,
+        .simd = s->simd, .k_cache = k_cache->data, .v_cache = v_cache->data, .dtype = k_cache->dtype,
+        .element_bytes = dtype_bytes(k_cache->dtype), .turned = turned, .k = k->data, .v = v->data, .slots = at->slots->data,
         .k_stride = tensor_row_stride(k), .v_stride = tensor_row_stride(v), .width = k->dims[1], .n_kv_heads = n_kv_heads,
     };
     cpu_split_rows(state, rows, k->dims[1] + at->cos->dims[1] * n_heads, append_rows, &j);

@@ -9,20 +9,10 @@ status cpu_gather_rows(void *state, ops_tensor *out, const ops_tensor *table,
     const int32_t *id = ids->data;
     int64_t n_rows = ids->dims[0], cols = table->dims[1], stride = tensor_row_stride(table);
     if (!cpu_indices_fit(id, n_rows, table->dims[0])) return STATUS_BAD_ARGUMENT;
-    size_t row_bytes = (size_t)cols * dtype_bytes(table->dtype);
-    int64_t whole = table->dtype == OPS_DTYPE_F32 ? cols : cols - cols % PANEL_COLS;
-    for (int64_t r = 0; r < n_rows; r++) {
-        float *to = (float *)out->data + r * cols;
-        const void *from = (const unsigned char *)table->data + (size_t)(id[r] * stride) * dtype_bytes(table->dtype);
-        if (table->dtype == OPS_DTYPE_F32) {
-            memcpy(to, from, row_bytes);
-            continue;
-        }
-        s->simd->upcast(to, from, table->dtype, whole / PANEL_COLS);
-        const uint16_t *tail = from;
-        for (int64_t c = whole; c < cols; c++)
-            to[c] = table->dtype == OPS_DTYPE_F16 ? f16_to_f32(tail[c]) : bf16_to_f32(tail[c]);
-    }
+    const unsigned char *rows = table->data;
+    for (int64_t r = 0; r < n_rows; r++)
+        s->simd->widen((float *)out->data + r * cols, rows + (size_t)(id[r] * stride) * dtype_bytes(table->dtype), table->dtype,
+                       cols);
     return STATUS_OK;
 }
 
@@ -39,8 +29,8 @@ status cpu_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, const
 
 status cpu_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t from) {
     (void)state;
-    int64_t block = cache->dims[1] * cache->dims[2];
-    float *data = cache->data;
-    memcpy(data + to * block, data + from * block, (size_t)block * sizeof(float));
+    size_t bytes = (size_t)(cache->dims[1] * cache->dims[2]) * dtype_bytes(cache->dtype);
+    unsigned char *data = cache->data;
+    memcpy(data + (size_t)to * bytes, data + (size_t)from * bytes, bytes);
     return STATUS_OK;
 }

@@ -144,7 +144,8 @@ static status backend_open(void **state, const ops_settings *settings, int devic
 extern "C" const ops_backend cuda_backend = {
     .name = "cuda",
     .tells_few = true,
-    .activations = OPS_ACTIVATION(OPS_DTYPE_F32) | OPS_ACTIVATION(OPS_DTYPE_F16) | OPS_ACTIVATION(OPS_DTYPE_BF16),
+    .activations = OPS_DTYPE_BIT(OPS_DTYPE_F32) | OPS_DTYPE_BIT(OPS_DTYPE_F16) | OPS_DTYPE_BIT(OPS_DTYPE_BF16),
+    .caches = 0,
     .count = backend_count,
     .open = backend_open,
     .close = backend_close,

@@ -77,6 +77,10 @@ static void scores_are_those_of_the_reference(void **state) {
     near(number_of(&r, "same first choice", 0), 100, 0);
     near(number_of(&r, "KL divergence", 0), 0, 0);
     ended_run_free(&r);
+    r = RUN("compare", DEMO, DEMO, "--text", w->text, "--kv-dtype", "bf16");
+    double lost = number_of(&r, "KL divergence", 0);
+    assert_true(lost > 0 && lost < 1e-4);
+    ended_run_free(&r);
 }
 
 /* Eight bits lose nearly nothing: the same word for every example picture. */
@@ -113,6 +117,8 @@ static void what_cannot_be_quantized_or_compared_is_named(void **state) {
     ends(&r, 2, "-o DIR is missing");
     r = RUN("compare", DEMO, w->q8);
     ends(&r, 2, "--text FILE is missing");
+    r = RUN("compare", DEMO, w->q8, "--text", w->text, "--kv-dtype", "int8");
+    ends(&r, 2, "kv-dtype \"int8\", expected auto, f32, f16 or bf16");
     r = RUN("compare", DEMO, w->q8, "--text", "/nowhere");
     ends(&r, 3, "--text /nowhere: No such file");
     char *empty = path_join(w->dir, "empty");

@@ -92,7 +92,7 @@ static engine open_engine(engine_settings wanted) {
     ops_settings o = {.device = TEST_DEVICE, .n_threads = wanted.n_threads};
     if (ops_open(&en.ctx, &o, &e) != STATUS_OK) fail_msg("%s", e.text);
     scheduler_settings settings = {
-        .kv_bytes = (uint64_t)wanted.kv_blocks * lm_decoder_block_bytes(model_get_config(m), lm_decoder_dtype(en.ctx, m)),
+        .kv_bytes = (uint64_t)wanted.kv_blocks * lm_decoder_block_bytes(en.ctx, m),
         .max_questions = wanted.max_questions,
         .chunk_rows = wanted.chunk_rows};
     const scheduler_callbacks callbacks = {on_token, on_finished};
@@ -737,11 +737,11 @@ static void closing_in_the_middle_of_work_releases_everything(void **state) {
 
 /* ---- group --------------------------------------------------------------------------------- */
 
-static int set_up_case(const char *case_name, const char *const *served, size_t n_served) {
+static int set_up_case(const char *case_name, model_settings settings) {
     err e;
     g = golden_open(case_name);
-    const model_settings settings = {
-        .dir = golden_dir(g), .served = served, .n_served = n_served, .parts = MODEL_PART_ALL};
+    settings.dir = golden_dir(g);
+    settings.parts = MODEL_PART_ALL;
     if (model_open(&m, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     golden_tensor t = golden_get(g, "features");
     image_values = (size_t)(t.dims[1] * t.dims[2]);
@@ -756,7 +756,7 @@ static int set_up_case(const char *case_name, const char *const *served, size_t 
 
 static int set_up(void **state) {
     (void)state;
-    return set_up_case("odd_heads", NULL, 0);
+    return set_up_case("odd_heads", (model_settings){0});
 }
 
 /* Questions with three adapters and with none, which one changes the projector. */
@@ -764,13 +764,19 @@ static int set_up_adapters(void **state) {
     (void)state;
     static const char *const served[] = {"plain=" ADAPTERS "/clip.plain", "all=" ADAPTERS "/clip.all",
                                          "projector=" ADAPTERS "/clip.projector"};
-    return set_up_case("clip", served, 3);
+    return set_up_case("clip", (model_settings){.served = served, .n_served = 3});
 }
 
 /* Prompts and answers shorter and longer than the 40 positions from which keys are turned otherwise. */
 static int set_up_long(void **state) {
     (void)state;
-    return set_up_case("phi3_long", NULL, 0);
+    return set_up_case("phi3_long", (model_settings){0});
+}
+
+/* Products in 8 bits, and with them keys and values in halves. */
+static int set_up_rounded(void **state) {
+    (void)state;
+    return set_up_case("odd_heads", (model_settings){.dtype = "int8"});
 }
 
 static int tear_down(void **state) {
@@ -815,6 +821,13 @@ int main(void) {
         cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
     };
+    const struct CMUnitTest rounded[] = {
+        cmocka_unit_test(the_company_of_others_changes_no_byte),
+        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
+        cmocka_unit_test(the_number_of_threads_changes_no_byte),
+        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
+        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+    };
     const struct CMUnitTest adapters[] = {
         cmocka_unit_test(each_adapter_gives_answers_of_its_own),
         cmocka_unit_test(the_company_of_others_changes_no_byte),
@@ -833,5 +846,6 @@ int main(void) {
     if (strcmp(TEST_DEVICE, "cpu") != 0) return cmocka_run_group_tests_name("adapters", device, set_up_adapters, tear_down);
     int n_failed = cmocka_run_group_tests_name("Phi-2", tests, set_up, tear_down);
     n_failed += cmocka_run_group_tests_name("adapters", adapters, set_up_adapters, tear_down);
+    n_failed += cmocka_run_group_tests_name("rounded", rounded, set_up_rounded, tear_down);
     return n_failed + cmocka_run_group_tests_name("long contexts", long_contexts, set_up_long, tear_down);
 }

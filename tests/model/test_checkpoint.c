@@ -638,6 +638,41 @@ static void products_have_fingerprints_of_their_own(void **state) {
     checkpoint_close(&c);
 }
 
+/* Keys and values have the activations' dtype unless they are told otherwise, or the activations are f32 although the
+ * products are not. */
+static void keys_are_kept_as_told_or_as_the_products_deserve(void **state) {
+    (void)state;
+    static const struct {
+        const char *dtype, *kv_dtype;
+        ops_dtype beside_f32, beside_f16;
+    } rows[] = {
+        {"auto", "auto", OPS_DTYPE_F32, OPS_DTYPE_F16}, {"auto", NULL, OPS_DTYPE_F32, OPS_DTYPE_F16},
+        {"f16", "auto", OPS_DTYPE_F32, OPS_DTYPE_F16},  {"bf16", "auto", OPS_DTYPE_BF16, OPS_DTYPE_F16},
+        {"int8", "auto", OPS_DTYPE_F16, OPS_DTYPE_F16}, {"int8", "f32", OPS_DTYPE_F32, OPS_DTYPE_F32},
+        {"auto", "bf16", OPS_DTYPE_BF16, OPS_DTYPE_BF16}};
+    checkpoint c = checkpoint_load(CASE);
+    checkpoint_write(&c, 1);
+    model *as_is = open_model(&c), *m;
+    err e;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        model_settings s = {.dir = c.dir, .dtype = rows[i].dtype, .kv_dtype = rows[i].kv_dtype, .parts = MODEL_PART_ALL};
+        if (model_open(&m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
+        assert_int_equal(model_kv_dtype(m, OPS_DTYPE_F32), rows[i].beside_f32);
+        assert_int_equal(model_kv_dtype(m, OPS_DTYPE_F16), rows[i].beside_f16);
+        if (strcmp(rows[i].dtype, "auto") == 0) {
+            bool is_told = rows[i].kv_dtype && strcmp(rows[i].kv_dtype, "auto") != 0;
+            assert_int_equal(memcmp(model_fingerprint(m), model_fingerprint(as_is), HASH_SHA256_BYTES) != 0, is_told);
+            assert_memory_equal(model_tower_fingerprint(m), model_tower_fingerprint(as_is), HASH_SHA256_BYTES);
+        }
+        model_close(&m);
+    }
+    model_settings s = {.dir = c.dir, .kv_dtype = "q8", .parts = MODEL_PART_ALL};
+    assert_int_equal(model_open(&m, &s, &e), STATUS_BAD_ARGUMENT);
+    expect_words(e.text, SAYS("kv-dtype \"q8\"", "expected auto, f32, f16 or bf16"));
+    model_close(&as_is);
+    checkpoint_close(&c);
+}
+
 static void a_value_that_has_no_place_in_f16_is_refused(void **state) {
     (void)state;
     checkpoint c = checkpoint_load(CASE);
@@ -668,6 +703,7 @@ int main(void) {
         cmocka_unit_test(every_tensor_reads_as_it_was_written_in_every_dtype),
         cmocka_unit_test(a_converted_checkpoint_is_the_one_stored_so),
         cmocka_unit_test(products_have_fingerprints_of_their_own),
+        cmocka_unit_test(keys_are_kept_as_told_or_as_the_products_deserve),
         cmocka_unit_test(a_value_that_has_no_place_in_f16_is_refused),
         cmocka_unit_test(a_tower_of_two_dtypes_counts_as_f32),
         cmocka_unit_test(shards_and_one_file_are_the_same_model),

@@ -221,15 +221,15 @@ static void attention_equals_the_double_softmax(void **state) {
     }
 }
 
-static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd, int window,
-                        ops_dtype dtype) {
+static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd, int window,
+                           ops_dtype dtype, ops_dtype cache, bool is_few) {
     enum { SEQS = 4, LENGTH = 150 };
     rng r = rng_make(78);
     int64_t qw = heads * hd, kw = kv_heads * hd;
     int64_t max_blocks = (LENGTH + block_tokens - 1) / block_tokens + 1;
     int64_t n_blocks = SEQS * max_blocks, n_slots = n_blocks * block_tokens;
     float *k = random_floats(&r, n_slots * kw, 1.0f), *v = random_floats(&r, n_slots * kw, 4.0f);
-    round_floats(k, n_slots * kw, dtype), round_floats(v, n_slots * kw, dtype);
+    round_floats(k, n_slots * kw, cache), round_floats(v, n_slots * kw, cache);
     int32_t *tables = test_alloc((size_t)(SEQS * max_blocks), sizeof *tables);
     for (int64_t i = 0; i < n_blocks; i++) tables[i] = (int32_t)((i * 7 + 3) % n_blocks);
     if (n_blocks % 7 == 0)
@@ -245,12 +245,12 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
     round_floats(q, ROWS * qw, dtype);
     guarded gq = guarded_columns(ctx, dtype, ROWS, qw, margin_of(block_tokens), 0, q);
     guarded go = guarded_columns(ctx, dtype, ROWS, qw, 0, margin_of(block_tokens + 1), NULL);
-    guarded gk = guarded_floats(ctx, dtype, 3, (int64_t[]){n_blocks, block_tokens, kw}, k);
-    guarded gv = guarded_floats(ctx, dtype, 3, (int64_t[]){n_blocks, block_tokens, kw}, v);
+    guarded gk = guarded_floats(ctx, cache, 3, (int64_t[]){n_blocks, block_tokens, kw}, k);
+    guarded gv = guarded_floats(ctx, cache, 3, (int64_t[]){n_blocks, block_tokens, kw}, v);
     guarded gt = guarded_with(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, max_blocks}, tables);
     guarded gs = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_seq);
     guarded gp = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_pos);
-    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads, .scale = 0.21f, .window = window};
+    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads, .scale = 0.21f, .window = window, .is_few = is_few};
     assert_int_equal(
         ops_attention_paged(ctx, &go.t, &gq.t, &gk.t, &gv.t, &gt.t, &gs.t, &gp.t, &p), STATUS_OK);
     assert_true(guarded_intact(&go));
@@ -268,13 +268,20 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
             for (int64_t d = 0; d < hd; d++)
                 EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
                             attention_bound(n_keys, hd, (double)p.scale, size[d], dtype),
-                            "paged %s %s block %lld heads %d/%d hd %lld window %d row %d head %d dim %lld",
-                            ops_device_text(ctx), dtype_name(dtype), (long long)block_tokens, heads, kv_heads,
-                            (long long)hd, window, row, h, (long long)d);
+                            "paged %s %s of %s, %s, block %lld heads %d/%d hd %lld window %d row %d head %d dim %lld",
+                            ops_device_text(ctx), dtype_name(dtype), dtype_name(cache), is_few ? "few" : "many", (long long)block_tokens, heads,
+                            kv_heads, (long long)hd, window, row, h, (long long)d);
         }
     guarded_close(&gq), guarded_close(&go), guarded_close(&gk), guarded_close(&gv);
     guarded_close(&gt), guarded_close(&gs), guarded_close(&gp);
     free(k), free(v), free(tables), free(q), free(want), free(size), free(got);
+}
+
+static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd, int window,
+                        ops_dtype dtype) {
+    for (size_t i = 0; i < 2 * N_CACHE_DTYPES; i++)
+        if (ops_takes_cache(ctx, dtype, cache_dtypes[i / 2]))
+            check_paged_in(ctx, block_tokens, heads, kv_heads, hd, window, dtype, cache_dtypes[i / 2], i % 2 == 0);
 }
 
 static void paged_attention_equals_the_double_softmax(void **state) {

@@ -34,6 +34,8 @@ static void open_device(case_contexts *c) {
     }
 }
 
+const ops_dtype cache_dtypes[N_CACHE_DTYPES] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+
 void case_contexts_open(case_contexts *c) {
     static const struct {
         const char *simd;

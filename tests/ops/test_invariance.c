@@ -308,6 +308,7 @@ typedef struct {
     int32_t *tables;
     const int32_t *row_seq, *row_pos;
     int window;
+    bool is_few;
 } paged_arg;
 
 /* Key number of (sequence, position): what the model wrote there, whatever the blocks are. */
@@ -348,7 +349,7 @@ static void call_paged(ops_ctx *ctx, void *arg, float *out, const float *x, int6
     ops_tensor k = copy_of(ctx, dtype, 3, dims, a->k), v = copy_of(ctx, dtype, 3, dims, a->v);
     ops_tensor tables = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, a->max_blocks}, a->tables);
     ops_tensor seq = i32(ctx, a->row_seq + first, n), pos = i32(ctx, a->row_pos + first, n);
-    ops_attention_params p = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .scale = 0.5f, .window = a->window};
+    ops_attention_params p = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .scale = 0.5f, .window = a->window, .is_few = a->is_few};
     assert_int_equal(ops_attention_paged(ctx, &to, &tq, &k, &v, &tables, &seq, &pos, &p),
                      STATUS_OK);
     take(out);
@@ -384,15 +385,17 @@ static void paged_attention_rows_do_not_depend_on_cut_threads_or_blocks(void **s
     for (int v = 0; v < N_VARIANTS; v++) {
         ops_ctx *ctx = open_variant(v, 1);
         if (!ctx) continue;
-        for (size_t b = 0; b < 2 * n_blocks; b++) {
+        for (size_t b = 0; b < (test_device_is_cpu() ? 4 : 2) * n_blocks; b++) {
             if (!test_device_is_cpu() && b % n_blocks % 3 == 1) continue; /* an emulated device takes its time */
             paged_arg a = page(in.k, in.v, blocks[b % n_blocks]);
             a.row_seq = in.row_seq;
             a.row_pos = in.row_pos;
-            a.window = b < n_blocks ? 0 : 70;
+            a.window = b / n_blocks % 2 ? 70 : 0;
+            a.is_few = b >= 2 * n_blocks;
             call_paged(ctx, &a, b % n_blocks == 0 ? want : got, in.q, 0, ROWS);
             if (b % n_blocks > 0 && !same_bits(want, got, n))
-                fail_msg("%s: window %d: blocks of %lld differ", variant_name(v), a.window, (long long)a.block_tokens);
+                fail_msg("%s: window %d: few %d: blocks of %lld differ", variant_name(v), a.window, a.is_few,
+                         (long long)a.block_tokens);
             if (a.block_tokens == 16)
                 expect_invariant(v,
                                  &(row_operator){HEADS * HD, HEADS * HD, call_paged, &a}, in.q,
@@ -455,20 +458,21 @@ static void rows_that_share_blocks_are_as_if_alone(void **state) {
     for (int i = 0; i < N_SEQS * N_BLOCKS; i++)
         tables[i] = owner[i / N_BLOCKS][i % N_BLOCKS / THIRD] * N_BLOCKS + i % N_BLOCKS * 7 % N_BLOCKS;
     const int64_t cache[3] = {N_CACHE, BLOCK, KV_WIDTH};
-    for (int i = 0; i < 2 * N_VARIANTS; i++) {
-        ops_ctx *ctx = open_variant(i / 2, 1);
-        if (!ctx) continue;
-        for (int row = -1; row < N; row++) {
+    for (int i = 0; i < 4 * N_CACHE_DTYPES * N_VARIANTS; i++) {
+        ops_ctx *ctx = open_variant(i / 4 % N_VARIANTS, 1);
+        ops_dtype kept = cache_dtypes[i / 4 / N_VARIANTS];
+        for (int row = -1; row < N && ctx && ops_takes_cache(ctx, dtype, kept); row++) {
             int64_t first = row < 0 ? 0 : row, n = row < 0 ? N : 1;
-            ops_attention_params p = {.n_heads = N_HEADS, .n_kv_heads = N_KV_HEADS, .scale = 0.5f, .window = i % 2 * 150};
+            ops_attention_params p = {.n_heads = N_HEADS, .n_kv_heads = N_KV_HEADS, .scale = 0.5f, .window = i % 4 / 2 * 150, .is_few = i % 2 == 0};
             ops_tensor to = activations(ctx, NULL, n, WIDTH), tq = activations(ctx, q + first * WIDTH, n, WIDTH);
-            ops_tensor tk = copy_of(ctx, dtype, 3, cache, k), tv = copy_of(ctx, dtype, 3, cache, v);
+            ops_tensor tk = copy_of(ctx, kept, 3, cache, k), tv = copy_of(ctx, kept, 3, cache, v);
             ops_tensor table = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){N_SEQS, N_BLOCKS}, tables);
             ops_tensor seq = i32(ctx, seqs + first, n), pos = i32(ctx, positions + first, n);
             assert_int_equal(ops_attention_paged(ctx, &to, &tq, &tk, &tv, &table, &seq, &pos, &p), STATUS_OK);
             take(row < 0 ? together : alone);
             if (row >= 0 && !same_bits(together + row * WIDTH, alone, WIDTH))
-                fail_msg("%s: window %d: row %d differs", variant_name(i / 2), p.window, row);
+                fail_msg("%s of %s: window %d: few %d: row %d differs", variant_name(i / 4 % N_VARIANTS), dtype_name(kept),
+                         p.window, p.is_few, row);
         }
         ops_close(&ctx);
     }

@@ -452,7 +452,11 @@ static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
         for (int i = 0; i < R; i++) positions[i] = (int32_t)rng_below(&r, POSITIONS), slots[i] = (i * 11 + 5) % SLOTS;
         float *k = test_alloc((size_t)(R * kw), sizeof *k), *q = test_alloc((size_t)(R * qw), sizeof *q);
         double *want_k = test_alloc((size_t)(R * kw), sizeof *want_k), *want_q = test_alloc((size_t)(R * qw), sizeof *want_q);
-        EACH_CONTEXT(ctx) {
+        float *held = test_alloc((size_t)kw, sizeof *held);
+        EACH_CONTEXT(ctx)
+        for (size_t n = 0; n < N_CACHE_DTYPES; n++) {
+            ops_dtype cache = cache_dtypes[n];
+            if (!ops_takes_cache(ctx, dtype, cache)) continue;
             round_floats(x, R * wide, dtype);
             for (int64_t row = 0; row < R; row++) {
                 memcpy(k + row * kw, x + row * wide, (size_t)kw * sizeof *k);
@@ -462,8 +466,8 @@ static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
             ref_rope(want_q, q, c, sn, positions, R, (int)heads, hd, half);
             guarded gx = floats(ctx, R, wide, x), gc = wide_floats(ctx, POSITIONS, half, c);
             guarded gs = wide_floats(ctx, POSITIONS, half, sn), gp = integers(ctx, R, positions), gt = integers(ctx, R, slots);
-            guarded gk = guarded_open(ctx, dtype, 3, (int64_t[]){BLOCKS, TOKENS, kw});
-            guarded gv = guarded_open(ctx, dtype, 3, (int64_t[]){BLOCKS, TOKENS, kw});
+            guarded gk = guarded_open(ctx, cache, 3, (int64_t[]){BLOCKS, TOKENS, kw});
+            guarded gv = guarded_open(ctx, cache, 3, (int64_t[]){BLOCKS, TOKENS, kw});
             ops_tensor tk = tensor_columns(&gx.t, 0, kw), tv = tensor_columns(&gx.t, kw, kw), tq = tensor_columns(&gx.t, 2 * kw, qw);
             const ops_kv_places at = {&gc.t, &gs.t, &gp.t, &gt.t};
             assert_int_equal(ops_kv_append(ctx, &gk.t, &gv.t, &tk, &tv, has_q ? &tq : NULL, &at, (int)heads, (int)kv_heads),
@@ -476,9 +480,12 @@ static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
                 const float *in = x + row * wide, *out = got + row * wide, *key = keys + slots[row] * kw;
                 is_taken[slots[row]] = true;
                 assert_true(same_bits(out, in, 2 * kw)); /* keys and values stand as they did */
-                assert_true(same_bits(values + slots[row] * kw, in + kw, kw));
+                memcpy(held, in + kw, (size_t)kw * sizeof *held);
+                round_floats(held, kw, cache);
+                assert_true(same_bits(values + slots[row] * kw, held, kw));
                 for (int64_t i = 0; i < kw; i++) {
-                    double want = want_k[row * kw + i], slack = i % hd < 2 * half ? 2 * 6 * U + storage_error(dtype, want) : 0.0;
+                    double want = want_k[row * kw + i];
+                    double slack = (i % hd < 2 * half ? 2 * 6 * U + storage_error(dtype, want) : 0.0) + storage_error(cache, want);
                     assert_true(fabs((double)key[i] - want) <= slack);
                 }
                 for (int64_t i = 0; i < qw; i++) {
@@ -487,14 +494,14 @@ static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
                     assert_true(fabs((double)out[2 * kw + i] - want) <= slack);
                 }
             }
-            size_t slot_bytes = (size_t)kw * dtype_bytes(dtype);
+            size_t slot_bytes = (size_t)kw * dtype_bytes(cache);
             for (size_t i = 0; i < SLOTS * slot_bytes; i++)
                 if (!is_taken[i / slot_bytes]) assert_true(key_bytes[i] == 0xA5 && value_bytes[i] == 0xA5);
             free(got), free(keys), free(values), free(key_bytes), free(value_bytes);
             guarded_close(&gx), guarded_close(&gc), guarded_close(&gs), guarded_close(&gp), guarded_close(&gt);
             guarded_close(&gk), guarded_close(&gv);
         }
-        free(x), free(c), free(sn), free(k), free(q), free(want_k), free(want_q);
+        free(x), free(c), free(sn), free(k), free(q), free(want_k), free(want_q), free(held);
     }
 }
 

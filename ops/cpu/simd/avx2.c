@@ -24,6 +24,9 @@ static inline vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)
 static inline vf vload_f16(const uint16_t *p) {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
 }
+static inline void vstore_f16(uint16_t *p, vf v) {
+    _mm_storeu_si128((void *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
 static inline vf vload_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
     return (vf)_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));

@@ -31,6 +31,9 @@ static inline vf vmin(vf a, vf b) {
 static inline vf vload_f16(const uint16_t *p) {
     return (vf){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
 }
+static inline void vstore_f16(uint16_t *p, vf v) {
+    for (int i = 0; i < LANES; i++) p[i] = f32_to_f16(v[i]);
+}
 static inline vf vload_bf16(const uint16_t *p) {
     vu bits = {p[0], p[1], p[2], p[3]};
     return (vf)(bits << 16);

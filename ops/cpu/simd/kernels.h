@@ -5,7 +5,8 @@
  *     TILE_ROWS      rows of a tile;  TILE_VECS  vectors side by side in it
  *     vf, vi, vu     vectors of LANES float, int32_t, uint32_t (GCC vector extension)
  *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
- *     vload_f16, vload_bf16   LANES values, upcast;  vload_i8   LANES signed bytes;
+ *     vload_f16, vload_bf16   LANES values, upcast;  vstore_f16   LANES values, to nearest even;
+ *     vload_i8                LANES signed bytes;
  *     vload_u4(p, shift)      LANES bytes, of each the four bits at shift (0 or 4), less 8
  *     INT8_ROWS, and where the machine has it HAS_BYTE_DOT, vload_bytes, vload_halves, vbyte_dot    see int8.h
  *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
@@ -26,6 +27,11 @@ INLINE vf load_weights(const void *w, int64_t at, const ops_dtype dtype) {
     if (dtype == OPS_DTYPE_F32) return vload((const float *)w + at);
     if (dtype == OPS_DTYPE_F16) return vload_f16((const uint16_t *)w + at);
     return vload_bf16((const uint16_t *)w + at);
+}
+
+INLINE float value_at(const void *x, int64_t at, const ops_dtype dtype) {
+    if (dtype == OPS_DTYPE_F32) return ((const float *)x)[at];
+    return dtype == OPS_DTYPE_F16 ? f16_to_f32(((const uint16_t *)x)[at]) : bf16_to_f32(((const uint16_t *)x)[at]);
 }
 
 /* ---- tile ---------------------------------------------------------------------------------- */
@@ -201,14 +207,23 @@ INLINE void upcast_blocks(float *out, const unsigned char *w, const ops_dtype dt
     }
 }
 
+INLINE void widen_of(float *out, const void *x, const ops_dtype dtype, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) vstore(out + i, load_weights(x, i, dtype));
+    for (; i < n; i++) out[i] = value_at(x, i, dtype);
+}
+
+static void widen(float *out, const void *x, ops_dtype dtype, int64_t n) {
+    if (dtype == OPS_DTYPE_F32) memcpy(out, x, (size_t)n * sizeof *out);
+    else if (dtype == OPS_DTYPE_F16) widen_of(out, x, OPS_DTYPE_F16, n);
+    else widen_of(out, x, OPS_DTYPE_BF16, n);
+}
+
 static void upcast(float *out, const void *w, ops_dtype dtype, int64_t k) {
     int64_t n = k * PANEL_COLS;
     if (dtype == OPS_DTYPE_Q8) upcast_blocks(out, w, OPS_DTYPE_Q8, k);
     else if (dtype == OPS_DTYPE_Q4) upcast_blocks(out, w, OPS_DTYPE_Q4, k);
-    else if (dtype == OPS_DTYPE_F16)
-        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_f16((const uint16_t *)w + i));
-    else
-        for (int64_t i = 0; i < n; i += LANES) vstore(out + i, vload_bf16((const uint16_t *)w + i));
+    else widen(out, w, dtype, n);
 }
 
 INLINE void gemv_blocks(float *out, const float *x, const void *panels, int64_t panel_bytes,
@@ -401,6 +416,96 @@ static float softmax_step(float *s, int n, float scale, float *max, float *sum) 
     return shrink;
 }
 
+#define LINE_BYTES 64 /* of a cache */
+
+INLINE void ask_for(const void *const *ahead, int j, const ops_dtype dtype, int64_t width) {
+    int64_t bytes = width * (dtype == OPS_DTYPE_F32 ? 4 : 2);
+    for (int64_t at = 0; ahead && at < bytes; at += LINE_BYTES) __builtin_prefetch((const char *)ahead[j] + at);
+}
+
+INLINE void scores_of(float *out, const float *q, const void *const *keys, const ops_dtype dtype, int n, int64_t width,
+                      const void *const *ahead) {
+    _Alignas(64) float sums[KEY_CHUNK][FOLD_LANES], turned[FOLD_LANES][KEY_CHUNK];
+    const float *rows[KEY_CHUNK];
+    int64_t whole = width - width % FOLD_LANES;
+    for (int j = 0; j < n; j++) {
+        vf acc[FOLD_VECS] = {0};
+        ask_for(ahead, j, dtype, width);
+        for (int64_t d = 0; d < whole; d += FOLD_LANES)
+#pragma GCC unroll 4
+            for (int v = 0; v < FOLD_VECS; v++)
+                acc[v] = vfma(vload(q + d + v * LANES), load_weights(keys[j], d + v * LANES, dtype), acc[v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < FOLD_VECS; v++) vstore(sums[j] + v * LANES, acc[v]);
+        for (int64_t d = whole; d < width; d++)
+            sums[j][d - whole] = fmaf(q[d], value_at(keys[j], d, dtype), sums[j][d - whole]);
+        rows[j] = sums[j];
+    }
+    transpose(turned[0], rows, n, FOLD_LANES);
+    for (int half = FOLD_LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++)
+            for (int j = 0; j < n; j += LANES) {
+                vf sum = vload(turned[l] + j) + vload(turned[l + half] + j);
+                vstore(half > 1 ? turned[l] + j : out + j, sum);
+            }
+}
+
+static void scores(float *out, const float *q, const void *const *keys, ops_dtype dtype, int n, int64_t width,
+                   const void *const *ahead) {
+    if (dtype == OPS_DTYPE_F32) scores_of(out, q, keys, OPS_DTYPE_F32, n, width, ahead);
+    else if (dtype == OPS_DTYPE_F16) scores_of(out, q, keys, OPS_DTYPE_F16, n, width, ahead);
+    else scores_of(out, q, keys, OPS_DTYPE_BF16, n, width, ahead);
+}
+
+#define VALUE_VECS 8
+
+/* n_vecs and dtype are constants wherever this is inlined. */
+INLINE void add_columns(float *out, const float *weights, const void *const *values, const ops_dtype dtype, int n, int64_t d,
+                        const int n_vecs, int64_t width, const void *const *ahead) {
+    vf acc[VALUE_VECS];
+#pragma GCC unroll 8
+    for (int v = 0; v < n_vecs; v++) acc[v] = vload(out + d + v * LANES);
+    for (int j = 0; j < n; j++) {
+        vf weight = vsplat(weights[j]);
+        ask_for(ahead, j, dtype, width);
+#pragma GCC unroll 8
+        for (int v = 0; v < n_vecs; v++) acc[v] = vfma(weight, load_weights(values[j], d + v * LANES, dtype), acc[v]);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < n_vecs; v++) vstore(out + d + v * LANES, acc[v]);
+}
+
+/* As few passes as there are registers for: each waits for its sums. */
+INLINE void add_values_of(float *out, const float *weights, const void *const *values, const ops_dtype dtype, int n,
+                          int64_t width, const void *const *ahead) {
+    int64_t d = 0;
+    for (int64_t n_vecs; (n_vecs = (width - d) / LANES) > 0; ahead = NULL) {
+        switch (n_vecs) {
+        case 1: add_columns(out, weights, values, dtype, n, d, 1, width, ahead); break;
+        case 2: add_columns(out, weights, values, dtype, n, d, 2, width, ahead); break;
+        case 3: add_columns(out, weights, values, dtype, n, d, 3, width, ahead); break;
+        case 4: add_columns(out, weights, values, dtype, n, d, 4, width, ahead); break;
+        case 5: add_columns(out, weights, values, dtype, n, d, 5, width, ahead); break;
+        case 6: add_columns(out, weights, values, dtype, n, d, 6, width, ahead); break;
+        case 7: add_columns(out, weights, values, dtype, n, d, 7, width, ahead); break;
+        default:
+            n_vecs = VALUE_VECS;
+            add_columns(out, weights, values, dtype, n, d, VALUE_VECS, width, ahead);
+            break;
+        }
+        d += n_vecs * LANES;
+    }
+    for (; d < width; d++)
+        for (int j = 0; j < n; j++) out[d] = fmaf(weights[j], value_at(values[j], d, dtype), out[d]);
+}
+
+static void add_values(float *out, const float *weights, const void *const *values, ops_dtype dtype, int n, int64_t width,
+                       const void *const *ahead) {
+    if (dtype == OPS_DTYPE_F32) add_values_of(out, weights, values, OPS_DTYPE_F32, n, width, ahead);
+    else if (dtype == OPS_DTYPE_F16) add_values_of(out, weights, values, OPS_DTYPE_F16, n, width, ahead);
+    else add_values_of(out, weights, values, OPS_DTYPE_BF16, n, width, ahead);
+}
+
 static void scale(float *out, const float *x, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
 }
@@ -423,6 +528,22 @@ static void round_bf16(float *out, const float *x, int64_t n) {
         memcpy(edge, x + c, (size_t)(n - c) * sizeof *edge);
         vstore(edge, vround_bf16(vload(edge)));
         memcpy(out + c, edge, (size_t)(n - c) * sizeof *edge);
+    }
+}
+
+static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
+    uint16_t *half = out;
+    int64_t i = 0;
+    if (dtype == OPS_DTYPE_F32) memcpy(out, x, (size_t)n * sizeof *x);
+    else if (dtype == OPS_DTYPE_F16) {
+        for (; i + LANES <= n; i += LANES) vstore_f16(half + i, vload(x + i));
+        for (; i < n; i++) half[i] = f32_to_f16(x[i]);
+    } else {
+        for (; i + LANES <= n; i += LANES) {
+            vu bits = (vu)vround_bf16(vload(x + i));
+            for (int k = 0; k < LANES; k++) half[i + k] = (uint16_t)(bits[k] >> 16);
+        }
+        for (; i < n; i++) half[i] = f32_to_bf16(x[i]);
     }
 }
 
@@ -452,6 +573,8 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .gemv = gemv,
     .finish = finish,
     .upcast = upcast,
+    .widen = widen,
+    .narrow = narrow,
     .round_bf16 = round_bf16,
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
@@ -459,5 +582,7 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .gate = gate,
     .transpose = transpose,
     .softmax_step = softmax_step,
+    .scores = scores,
+    .add_values = add_values,
     .scale = scale,
 };

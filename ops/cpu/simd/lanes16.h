@@ -23,6 +23,9 @@ static inline vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)
 static inline vf vload_f16(const uint16_t *p) {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
 }
+static inline void vstore_f16(uint16_t *p, vf v) {
+    _mm256_storeu_si256((void *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
 static inline vf vload_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
     return (vf)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));

@@ -81,6 +81,12 @@ typedef struct {
     /* k rows of a packed panel to f32 [k, PANEL_COLS]; w begins a row, of q8 and q4 a block. */
     void (*upcast)(float *out, const void *w, ops_dtype dtype, int64_t k);
 
+    /* out[i] = x[i] of f32, f16 or bf16, i < n */
+    void (*widen)(float *out, const void *x, ops_dtype dtype, int64_t n);
+
+    /* out[i] of f32, f16 or bf16 = x[i], to nearest even, i < n */
+    void (*narrow)(void *out, const float *x, ops_dtype dtype, int64_t n);
+
     /* out[i] = x[i] rounded to bf16, i < n */
     void (*round_bf16)(float *out, const float *x, int64_t n);
 
@@ -105,6 +111,16 @@ typedef struct {
      *   new = max(*max, scale * s);  s = exp(scale * s - new);  *sum = *sum * shrink + sum of s
      * and shrink = exp(old max - new) is returned, for what was accumulated before. */
     float (*softmax_step)(float *s, int n, float scale, float *max, float *sum);
+
+    /* out[j] = sum over d < width of q[d] keys[j][d], j < n <= KEY_CHUNK; keys of f32, f16 or bf16. Sixteen sums, d in sum
+     * d mod 16, folded 8-4-2-1. out [KEY_CHUNK]. ahead: n lines of the same size that will be wanted next and are asked
+     * for meanwhile; NULL: none. */
+    void (*scores)(float *out, const float *q, const void *const *keys, ops_dtype dtype, int n, int64_t width,
+                   const void *const *ahead);
+
+    /* out[d] += sum over j < n of weights[j] values[j][d], d < width, one key after the other; ahead as there. */
+    void (*add_values)(float *out, const float *weights, const void *const *values, ops_dtype dtype, int n, int64_t width,
+                       const void *const *ahead);
 
     /* out[i] = x[i] * factor, i < n */
     void (*scale)(float *out, const float *x, float factor, int64_t n);
