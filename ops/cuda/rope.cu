@@ -3,10 +3,8 @@
  *     new[i + half] = x[i + half] cos[pos, i] + x[i] sin[pos, i]
  * Products are rounded before the sum, in every build.
  *
- * rope: thread -> one pair (row, head, i). Memory: the rotated part of a row is read and written once; the tables come
- * from cache.
- * append: thread -> one dim of a row's key or value, or one pair of its query; a pair of a key is written by the thread of
- * its lower dim. Memory: key and value are read once and written once, the query's rotated part likewise. */
+ * blockIdx.x -> a row; thread of blockIdx.y's part -> eight dims beside each other: eight pairs of a head, or eight that
+ * stay as they are. Memory: what a row has is read once and written once; the tables come from cache. */
 #include "ops/cuda/cuda_internal.cuh"
 
 #define THREADS 256
@@ -14,14 +12,23 @@
 typedef struct {
     const float *cos, *sin;
     const int32_t *positions;
-    int64_t n_positions, head_dim, half;
+    int64_t n_positions;
+    int head_dim, half;
+    bool is_aligned; /* chunks of eight begin at multiples of 16 bytes, and there are no others */
     int *fault;
 } turn_job;
 
 static turn_job turn_of(const cuda_state *s, const ops_tensor *cos, const ops_tensor *sin, const ops_tensor *positions,
                         int64_t head_dim) {
-    turn_job t = {static_cast<const float *>(cos->data), static_cast<const float *>(sin->data),
-                  static_cast<const int32_t *>(positions->data), cos->dims[0], head_dim, cos->dims[1], s->fault};
+    turn_job t = {};
+    t.cos = static_cast<const float *>(cos->data);
+    t.sin = static_cast<const float *>(sin->data);
+    t.positions = static_cast<const int32_t *>(positions->data);
+    t.n_positions = cos->dims[0];
+    t.head_dim = (int)head_dim;
+    t.half = (int)cos->dims[1];
+    t.is_aligned = (t.head_dim | t.half) % CHUNK == 0 && is_aligned16(t.cos) && is_aligned16(t.sin);
+    t.fault = s->fault;
     return t;
 }
 
@@ -33,33 +40,55 @@ static __device__ inline int64_t angles_of(const turn_job *t, int64_t row) {
     return -1;
 }
 
-/* Pair i from `from` to `to`. */
-template <typename T>
-static __device__ inline void turn_pair(T *to, const T *from, const turn_job *t, int64_t angles, int64_t i) {
-    float a = to_f32(from[i]), b = to_f32(from[i + t->half]), c = t->cos[angles + i], s = t->sin[angles + i];
-    from_f32(&to[i], a * c - b * s);
-    from_f32(&to[i + t->half], b * c + a * s);
+/* Pairs c .. c + 7 of a head, from `from` to `to`. */
+template <typename C, typename T>
+static __device__ inline void turn_chunk(C *to, const T *from, const turn_job *t, int64_t angles, int c) {
+    float a[CHUNK], b[CHUNK], cos[CHUNK], sin[CHUNK], low[CHUNK], high[CHUNK];
+    int n = t->half - c;
+    load_chunk(a, from + c, n, t->is_aligned);
+    load_chunk(b, from + t->half + c, n, t->is_aligned);
+    load_chunk(cos, t->cos + angles + c, n, t->is_aligned);
+    load_chunk(sin, t->sin + angles + c, n, t->is_aligned);
+    for (int i = 0; i < CHUNK; i++) {
+        low[i] = a[i] * cos[i] - b[i] * sin[i];
+        high[i] = b[i] * cos[i] + a[i] * sin[i];
+    }
+    store_chunk(to + c, low, n, t->is_aligned);
+    store_chunk(to + t->half + c, high, n, t->is_aligned);
 }
 
-template <typename T>
-static __global__ void rope_pair_per_thread(T *x, turn_job t, int64_t n_pairs, int64_t stride, int n_heads) {
-    int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (at >= n_pairs) return;
-    int64_t row = at / t.half / n_heads, angles = angles_of(&t, row);
-    T *head = x + row * stride + at / t.half % n_heads * t.head_dim;
-    if (angles >= 0) turn_pair(head, head, &t, angles, at % t.half);
+template <typename C, typename T>
+static __device__ inline void keep_chunk(C *to, const T *from, int n, bool is_aligned) {
+    float v[CHUNK];
+    load_chunk(v, from, n, is_aligned);
+    store_chunk(to, v, n, is_aligned);
 }
+
+static __host__ __device__ inline int n_chunks(int n) { return (n + CHUNK - 1) / CHUNK; }
+
+template <typename T>
+static __global__ void turn_chunk_per_thread(T *x, turn_job t, int64_t stride, int n_heads) {
+    int64_t row = blockIdx.x, angles = angles_of(&t, row);
+    int i = (int)(blockIdx.y * THREADS + threadIdx.x), a_head = n_chunks(t.half);
+    if (angles < 0 || i >= n_heads * a_head) return;
+    T *head = x + row * stride + i / a_head * t.head_dim;
+    turn_chunk(head, head, &t, angles, i % a_head * CHUNK);
+}
+
+static dim3 grid_of(int64_t rows, int n) { return dim3((unsigned)rows, (unsigned)ceil_div(n, THREADS)); }
 
 status cuda_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin, const ops_tensor *positions,
                  int n_heads) {
     cuda_state *s = static_cast<cuda_state *>(state);
     turn_job t = turn_of(s, cos, sin, positions, x->dims[1] / n_heads);
-    int64_t n_pairs = x->dims[0] * n_heads * t.half;
+    int64_t stride = tensor_row_stride(x);
+    t.is_aligned = t.is_aligned && stride % CHUNK == 0 && is_aligned16(x->data);
+    if (t.half == 0) return STATUS_OK;
     WITH_DTYPE(x->dtype, T, {
-        LAUNCH((rope_pair_per_thread<T>), (unsigned)ceil_div(n_pairs, THREADS), THREADS, 0, s->stream,
-               static_cast<T *>(x->data), t, n_pairs, tensor_row_stride(x), n_heads);
+        LAUNCH((turn_chunk_per_thread<T>), grid_of(x->dims[0], n_heads * n_chunks(t.half)), THREADS, 0, s->stream,
+               static_cast<T *>(x->data), t, stride, n_heads);
     });
-    return cuda_launched("rope_pair_per_thread");
+    return cuda_launched("turn_chunk_per_thread");
 }
 
 typedef struct {
@@ -67,37 +96,47 @@ typedef struct {
     void *k_cache, *v_cache, *q; /* q NULL: none */
     const void *k, *v;
     const int32_t *slots;
-    int64_t rows, n_slots, q_stride, k_stride, v_stride;
-    int n_heads, n_kv_heads;
+    int64_t n_slots, q_stride, k_stride, v_stride;
+    int n_heads, n_kv_heads; /* n_heads: of q */
 } append_job;
 
-/* Dim d of a key head: pairs are written by the thread of their lower half. */
-template <typename T>
-static __device__ inline void append_key(T *to, const T *from, const turn_job *t, int64_t angles, int64_t d) {
-    if (d < t->half) turn_pair(to, from, t, angles, d);
-    else if (d >= 2 * t->half) to[d] = from[d];
+/* Of a row: turned pairs of keys, dims of keys that stay, values, turned pairs of the query. */
+static __host__ __device__ inline int n_kept(const turn_job *t) { return n_chunks(t->head_dim - 2 * t->half); }
+static __host__ __device__ inline int row_chunks(const append_job *j) {
+    return j->n_kv_heads * (n_chunks(j->t.half) + n_kept(&j->t)) + n_chunks(j->n_kv_heads * j->t.head_dim) +
+           j->n_heads * n_chunks(j->t.half);
 }
 
-template <typename T>
-static __global__ void append_element_per_thread(append_job j) {
-    int64_t kv_width = j.n_kv_heads * j.t.head_dim, n_turned = j.q ? j.n_heads * j.t.half : 0;
-    int64_t a_row = 2 * kv_width + n_turned, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    int64_t row = at / a_row, i = at % a_row;
-    if (row >= j.rows) return;
-    int64_t angles = angles_of(&j.t, row), slot = j.slots[row];
-    if (slot < 0 || slot >= j.n_slots) *j.t.fault = 1;
+template <typename T, typename C>
+static __global__ void append_chunk_per_thread(append_job j) {
+    const turn_job *t = &j.t;
+    int64_t row = blockIdx.x, angles = angles_of(t, row), slot = j.slots[row];
+    if (slot < 0 || slot >= j.n_slots) *t->fault = 1;
     if (angles < 0 || slot < 0 || slot >= j.n_slots) return;
+    int width = j.n_kv_heads * t->head_dim, pairs = n_chunks(t->half), kept = n_kept(t);
     const T *k = static_cast<const T *>(j.k) + row * j.k_stride, *v = static_cast<const T *>(j.v) + row * j.v_stride;
-    if (i < kv_width) {
-        int64_t head = i - i % j.t.head_dim;
-        append_key(static_cast<T *>(j.k_cache) + slot * kv_width + head, k + head, &j.t, angles, i % j.t.head_dim);
-    } else if (i < 2 * kv_width) {
-        static_cast<T *>(j.v_cache)[slot * kv_width + i - kv_width] = v[i - kv_width];
-    } else {
-        int64_t pair = i - 2 * kv_width;
-        T *head = static_cast<T *>(j.q) + row * j.q_stride + pair / j.t.half * j.t.head_dim;
-        turn_pair(head, head, &j.t, angles, pair % j.t.half);
+    C *key = static_cast<C *>(j.k_cache) + slot * width, *value = static_cast<C *>(j.v_cache) + slot * width;
+    int i = (int)(blockIdx.y * THREADS + threadIdx.x);
+    if (i < j.n_kv_heads * pairs) {
+        int head = i / pairs * t->head_dim;
+        turn_chunk(key + head, k + head, t, angles, i % pairs * CHUNK);
+        return;
     }
+    i -= j.n_kv_heads * pairs;
+    if (i < j.n_kv_heads * kept) {
+        int in_head = 2 * t->half + i % kept * CHUNK, at = i / kept * t->head_dim + in_head;
+        keep_chunk(key + at, k + at, t->head_dim - in_head, t->is_aligned);
+        return;
+    }
+    i -= j.n_kv_heads * kept;
+    if (i < n_chunks(width)) {
+        keep_chunk(value + i * CHUNK, v + i * CHUNK, width - i * CHUNK, t->is_aligned);
+        return;
+    }
+    i -= n_chunks(width);
+    if (i >= j.n_heads * pairs) return;
+    T *head = static_cast<T *>(j.q) + row * j.q_stride + i / pairs * t->head_dim;
+    turn_chunk(head, head, t, angles, i % pairs * CHUNK);
 }
 
 status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
@@ -111,16 +150,16 @@ status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, con
     j.k = k->data;
     j.v = v->data;
     j.slots = static_cast<const int32_t *>(at->slots->data);
-    j.rows = k->dims[0];
     j.n_slots = k_cache->dims[0] * k_cache->dims[1];
     j.q_stride = q ? tensor_row_stride(q) : 0;
     j.k_stride = tensor_row_stride(k);
     j.v_stride = tensor_row_stride(v);
-    j.n_heads = n_heads;
+    j.n_heads = q ? n_heads : 0;
     j.n_kv_heads = n_kv_heads;
-    int64_t n = j.rows * (2 * k->dims[1] + (q ? n_heads * j.t.half : 0));
+    j.t.is_aligned = j.t.is_aligned && (j.q_stride | j.k_stride | j.v_stride) % CHUNK == 0 && is_aligned16(j.q) &&
+                     is_aligned16(j.k) && is_aligned16(j.v) && is_aligned16(j.k_cache) && is_aligned16(j.v_cache);
     WITH_DTYPE(k->dtype, T, {
-        LAUNCH((append_element_per_thread<T>), (unsigned)ceil_div(n, THREADS), THREADS, 0, s->stream, j);
+        LAUNCH((append_chunk_per_thread<T, T>), grid_of(k->dims[0], row_chunks(&j)), THREADS, 0, s->stream, j);
     });
-    return cuda_launched("append_element_per_thread");
+    return cuda_launched("append_chunk_per_thread");
 }
