@@ -205,9 +205,9 @@ static void *stored_weights(const float *w, ops_dtype dtype, int64_t n_out, int6
 }
 
 /* A few outputs against a double sum over the stored weights; what a reduced product may lose besides is a share of the
- * magnitude: both sides rounded to 9 bits, or to 127 steps of at most four times the mean. */
+ * magnitude: both sides rounded to 9 bits, to 127 steps of at most four times the mean, or to 4 bits. */
 static bool is_right(const linear_call *c, const ops_tensor *w, const char *name) {
-    static const double losses[] = {0.0, 0x1p-7, 0.02};
+    static const double losses[OPS_PRODUCT_COUNT] = {0.0, 0x1p-7, 0.02, 0.13};
     int64_t n_in = w->dims[1];
     rng r = rng_make(3);
     for (int i = 0; i < 20 && c->act == OPS_ACT_NONE; i++) {

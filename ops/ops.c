@@ -286,7 +286,7 @@ status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
 }
 
 const char *ops_product_name(ops_product product) {
-    static const char *const NAMES[] = {"f32", "bf16", "int8"};
+    static const char *const NAMES[] = {"f32", "bf16", "int8", "fp8"};
     return (unsigned)product < OPS_PRODUCT_COUNT ? NAMES[product] : "unknown";
 }
 

@@ -104,13 +104,15 @@ typedef enum {
     OPS_PRODUCT_F32,  /* every weight and every value of x as it is */
     OPS_PRODUCT_BF16, /* both rounded to bf16 (nearest even), exact products, sums in f32 */
     OPS_PRODUCT_INT8, /* both as whole numbers with scales: see ops_linear */
+    OPS_PRODUCT_FP8,  /* both as e4m3 with a scale a row and an output: see ops_linear */
     OPS_PRODUCT_COUNT
 } ops_product;
 
-const char *ops_product_name(ops_product product); /* "f32", "bf16", "int8" */
+const char *ops_product_name(ops_product product); /* "f32", "bf16", "int8", "fp8" */
 
 /* ops_matrix_open with a product of that kind; F32 is ops_matrix_open. BF16 keeps every weight as bf16, blocks too. INT8
- * keeps q8 and q4 as they are and puts other weights into q8. Errors: UNSUPPORTED where the device has no such product. */
+ * keeps q8 and q4 as they are and puts other weights into q8. FP8 makes codes of the values of any weights, blocks too.
+ * Errors: UNSUPPORTED where the device has no such product. */
 MUST_USE status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
                                    ops_product product, err *e);
 void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix);
@@ -149,10 +151,15 @@ typedef struct {
  * INT8: x is cut into runs of OPS_INT8_RUN. A run's scale is its largest magnitude / 127, in f32, and a code is x * (127 /
  * that magnitude) rounded to nearest even. Codes are multiplied and added exactly over each QUANT_BLOCK; the sum of a
  * block is multiplied by the weights' scale and added to those of its run, and that by the run's scale and added to out,
- * in f32 and in order. A run whose largest magnitude is below OPS_INT8_TINY counts as zeros; one with a value that is not
- * finite makes its row NaN. */
-#define OPS_INT8_RUN  64
-#define OPS_INT8_TINY 0x1p-100f
+ * in f32 and in order. A run whose largest magnitude is below OPS_TINY counts as zeros; one with a value that is not
+ * finite makes its row NaN.
+ * FP8: a row of x has one scale, its largest magnitude / 448, in f32, and a code is x * (448 / that magnitude), both steps
+ * rounded to f32, and then to e4m3 (f32_to_e4m3). The weights of an output are coded in the same way when the matrix is
+ * opened. Products of codes are exact and their sum is in f32; out is act(sum * the output's scale * the row's scale +
+ * bias) + add, from left to right in f32. A row whose largest magnitude is below OPS_TINY counts as zeros; one with a value
+ * that is not finite is NaN; and so it is with outputs. CUDA: tensor cores that multiply e4m3 add up with fewer bits than
+ * f32 has, to about 2^-12 of the sum of magnitudes. */
+#define OPS_INT8_RUN 64
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                            const ops_matrix *matrix, const ops_linear_params *params);
 

@@ -11,7 +11,7 @@ static const struct {
 } dtypes[] = {
     [OPS_DTYPE_F32] = {"f32", 4}, [OPS_DTYPE_F16] = {"f16", 2}, [OPS_DTYPE_BF16] = {"bf16", 2},
     [OPS_DTYPE_I32] = {"i32", 4}, [OPS_DTYPE_U8] = {"u8", 1},   [OPS_DTYPE_Q8] = {"q8", 0},
-    [OPS_DTYPE_Q4] = {"q4", 0},
+    [OPS_DTYPE_Q4] = {"q4", 0},   [OPS_DTYPE_E4M3] = {"e4m3", 1},
 };
 
 ops_tensor tensor_make(void *data, ops_place place, ops_dtype dtype, int n_dims,
@@ -166,6 +166,43 @@ uint16_t f32_to_bf16(float v) {
     uint32_t bits = bits_of_float(v);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u);
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+/* The exponent moves to its place in f32, where it means 2^120 times less; subnormals are ones there too. */
+float e4m3_to_f32(uint8_t v) {
+    if ((v & 0x7fu) == 0x7fu) return NAN;
+    return float_of_bits((uint32_t)(v & 0x80u) << 24 | (uint32_t)(v & 0x7fu) << 20) * 0x1p120f;
+}
+
+uint8_t f32_to_e4m3(float v) {
+    uint32_t bits = bits_of_float(v);
+    uint32_t sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return 0x7fu;
+    if (magnitude >= 0x43e00000u) return (uint8_t)(sign | 0x7eu);
+    if (magnitude < 0x3c800000u) { /* below 2^-6: the sum's last bit is 2^-9, so it rounds for us */
+        float shifted = float_of_bits(magnitude) + 0x1p14f;
+        return (uint8_t)(sign | (bits_of_float(shifted) - 0x46800000u));
+    }
+    uint32_t odd = (magnitude >> 20) & 1u;
+    return (uint8_t)(sign | ((magnitude - 0x3c000000u + 0x7ffffu + odd) >> 20));
+}
+
+float e4m3_scale(const float *x, int64_t n, float *factor) {
+    uint32_t most = 0; /* as whole numbers, so that NaN is the largest */
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t magnitude = bits_of_float(x[i]) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+    }
+    float top = float_of_bits(most);
+    *factor = 0.0f;
+    if (most >= 0x7f800000u) return NAN;
+    if (top < OPS_TINY) return 0.0f;
+    *factor = 448.0f / top;
+    return top / 448.0f;
+}
+
+void e4m3_round(float *out, const float *x, int64_t n, float factor) {
+    for (int64_t i = 0; i < n; i++) out[i] = e4m3_to_f32(f32_to_e4m3(x[i] * factor));
 }
 
 /* ---- blocks -------------------------------------------------------------------------------- */

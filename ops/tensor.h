@@ -22,10 +22,13 @@ typedef enum { OPS_PLACE_HOST, OPS_PLACE_DEVICE } ops_place;
  * is a bf16 scale and codes; a weight is code * scale, rounded once to f32. Q8: a signed byte a weight. Q4: weights j
  * and j + 16 share byte j, the first in its low half, each stored as code + 8. */
 typedef enum {
-    OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_I32, OPS_DTYPE_U8, OPS_DTYPE_Q8, OPS_DTYPE_Q4
+    OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_I32, OPS_DTYPE_U8, OPS_DTYPE_Q8, OPS_DTYPE_Q4,
+    OPS_DTYPE_E4M3 /* only inside a backend: codes of OPS_PRODUCT_FP8 without their scales */
 } ops_dtype;
 
 #define QUANT_BLOCK 32
+
+#define OPS_TINY 0x1p-100f /* where values get a scale together, and the largest magnitude is below this, they count as zeros */
 
 #define OPS_DIMS_MAX 4
 
@@ -45,7 +48,7 @@ size_t tensor_bytes(const ops_tensor *t);
 size_t dtype_bytes(ops_dtype dtype); /* of an element; 0 of Q8 and Q4 */
 bool dtype_is_quantized(ops_dtype dtype);
 size_t dtype_row_bytes(ops_dtype dtype, int64_t n); /* of n elements side by side */
-const char *dtype_name(ops_dtype dtype); /* "f32", "f16", "bf16", "i32", "u8", "q8", "q4" */
+const char *dtype_name(ops_dtype dtype); /* "f32", "f16", "bf16", "i32", "u8", "q8", "q4", "e4m3" */
 
 /* Rows [first, first + n) of the slowest axis, as a view. */
 ops_tensor tensor_rows(const ops_tensor *t, int64_t first, int64_t n);
@@ -72,6 +75,13 @@ void tensor_set_value(const ops_tensor *t, int64_t i, float value);
  * a sixteenth of the range, the one with the least square error. What is not finite counts as 0. */
 void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n);
 
+/* The scale of a row whose values become e4m3 codes: its largest magnitude / 448, 0 where that is below OPS_TINY, NaN where a
+ * value is not finite. A code is that of x * factor, which is 448 / the largest magnitude, or 0. */
+float e4m3_scale(const float *x, int64_t n, float *factor);
+
+/* out[i] = what the code of x[i] * factor stands for; out may be x. */
+void e4m3_round(float *out, const float *x, int64_t n, float factor);
+
 /* Whether some byte is of both. Columns beside each other of the same rows do not overlap. */
 bool tensor_overlaps(const ops_tensor *a, const ops_tensor *b);
 
@@ -80,6 +90,11 @@ float f16_to_f32(uint16_t v);
 uint16_t f32_to_f16(float v);
 float bf16_to_f32(uint16_t v);
 uint16_t f32_to_bf16(float v);
+
+/* e4m3: sign, 4 bits of exponent (bias 7), 3 of fraction; no infinity, NaN is 0x7f and 0xff. What is larger than 448, the
+ * largest, becomes it. */
+float e4m3_to_f32(uint8_t v);
+uint8_t f32_to_e4m3(float v);
 
 #ifdef __cplusplus
 }

@@ -21,7 +21,8 @@ typedef struct {
     int64_t n_panels;
     size_t panel_bytes;
     unsigned char *panels;
-    float *bias; /* n_panels * PANEL_COLS, zero where there is none */
+    float *bias;   /* n_panels * PANEL_COLS, zero where there is none */
+    float *scales; /* as many, of OPS_PRODUCT_FP8; otherwise NULL */
 } cpu_matrix;
 
 /* Zeroed pages, in large ones where the system has them. */
@@ -46,7 +47,13 @@ typedef struct {
     int64_t n_rows, x_stride;
     ops_act act;
     int64_t act_from;
+    float *row_scales; /* of OPS_PRODUCT_FP8, where the rows of x have become codes; otherwise NULL */
 } linear_call;
+
+/* Scratch for row_scales. */
+static inline size_t row_scales_bytes(const linear_call *c) {
+    return c->m->scales ? (size_t)c->n_rows * sizeof(float) : 0;
+}
 
 /* What follows a sum: sums of some rows and columns, rows stride apart, become results where they stand. */
 void cpu_linear_finish(const linear_call *c, float *sums, int64_t stride, int64_t row, int n_rows, int64_t col, int n_cols);

@@ -7,7 +7,8 @@
  *
  * One row: x is used in place; a task is a group of panels, each streamed once.
  * A matrix of OPS_PRODUCT_BF16 is the same with both sides rounded, unless the processor has kernels of its own for it;
- * those, and OPS_PRODUCT_INT8, are in reduced.c.
+ * those, and OPS_PRODUCT_INT8, are in reduced.c. Codes of OPS_PRODUCT_FP8 are exact in bf16 and are multiplied as such; what
+ * is its own is done where x is read and before the bias.
  *
  * Many rows: x is first copied into tiles [row block][k block][tile][rows of tile][256]. A task is a
  * block of rows times a group of panels. Inside: for each k block, for each panel (made f32 once when
@@ -109,8 +110,23 @@ static void pack_panel(void *arg, int64_t panel, int thread) {
 
 /* What the weights of a matrix are kept as. */
 static ops_dtype held_dtype(ops_dtype dtype, ops_product product) {
-    if (product == OPS_PRODUCT_BF16) return OPS_DTYPE_BF16;
+    if (product == OPS_PRODUCT_BF16 || product == OPS_PRODUCT_FP8) return OPS_DTYPE_BF16;
     return product == OPS_PRODUCT_INT8 && !dtype_is_quantized(dtype) ? OPS_DTYPE_Q8 : dtype;
+}
+
+typedef struct {
+    const ops_tensor *w, *codes;
+    float *scales, *rows; /* rows: one for each thread */
+} code_job;
+
+static void code_output(void *arg, int64_t o, int thread) {
+    const code_job *j = arg;
+    int64_t n_in = j->w->dims[1];
+    float *row = j->rows + thread * n_in, factor;
+    for (int64_t k = 0; k < n_in; k++) row[k] = tensor_value(j->w, o * n_in + k);
+    j->scales[o] = e4m3_scale(row, n_in, &factor);
+    e4m3_round(row, row, n_in, factor);
+    for (int64_t k = 0; k < n_in; k++) tensor_set_value(j->codes, o * n_in + k, row[k]);
 }
 
 static void pack_matrix(cpu_state *s, cpu_matrix *m, const ops_tensor *w) {
@@ -121,6 +137,21 @@ static void pack_matrix(cpu_state *s, cpu_matrix *m, const ops_tensor *w) {
     else pool_run(s->pool, m->n_panels, dtype_is_quantized(w->dtype) ? pack_quantized_panel : pack_panel, &j);
 }
 
+/* OPS_PRODUCT_FP8: the scales, and what the codes stand for as a matrix of bf16 to be packed. */
+static status pack_codes(cpu_state *s, cpu_matrix *m, const ops_tensor *w, err *e) {
+    size_t n = (size_t)tensor_elements(w), n_rows = (size_t)pool_threads(s->pool);
+    ops_tensor codes = tensor_make(malloc(n * sizeof(uint16_t)), OPS_PLACE_HOST, OPS_DTYPE_BF16, 2, w->dims);
+    code_job j = {w, &codes, m->scales, malloc(n_rows * (size_t)w->dims[1] * sizeof(float))};
+    bool has_memory = codes.data && j.rows;
+    if (has_memory) {
+        pool_run(s->pool, w->dims[0], code_output, &j);
+        pack_matrix(s, m, &codes);
+    }
+    free(codes.data);
+    free(j.rows);
+    return has_memory ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "ops: no memory to code a matrix");
+}
+
 status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
                        const ops_tensor *bias, ops_product product, err *e) {
     cpu_state *s = state;
@@ -128,12 +159,14 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
     ops_dtype dtype = held_dtype(w->dtype, product);
     m->head = (ops_matrix){.n_out = w->dims[0], .n_in = w->dims[1], .dtype = dtype, .product = product};
-    m->reduced = product == OPS_PRODUCT_INT8 ? s->simd->int8 : product == OPS_PRODUCT_BF16 ? s->simd->bf16 : NULL;
+    bool is_fp8 = product == OPS_PRODUCT_FP8;
+    m->reduced = product == OPS_PRODUCT_INT8 ? s->simd->int8 : product == OPS_PRODUCT_BF16 || is_fp8 ? s->simd->bf16 : NULL;
     m->n_panels = ceil_div(m->head.n_out, PANEL_COLS);
     int64_t whole_k = dtype_is_quantized(dtype) ? ceil_div(m->head.n_in, QUANT_BLOCK) * QUANT_BLOCK : m->head.n_in;
     m->panel_bytes = m->reduced ? cpu_reduced_panel_bytes(dtype, m->head.n_in) : panel_offset(dtype, whole_k);
     size_t bias_bytes = (size_t)m->n_panels * PANEL_COLS * sizeof(float);
-    m->head.bytes = (size_t)m->n_panels * m->panel_bytes + bias_bytes;
+    size_t scale_bytes = is_fp8 ? bias_bytes : 0;
+    m->head.bytes = (size_t)m->n_panels * m->panel_bytes + bias_bytes + scale_bytes;
     void *data = NULL;
     status st = cpu_memory_open(&data, m->head.bytes, e);
     if (st != STATUS_OK) {
@@ -141,12 +174,15 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
         return st;
     }
     m->bias = data;
-    m->panels = (unsigned char *)data + bias_bytes;
+    m->scales = is_fp8 ? m->bias + m->n_panels * PANEL_COLS : NULL;
+    m->panels = (unsigned char *)data + bias_bytes + scale_bytes;
     if (bias)
         for (int64_t i = 0; i < m->head.n_out; i++) m->bias[i] = tensor_value(bias, i);
-    pack_matrix(s, m, w);
-    *matrix = &m->head;
-    return STATUS_OK;
+    if (is_fp8) st = pack_codes(s, m, w, e);
+    else pack_matrix(s, m, w);
+    if (st == STATUS_OK) *matrix = &m->head;
+    else cpu_matrix_close(s, &m->head);
+    return st;
 }
 
 void cpu_matrix_close(void *state, ops_matrix *matrix) {
@@ -162,6 +198,9 @@ void cpu_linear_finish(const linear_call *c, float *sums, int64_t stride, int64_
     int n_plain = (int)(c->act_from <= col ? 0 : min_i64(c->act_from - col, n_cols));
     const float *bias = c->m->bias + col;
     if (c->act == OPS_ACT_NONE) n_plain = n_cols;
+    for (int r = 0; c->row_scales && r < n_rows; r++)
+        for (int i = 0; i < n_cols; i++)
+            sums[r * stride + i] = sums[r * stride + i] * c->m->scales[col + i] * c->row_scales[row + r];
     if (n_plain > 0) c->simd->finish(sums, stride, n_rows, n_plain, bias, OPS_ACT_NONE);
     if (n_plain < n_cols) c->simd->finish(sums + n_plain, stride, n_rows, n_cols - n_plain, bias + n_plain, c->act);
     for (int r = 0; c->add && r < n_rows; r++) {
@@ -234,12 +273,15 @@ static void pack_rows(void *arg, int64_t first, int64_t n, int thread) {
     int64_t n_in = j->c.m->head.n_in, tile_rows = j->c.simd->tile_rows;
     for (int64_t r = first; r < first + n; r++) {
         int64_t in_block = r % j->row_block;
+        float factor = 0.0f;
+        if (j->c.row_scales) j->c.row_scales[r] = e4m3_scale(j->c.x + r * j->c.x_stride, n_in, &factor);
         for (int64_t k = 0; k < n_in; k += K_BLOCK) {
             float *tile = tile_at(j, r / j->row_block, k / K_BLOCK, in_block / tile_rows);
             float *to = tile + in_block % tile_rows * TILE_STRIDE;
             const float *from = j->c.x + r * j->c.x_stride + k;
             int64_t width = min_i64(K_BLOCK, n_in - k);
             if (j->rounds) j->c.simd->round_bf16(to, from, width);
+            else if (j->c.row_scales) e4m3_round(to, from, width, factor);
             else memcpy(to, from, (size_t)width * sizeof *to);
         }
     }
@@ -294,13 +336,17 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
     int n_threads = pool_threads(s->pool);
     size_t f32_bytes = (size_t)n_threads * K_BLOCK * PANEL_COLS * sizeof(float);
     if (j.c.n_rows == 1) {
+        float row_scale, factor;
         j.panel_f32 = (float *)(void *)cpu_scratch(s, f32_bytes + (size_t)m->head.n_in * sizeof(float));
         if (!j.panel_f32) return STATUS_NO_MEMORY;
         float *rounded = j.panel_f32 + f32_bytes / sizeof(float);
-        if (j.rounds) {
-            s->simd->round_bf16(rounded, j.c.x, m->head.n_in);
-            j.c.x = rounded;
+        if (j.rounds) s->simd->round_bf16(rounded, j.c.x, m->head.n_in);
+        if (m->scales) {
+            row_scale = e4m3_scale(j.c.x, m->head.n_in, &factor);
+            e4m3_round(rounded, j.c.x, m->head.n_in, factor);
+            j.c.row_scales = &row_scale;
         }
+        if (j.rounds || m->scales) j.c.x = rounded;
         pool_run(s->pool, ceil_div(m->n_panels, GEMV_GROUP), gemv_group, &j);
         return STATUS_OK;
     }
@@ -316,10 +362,11 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
 
     size_t tile_bytes = (size_t)s->simd->tile_rows * TILE_STRIDE * sizeof(float);
     size_t n_tiles = (size_t)(j.n_row_blocks * ceil_div(m->head.n_in, K_BLOCK) * j.tiles_a_block);
-    unsigned char *scratch = cpu_scratch(s, f32_bytes + n_tiles * tile_bytes);
+    unsigned char *scratch = cpu_scratch(s, f32_bytes + n_tiles * tile_bytes + row_scales_bytes(&j.c));
     if (!scratch) return STATUS_NO_MEMORY;
     j.panel_f32 = (float *)(void *)scratch;
     j.tiles = (float *)(void *)(scratch + f32_bytes);
+    if (m->scales) j.c.row_scales = (float *)(void *)(scratch + f32_bytes + n_tiles * tile_bytes);
     cpu_split_rows(s, j.c.n_rows, m->head.n_in / 4, pack_rows, &j);
     pool_run(s->pool, j.n_groups * j.n_row_blocks, multiply_group, &j);
     return STATUS_OK;

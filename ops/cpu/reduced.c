@@ -1,4 +1,4 @@
-/* Linear layers with reduced products: OPS_PRODUCT_INT8, and OPS_PRODUCT_BF16 where the processor multiplies bf16.
+/* Linear layers with reduced products: OPS_PRODUCT_INT8, and OPS_PRODUCT_BF16 and FP8 where the processor multiplies bf16.
  *
  * The matrix lies in panels of 32 outputs, a panel in blocks of 32 k (simd.h). x is packed once, row by row, into tiles
  * [row block][k block of 256][tile], which is also where it is rounded. A task is a block of rows times a group of panels;
@@ -124,10 +124,17 @@ static void pack_rows(void *arg, int64_t first, int64_t n, int thread) {
     int64_t n_in = j->c.m->head.n_in;
     for (int64_t r = first; r < first + n; r++) {
         int64_t in_block = r % j->row_block;
+        float factor = 0.0f, codes[K_BLOCK];
+        if (j->c.row_scales) j->c.row_scales[r] = e4m3_scale(j->c.x + r * j->c.x_stride, n_in, &factor);
         for (int64_t k = 0; k < n_in; k += K_BLOCK) {
             void *tile = tile_at(j, r / j->row_block, k / K_BLOCK, in_block / j->kernels->tile_rows);
-            j->kernels->pack_x(tile, (int)(in_block % j->kernels->tile_rows), j->c.x + r * j->c.x_stride + k,
-                               min_i64(K_BLOCK, n_in - k), j->offset);
+            const float *from = j->c.x + r * j->c.x_stride + k;
+            int64_t width = min_i64(K_BLOCK, n_in - k);
+            if (j->c.row_scales) {
+                e4m3_round(codes, from, width, factor);
+                from = codes;
+            }
+            j->kernels->pack_x(tile, (int)(in_block % j->kernels->tile_rows), from, width, j->offset);
         }
     }
 }
@@ -208,10 +215,12 @@ status cpu_reduced_linear(cpu_state *s, const linear_call *c) {
     cut_work(&j, n_threads);
     size_t space_bytes = (size_t)n_threads * sizeof *j.spaces;
     size_t n_tiles = (size_t)(j.n_row_blocks * ceil_div(m->head.n_in, K_BLOCK) * j.tiles_a_block);
-    unsigned char *scratch = cpu_scratch(s, space_bytes + n_tiles * kernels->tile_bytes);
+    size_t tiles_bytes = n_tiles * kernels->tile_bytes;
+    unsigned char *scratch = cpu_scratch(s, space_bytes + tiles_bytes + row_scales_bytes(c));
     if (!scratch) return STATUS_NO_MEMORY;
     j.spaces = (thread_space *)(void *)scratch;
     j.tiles = scratch + space_bytes;
+    if (m->scales) j.c.row_scales = (float *)(void *)(scratch + space_bytes + tiles_bytes);
     cpu_split_rows(s, c->n_rows, m->head.n_in, pack_rows, &j);
     pool_run(s->pool, j.n_groups * j.n_row_blocks, multiply_group, &j);
     return STATUS_OK;

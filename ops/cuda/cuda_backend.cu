@@ -11,6 +11,8 @@
 #include "base/log.h"
 #include "ops/cuda/cuda_internal.cuh"
 
+#define CAPABILITY_E4M3 89 /* compute capability 8.9 */
+
 /* ---- errors -------------------------------------------------------------------------------- */
 
 status cuda_status(cudaError_t error, const char *call) {
@@ -52,20 +54,23 @@ static void memory_close(void *state, void *data, size_t bytes) {
     (void)cudaFree(data); /* waits for what still uses it */
 }
 
-status cuda_scratch(cuda_state *s, void **data, size_t bytes) {
-    if (bytes > s->scratch_bytes) {
+static status grow(cuda_state *s, cuda_space *space, void **data, size_t bytes) {
+    if (bytes > space->bytes) {
         CUDA_TRY(cudaStreamSynchronize(s->stream)); /* the last operator may still use it */
-        CUDA_TRY(cudaFree(s->scratch));
-        s->scratch = NULL;
-        s->scratch_bytes = 0;
+        CUDA_TRY(cudaFree(space->data));
+        space->data = NULL;
+        space->bytes = 0;
         void *grown;
         CUDA_TRY(cudaMalloc(&grown, bytes + bytes / 4));
-        s->scratch = static_cast<unsigned char *>(grown);
-        s->scratch_bytes = bytes + bytes / 4;
+        space->data = static_cast<unsigned char *>(grown);
+        space->bytes = bytes + bytes / 4;
     }
-    *data = s->scratch;
+    *data = space->data;
     return STATUS_OK;
 }
+
+status cuda_scratch(cuda_state *s, void **data, size_t bytes) { return grow(s, &s->scratch, data, bytes); }
+status cuda_codes(cuda_state *s, void **data, size_t bytes) { return grow(s, &s->codes, data, bytes); }
 
 static status sync_stream(void *state) {
     cuda_state *s = static_cast<cuda_state *>(state);
@@ -85,7 +90,8 @@ static void backend_close(void *state) {
     cuda_lanes_close(s);
     if (s->fault) (void)cudaFreeHost(s->fault);
     (void)cudaFree(s->workspace);
-    (void)cudaFree(s->scratch);
+    (void)cudaFree(s->scratch.data);
+    (void)cudaFree(s->codes.data);
     if (s->stream) (void)cudaStreamDestroy(s->stream);
     free(s);
 }
@@ -127,6 +133,7 @@ static status backend_open(void **state, const ops_settings *settings, int devic
     cudaDeviceProp properties;
     error = cudaGetDeviceProperties(&properties, device_index);
     if (error == cudaSuccess) error = open_parts(s);
+    s->multiplies_e4m3 = error == cudaSuccess && properties.major * 10 + properties.minor >= CAPABILITY_E4M3;
     cublasStatus_t blas = error == cudaSuccess ? cublasLtCreate(&s->blas) : CUBLAS_STATUS_SUCCESS;
     if (error != cudaSuccess || blas != CUBLAS_STATUS_SUCCESS) {
         status st = fail(e, STATUS_DEVICE, "ops: device cuda:%d: %s", device_index,

@@ -29,8 +29,15 @@ typedef struct {
 
 typedef struct cuda_host cuda_host; /* memory of ops_host_open */
 
+/* Device memory that grows to the largest need and is kept. */
+typedef struct {
+    unsigned char *data;
+    size_t bytes;
+} cuda_space;
+
 typedef struct {
     int device;
+    bool multiplies_e4m3; /* its tensor cores do: compute capability 8.9 */
     cudaStream_t stream;
     cublasLtHandle_t blas;
     void *workspace;
@@ -38,21 +45,24 @@ typedef struct {
     cuda_lane lanes[CUDA_LANES_MAX];
     int n_lanes;
     cuda_host *hosts;
-    unsigned char *scratch; /* grows to the largest need and is kept; one operator's at a time */
-    size_t scratch_bytes;
+    cuda_space scratch; /* one operator's at a time */
+    cuda_space codes;   /* likewise: rows of x as codes and their scales, while scratch is for what multiplies them */
 } cuda_state;
 
 /* Weights as they lie in the checkpoint, each row filled up with zeros to row_elements. Blocks are taken apart:
- * codes [n_out, row_elements] (q4: half as many bytes, in the order of the file), scales [n_out, row_elements / 32]. */
+ * codes [n_out, row_elements] (q4: half as many bytes, in the order of the file), scales [n_out, row_elements / 32].
+ * OPS_PRODUCT_FP8 has codes [n_out, row_elements] too, and a scale an output. */
 typedef struct {
     ops_matrix head; /* first, so that the two pointers are one */
     int64_t row_elements;
     unsigned char *weights;
     __nv_bfloat16 *scales;
-    float *bias;    /* [n_out], zero where there is none */
+    float *output_scales; /* [n_out], OPS_PRODUCT_FP8 only */
+    float *bias;          /* [n_out], zero where there is none */
     void *own_bias; /* the same in the weights' dtype where that is exact and a half, or NULL */
     bool has_many[2]; /* cuBLASLt has an algorithm for it: with a bias, with a bias and the tanh GELU */
     cublasLtMatmulAlgo_t many[2];
+    ops_dtype many_dtype; /* that its products run in there */
 } cuda_matrix;
 
 /* The status of a CUDA call; one that failed is logged with its text. */
@@ -84,6 +94,7 @@ status cuda_download(void *state, void *host, const void *device, size_t bytes);
 
 /* At least this much, 256-aligned, contents undefined. Errors: NO_MEMORY, DEVICE. */
 MUST_USE status cuda_scratch(cuda_state *s, void **data, size_t bytes);
+MUST_USE status cuda_codes(cuda_state *s, void **data, size_t bytes);
 
 /* Lets a kernel have this much shared memory. */
 template <typename K>

@@ -6,6 +6,8 @@
  *     few rows            linear_few.cu: tensor cores, weights streamed
  *     everything else     the kernel below: any dtype with any other, any size, any alignment
  *
+ * OPS_PRODUCT_FP8 makes codes of the rows first (linear_fp8.cu), which then fit the first two.
+ *
  * linear_tile: block -> 16 rows x 16 outputs; thread -> one of them. x and w go through shared memory in pieces of 32 k.
  * The sum runs over k in order in one f32 accumulator with fmaf. Memory: x is read n_out / 16 times, w rows / 16 times;
  * it is the plain version, and the one for f32 rows of a kind that comes in small numbers.
@@ -88,7 +90,9 @@ static status upload_weights(cuda_state *s, cuda_matrix *m, const ops_tensor *w)
 
 static status open_memory(cuda_matrix *m, int device) {
     size_t weights = align_part((size_t)m->head.n_out * row_bytes_here(m));
-    size_t scales = dtype_is_quantized(m->head.dtype) ? align_part((size_t)(m->head.n_out * m->row_elements / QUANT_BLOCK) * 2) : 0;
+    bool is_coded = m->head.dtype == OPS_DTYPE_E4M3;
+    size_t scales = is_coded ? align_part((size_t)m->head.n_out * sizeof(float))
+                    : dtype_is_quantized(m->head.dtype) ? align_part((size_t)(m->head.n_out * m->row_elements / QUANT_BLOCK) * 2) : 0;
     size_t bias = align_part((size_t)m->head.n_out * sizeof(float)), own = align_part((size_t)m->head.n_out * 2);
     m->head.bytes = weights + scales + bias + own;
     void *data;
@@ -99,9 +103,10 @@ static status open_memory(cuda_matrix *m, int device) {
         return error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE;
     }
     m->weights = static_cast<unsigned char *>(data);
-    m->scales = scales ? reinterpret_cast<__nv_bfloat16 *>(m->weights + weights) : NULL;
+    m->scales = scales && !is_coded ? reinterpret_cast<__nv_bfloat16 *>(m->weights + weights) : NULL;
+    m->output_scales = is_coded ? reinterpret_cast<float *>(m->weights + weights) : NULL;
     m->bias = reinterpret_cast<float *>(m->weights + weights + scales);
-    m->own_bias = m->head.dtype == OPS_DTYPE_F32 ? NULL : m->weights + weights + scales + bias;
+    m->own_bias = m->head.dtype == OPS_DTYPE_F32 || is_coded ? NULL : m->weights + weights + scales + bias;
     return STATUS_OK;
 }
 
@@ -110,15 +115,16 @@ status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, c
                         err *e) {
     cuda_state *s = static_cast<cuda_state *>(state);
     if (product == OPS_PRODUCT_INT8)
-        return fail(e, STATUS_UNSUPPORTED, "ops: device cuda:%d has no products in int8, need f32 or bf16", s->device);
+        return fail(e, STATUS_UNSUPPORTED, "ops: device cuda:%d has no products in int8, need f32, bf16 or fp8", s->device);
     cuda_matrix *m = static_cast<cuda_matrix *>(calloc(1, sizeof *m));
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
     m->head.n_out = w->dims[0];
     m->head.n_in = w->dims[1];
-    m->head.dtype = w->dtype;
+    m->head.product = product;
+    m->head.dtype = product == OPS_PRODUCT_FP8 ? OPS_DTYPE_E4M3 : w->dtype;
     m->row_elements = ceil_div(m->head.n_in, ROW_MULTIPLE) * ROW_MULTIPLE;
     status st = open_memory(m, s->device);
-    if (st == STATUS_OK) st = upload_weights(s, m, w);
+    if (st == STATUS_OK) st = product == OPS_PRODUCT_FP8 ? cuda_fp8_pack(s, m, w) : upload_weights(s, m, w);
     if (st == STATUS_OK) st = upload_bias(s, m, bias);
     if (st == STATUS_OK) st = cuda_many_choose(s, m);
     if (st != STATUS_OK) {
@@ -184,6 +190,7 @@ status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_
     j.x_stride = tensor_row_stride(x);
     j.act = params->act;
     j.act_from = params->act_from;
+    if (matrix->product == OPS_PRODUCT_FP8) return cuda_fp8_run(s, &j, params->is_few);
     if (params->is_few && fits_tensor_cores(&j)) return cuda_few_run(s, &j);
     if (!params->is_few && cuda_many_takes(&j)) return cuda_many_run(s, &j);
     WITH_DTYPE(x->dtype, T, {

@@ -1,4 +1,4 @@
-/* Private to the three files of ops/cuda that multiply: what they are called with, and how a sum becomes a result. */
+/* Private to the files of ops/cuda that multiply: what they are called with, and how a sum becomes a result. */
 #ifndef OPS_CUDA_LINEAR_CUH
 #define OPS_CUDA_LINEAR_CUH
 
@@ -12,6 +12,7 @@ typedef struct {
     int64_t rows, x_stride;
     ops_act act;
     int64_t act_from;
+    const float *row_scales; /* OPS_PRODUCT_FP8: x is codes; otherwise NULL */
 } linear_job;
 
 /* What follows a sum, as a kernel sees it. */
@@ -19,12 +20,13 @@ typedef struct {
     void *out;
     const void *add;
     const float *bias; /* NULL: it is in the sum */
+    const float *output_scales, *row_scales; /* of codes; NULL: there are none */
     int64_t n_out, act_from;
     ops_act act;
 } linear_end;
 
 static inline linear_end end_of(const linear_job *j) {
-    linear_end e = {j->out, j->add, j->m->bias, j->m->head.n_out, j->act_from, j->act};
+    linear_end e = {j->out, j->add, j->m->bias, j->m->output_scales, j->row_scales, j->m->head.n_out, j->act_from, j->act};
     return e;
 }
 
@@ -32,6 +34,7 @@ static inline linear_end end_of(const linear_job *j) {
 template <typename O>
 static __device__ inline void finish_one(const linear_end *e, float sum, int64_t row, int64_t o) {
     int64_t at = row * e->n_out + o;
+    if (e->row_scales) sum = sum * e->output_scales[o] * e->row_scales[row];
     if (e->bias) sum += e->bias[o];
     if (o >= e->act_from) sum = activation(sum, e->act);
     if (e->add) sum += to_f32(static_cast<const O *>(e->add)[at]);
@@ -51,12 +54,13 @@ static inline weight_view weights_of(const cuda_matrix *m) {
     return w;
 }
 
-/* One weight, as exact as f32 holds it. */
+/* One weight, as exact as f32 holds it; of codes without a scale a code. */
 static __device__ inline float weight_at(const weight_view *w, int64_t o, int64_t k) {
     int64_t at = o * w->row_elements + k;
     if (w->dtype == OPS_DTYPE_F32) return reinterpret_cast<const float *>(w->data)[at];
     if (w->dtype == OPS_DTYPE_F16) return to_f32(reinterpret_cast<const __half *>(w->data)[at]);
     if (w->dtype == OPS_DTYPE_BF16) return to_f32(reinterpret_cast<const __nv_bfloat16 *>(w->data)[at]);
+    if (w->dtype == OPS_DTYPE_E4M3) return to_f32(reinterpret_cast<const e4m3 *>(w->data)[at]);
     float scale = to_f32(w->scales[at / QUANT_BLOCK]);
     if (w->dtype == OPS_DTYPE_Q8) return (float)reinterpret_cast<const signed char *>(w->data)[at] * scale;
     int j = (int)(k % QUANT_BLOCK);
@@ -71,11 +75,18 @@ static inline bool fits_tensor_cores(const linear_job *j) {
     return is_half && same && j->m->head.n_in % CHUNK == 0 && j->x_stride % CHUNK == 0 && is_aligned16(j->x);
 }
 
-MUST_USE status cuda_few_run(cuda_state *s, const linear_job *j); /* fits_tensor_cores */
+/* fits_tensor_cores, or rows of codes */
+MUST_USE status cuda_few_run(cuda_state *s, const linear_job *j);
+
 
 /* Chooses the algorithm for the matrix once; has_many says whether there is one. */
 MUST_USE status cuda_many_choose(cuda_state *s, cuda_matrix *m);
 bool cuda_many_takes(const linear_job *j);
 MUST_USE status cuda_many_run(cuda_state *s, const linear_job *j); /* cuda_many_takes */
+MUST_USE status cuda_many_run_codes(cuda_state *s, const linear_job *j); /* has_many, x codes of many_dtype */
+
+/* OPS_PRODUCT_FP8: codes and scales of the weights; a product, rows of any dtype, size and alignment. */
+MUST_USE status cuda_fp8_pack(cuda_state *s, cuda_matrix *m, const ops_tensor *w);
+MUST_USE status cuda_fp8_run(cuda_state *s, const linear_job *j, bool is_few);
 
 #endif

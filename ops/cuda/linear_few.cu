@@ -10,10 +10,11 @@
  * 8t + 7 of every 32, for weights and rows alike, which is one 16-byte load and the same sum.
  *
  * Weights in blocks: codes are exact as halves, so two mma over the 32 k of a block give its sum of x times code, which
- * is then multiplied by the scale in f32: no weight is rounded.
+ * is then multiplied by the scale in f32: no weight is rounded. Codes of OPS_PRODUCT_FP8 are exact as halves on both sides;
+ * their scales are of whole outputs and rows, and meet the sum at its end.
  *
  * Banks: a quarter of a warp reads two lines of 128 bytes, 64 bytes each: the chunks of odd lines are swapped by halves.
- * Half a warp reads four lines of 64 bytes of q8 codes, 32 bytes each: likewise by pairs of lines. q4 needs nothing. */
+ * Half a warp reads four lines of 64 bytes of q8 or e4m3 codes, 32 bytes each: likewise by pairs of lines. q4 needs nothing. */
 #include "ops/cuda/linear.cuh"
 #include "ops/cuda/ptx.cuh"
 
@@ -25,31 +26,32 @@
 #define SPLIT_BLOCKS 256 /* as many blocks as make a large device busy; a smaller matrix is split until there are */
 #define SPLIT_STEPS 4    /* but no run of k is shorter */
 
-enum weight_kind { HALVES, CODES8, CODES4 };
+enum weight_kind { HALVES, CODES8, CODES4, CODES_E4M3 };
 
 typedef struct {
     weight_view w;
     linear_end end;
     float *partial; /* [n_splits, rows, n_out], NULL with one split */
     const void *x;
-    int64_t rows, x_stride, n_in, n_out, steps_a_split;
+    int64_t rows, x_stride, n_in, n_out, steps_a_split; /* n_in: of rows that may be shorter than those of weights */
     bool is_f32_out;
 } few_job;
 
-static __device__ constexpr int line_bytes(int kind) { return kind == HALVES ? 128 : kind == CODES8 ? 64 : 32; }
+static __device__ constexpr int line_bytes(int kind) { return kind == HALVES ? 128 : kind == CODES4 ? 32 : 64; }
+static __device__ constexpr bool has_blocks(int kind) { return kind == CODES8 || kind == CODES4; }
 
 /* Where chunk c of a line stands. */
 static __device__ inline int place_of(int kind, int line, int c) {
     if (kind == HALVES) return c ^ (line & 1) << 2;
-    if (kind == CODES8) return c ^ (line >> 1 & 1) << 1;
-    return c;
+    if (kind == CODES4) return c;
+    return c ^ (line >> 1 & 1) << 1;
 }
 
 /* Shared memory of a stage: lines of weights, their scales, lines of rows. */
 template <int kind, int n_tiles>
 struct stage_of {
     alignas(16) unsigned char weights[OUTPUTS * line_bytes(kind)];
-    unsigned scales[kind == HALVES ? 4 : OUTPUTS]; /* two bf16 a step */
+    unsigned scales[has_blocks(kind) ? OUTPUTS : 4]; /* two bf16 a step */
     alignas(16) unsigned char rows[8 * n_tiles * LINE_BYTES];
 };
 
@@ -63,7 +65,7 @@ static __device__ void copy_stage(stage_of<kind, n_tiles> *stage, const few_job 
         const unsigned char *from = j->w.data + (first_out + o) * line + k / STEP * line_bytes(kind) + c * 16;
         copy16_async(stage->weights + o * line_bytes(kind) + place_of(kind, o, c) * 16, from, first_out + o < j->n_out);
     }
-    if (kind != HALVES && threadIdx.x < OUTPUTS) {
+    if (has_blocks(kind) && threadIdx.x < OUTPUTS) {
         int64_t o = first_out + threadIdx.x;
         copy4_async(&stage->scales[threadIdx.x], j->w.scales + (o * j->w.row_elements + k) / QUANT_BLOCK, o < j->n_out);
     }
@@ -88,8 +90,8 @@ static __device__ inline void load_weights(unsigned words[4], const unsigned cha
         return;
     }
     uint2 v;
-    if (kind == CODES8) v = *reinterpret_cast<const uint2 *>(at + place_of(kind, line, half * 2 + t / 2) * 16 + t % 2 * 8);
-    else v = *reinterpret_cast<const uint2 *>(at + half * 16 + t % 2 * 8);
+    if (kind == CODES4) v = *reinterpret_cast<const uint2 *>(at + half * 16 + t % 2 * 8);
+    else v = *reinterpret_cast<const uint2 *>(at + place_of(kind, line, half * 2 + t / 2) * 16 + t % 2 * 8);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         unsigned pair = (i < 2 ? v.x : v.y) >> 16 * (i % 2) & 0xffff;
@@ -97,6 +99,9 @@ static __device__ inline void load_weights(unsigned words[4], const unsigned cha
         if (kind == CODES8) {
             low = (float)(signed char)(pair & 255);
             high = (float)(signed char)(pair >> 8);
+        } else if (kind == CODES_E4M3) {
+            low = to_f32(e4m3{(unsigned char)pair});
+            high = to_f32(e4m3{(unsigned char)(pair >> 8)});
         } else {
             low = (float)((int)(pair >> t / 2 * 4 & 15) - 8);
             high = (float)((int)(pair >> 8 >> t / 2 * 4 & 15) - 8);
@@ -124,7 +129,7 @@ static __device__ inline void multiply_stage(float acc[n_tiles][4], const stage_
             int row = n * 8 + g;
             uint4 v = *reinterpret_cast<const uint4 *>(stage->rows + row * LINE_BYTES + place_of(HALVES, row, half * 4 + t) * 16);
             const unsigned b[2][2] = {{v.x, v.y}, {v.z, v.w}};
-            if (kind == HALVES) {
+            if (!has_blocks(kind)) {
                 mma<T>(acc[n], a[0], b[0]);
                 mma<T>(acc[n], a[1], b[1]);
             } else {
@@ -211,6 +216,7 @@ template <typename T>
 static status launch_kind(cuda_state *s, const few_job *j, int n_splits) {
     if (j->w.dtype == OPS_DTYPE_Q8) TRY((launch_rows<T, CODES8>(s, j, n_splits)));
     else if (j->w.dtype == OPS_DTYPE_Q4) TRY((launch_rows<T, CODES4>(s, j, n_splits)));
+    else if (j->w.dtype == OPS_DTYPE_E4M3) TRY((launch_rows<T, CODES_E4M3>(s, j, n_splits)));
     else TRY((launch_rows<T, HALVES>(s, j, n_splits)));
     if (n_splits == 1) return STATUS_OK;
     LAUNCH((linear_few_finish<T>), (unsigned)ceil_div(j->rows * j->n_out, THREADS), THREADS, 0, s->stream, *j, n_splits);
@@ -222,7 +228,8 @@ status cuda_few_run(cuda_state *s, const linear_job *l) {
     int64_t n_steps = m->row_elements / STEP, n_tiles = ceil_div(m->head.n_out, OUTPUTS);
     int64_t n_splits = ceil_div(SPLIT_BLOCKS, n_tiles), most = n_steps / SPLIT_STEPS;
     if (n_splits > most) n_splits = most > 0 ? most : 1;
-    few_job j = {weights_of(m), end_of(l), NULL, l->x, l->rows, l->x_stride, m->head.n_in, m->head.n_out,
+    int64_t n_in = l->row_scales ? m->row_elements : m->head.n_in; /* codes are filled up */
+    few_job j = {weights_of(m), end_of(l), NULL, l->x, l->rows, l->x_stride, n_in, m->head.n_out,
                  ceil_div(n_steps, n_splits), l->out_dtype == OPS_DTYPE_F32};
     n_splits = ceil_div(n_steps, j.steps_a_split);
     if (n_splits > 1) {

@@ -12,6 +12,11 @@
  * multiplied; a weight is rounded to that dtype once, a relative 2^-8. f32 is multiplied as f32, never
  * as TF32: it is the mode that parity is checked in.
  *
+ * Codes of OPS_PRODUCT_FP8 are multiplied as codes where the device and the sizes allow it, and elsewhere made halves like
+ * blocks, which is exact. Their sums come as f32, of so many rows at a time that they may stay in the second-level cache,
+ * and one pass does all that follows: a sum that was rounded before its scales would be rounded twice, and one algorithm
+ * then serves every kind of row and every end.
+ *
  * cuBLASLt counts columns first: out' [n_out, rows] = w' [n_in, n_out] transposed times x' [n_in, rows]. */
 #include "ops/cuda/linear.cuh"
 
@@ -20,9 +25,13 @@
 #define ROWS_NOMINAL  2048
 #define ALGORITHMS    16
 #define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
+#define SUMS_BYTES    ((int64_t)32 << 20) /* of products of codes that wait for their end */
+#define SUMS_ROWS     128                 /* but at least so many rows, and in multiples: a tile of most algorithms */
+#define CODES_ALIGN   16                  /* what cuBLASLt wants sizes of products of codes to be multiples of */
 #define THREADS       256
 
 static cudaDataType_t type_of(ops_dtype dtype) {
+    if (dtype == OPS_DTYPE_E4M3) return CUDA_R_8F_E4M3;
     return dtype == OPS_DTYPE_F32 ? CUDA_R_32F : dtype == OPS_DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
@@ -47,8 +56,9 @@ static void description_close(description *d) {
 }
 
 /* bias NULL: none is added. n_out: of this panel; the rows of out are out_stride apart. */
-static status description_open(description *d, ops_dtype dtype, int64_t n_in, int64_t n_out, int64_t w_stride,
-                               int64_t x_stride, int64_t out_stride, int64_t rows, const void *bias, int gelu) {
+static status description_open(description *d, ops_dtype dtype, ops_dtype out_dtype, int64_t n_in, int64_t n_out,
+                               int64_t w_stride, int64_t x_stride, int64_t out_stride, int64_t rows, const void *bias,
+                               int gelu) {
     cudaDataType_t type = type_of(dtype);
     cublasOperation_t transposed = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = !bias ? CUBLASLT_EPILOGUE_DEFAULT
@@ -59,7 +69,7 @@ static status description_open(description *d, ops_dtype dtype, int64_t n_in, in
     if (bias) BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     BLAS_TRY(cublasLtMatrixLayoutCreate(&d->w, type, (uint64_t)n_in, (uint64_t)n_out, w_stride));
     BLAS_TRY(cublasLtMatrixLayoutCreate(&d->x, type, (uint64_t)n_in, (uint64_t)rows, x_stride));
-    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->out, type, (uint64_t)n_out, (uint64_t)rows, out_stride));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->out, type_of(out_dtype), (uint64_t)n_out, (uint64_t)rows, out_stride));
     return STATUS_OK;
 }
 
@@ -98,18 +108,25 @@ static status ask(cuda_state *s, cuda_matrix *m, int gelu, description *d, cubla
     return STATUS_OK; /* none: linear_tile takes the matrix */
 }
 
-/* The dtype its products run in. */
-static ops_dtype product_dtype(const cuda_matrix *m) {
+static ops_dtype many_dtype(const cuda_state *s, const cuda_matrix *m) {
+    bool takes_codes = s->multiplies_e4m3 && m->head.n_out % CODES_ALIGN == 0;
+    if (m->head.dtype == OPS_DTYPE_E4M3) return takes_codes ? OPS_DTYPE_E4M3 : OPS_DTYPE_BF16;
     return dtype_is_quantized(m->head.dtype) ? OPS_DTYPE_BF16 : m->head.dtype;
+}
+
+/* Outputs that are multiplied at once: weights that become halves first do so in panels. */
+static int64_t panel_outputs(const cuda_matrix *m) {
+    return m->many_dtype != m->head.dtype && m->head.n_out > PANEL_OUTPUTS ? PANEL_OUTPUTS : m->head.n_out;
 }
 
 static status choose(cuda_state *s, cuda_matrix *m, int gelu) {
     description d = {};
     cublasLtMatmulPreference_t preference = NULL;
-    bool is_quantized = dtype_is_quantized(m->head.dtype);
-    int64_t n_out = is_quantized && m->head.n_out > PANEL_OUTPUTS ? PANEL_OUTPUTS : m->head.n_out;
-    status st = description_open(&d, product_dtype(m), m->head.n_in, n_out, m->row_elements, m->head.n_in, m->head.n_out,
-                                 ROWS_NOMINAL, m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
+    bool is_coded = m->head.dtype == OPS_DTYPE_E4M3;
+    int64_t n_in = is_coded ? m->row_elements : m->head.n_in, n_out = panel_outputs(m);
+    status st = description_open(&d, m->many_dtype, is_coded ? OPS_DTYPE_F32 : m->many_dtype, n_in, n_out, m->row_elements,
+                                 n_in, is_coded ? n_out : m->head.n_out, ROWS_NOMINAL,
+                                 m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
     if (st == STATUS_OK) st = blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
     if (st == STATUS_OK) st = ask(s, m, gelu, &d, preference);
     if (preference) (void)cublasLtMatmulPreferenceDestroy(preference);
@@ -118,13 +135,19 @@ static status choose(cuda_state *s, cuda_matrix *m, int gelu) {
 }
 
 status cuda_many_choose(cuda_state *s, cuda_matrix *m) {
-    if (m->head.n_in % CHUNK != 0 || m->head.n_out % CHUNK != 0) return STATUS_OK;
+    bool is_coded = m->head.dtype == OPS_DTYPE_E4M3; /* rows of codes are filled up */
+    m->many_dtype = many_dtype(s, m);
+    if ((!is_coded && m->head.n_in % CHUNK != 0) || m->head.n_out % CHUNK != 0) return STATUS_OK;
     TRY(choose(s, m, 0));
+    if (m->many_dtype == OPS_DTYPE_E4M3 && !m->has_many[0]) {
+        m->many_dtype = OPS_DTYPE_BF16;
+        TRY(choose(s, m, 0));
+    }
     return m->own_bias ? choose(s, m, 1) : STATUS_OK;
 }
 
 bool cuda_many_takes(const linear_job *j) {
-    return j->m->has_many[0] && j->dtype == product_dtype(j->m) && j->out_dtype == j->dtype && is_aligned16(j->x) &&
+    return j->m->has_many[0] && j->dtype == j->m->many_dtype && j->out_dtype == j->dtype && is_aligned16(j->x) &&
            j->x_stride % CHUNK == 0 && is_aligned16(j->out) && is_aligned16(j->add) &&
            (j->act == OPS_ACT_NONE || j->act_from % CHUNK == 0);
 }
@@ -139,6 +162,12 @@ static __global__ void dequantize_chunk_per_thread(__nv_bfloat16 *out, weight_vi
     float v[CHUNK];
     for (int i = 0; i < CHUNK; i++) v[i] = weight_at(&w, first + o, k + i);
     store_chunk(out + o * w.row_elements + k, v, CHUNK, true);
+}
+
+static status dequantize(cuda_state *s, const cuda_matrix *m, void *out, int64_t first, int64_t n_out) {
+    LAUNCH(dequantize_chunk_per_thread, (unsigned)ceil_div(n_out * m->row_elements / CHUNK, THREADS), THREADS, 0, s->stream,
+           static_cast<__nv_bfloat16 *>(out), weights_of(m), first, n_out);
+    return cuda_launched("dequantize_chunk_per_thread");
 }
 
 /* thread -> a chunk of eight results of one row: out = act(out + bias), bias NULL where it was added. first: the first
@@ -181,8 +210,8 @@ static status multiply(cuda_state *s, const linear_job *j, const void *w, int64_
     const unsigned char *add = j->add ? static_cast<const unsigned char *>(j->add) + before : out;
     if (bias) bias = static_cast<const unsigned char *>(bias) + before;
     description d = {};
-    status st = description_open(&d, j->dtype, m->head.n_in, n_out, m->row_elements, j->x_stride, m->head.n_out, j->rows, bias,
-                                 gelu);
+    status st = description_open(&d, j->dtype, j->dtype, m->head.n_in, n_out, m->row_elements, j->x_stride, m->head.n_out,
+                                 j->rows, bias, gelu);
     if (st == STATUS_OK)
         st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, j->x, d.x, &added, add, d.out, out, d.out,
                                         &m->many[gelu], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
@@ -202,9 +231,7 @@ static status multiply_outputs(cuda_state *s, const linear_job *j, int64_t first
     TRY(cuda_scratch(s, &panel, (size_t)(PANEL_OUTPUTS * m->row_elements) * sizeof(__nv_bfloat16)));
     for (; first < end; first += PANEL_OUTPUTS) {
         int64_t n = end - first < PANEL_OUTPUTS ? end - first : PANEL_OUTPUTS;
-        LAUNCH(dequantize_chunk_per_thread, (unsigned)ceil_div(n * m->row_elements / CHUNK, THREADS), THREADS, 0,
-               s->stream, static_cast<__nv_bfloat16 *>(panel), weights_of(m), first, n);
-        TRY(cuda_launched("dequantize_chunk_per_thread"));
+        TRY(dequantize(s, m, panel, first, n));
         TRY(multiply(s, j, panel, first, n, bias, gelu));
     }
     return STATUS_OK;
@@ -218,4 +245,54 @@ status cuda_many_run(cuda_state *s, const linear_job *j) {
     TRY(multiply_outputs(s, j, 0, plain, bias, 0));
     TRY(multiply_outputs(s, j, plain, m->head.n_out, bias, 1));
     return finish(s, j, bias ? NULL : m->bias, gelu ? OPS_ACT_NONE : j->act);
+}
+
+/* ---- codes --------------------------------------------------------------------------------- */
+
+/* block -> a row and THREADS of its outputs; thread -> one, from a sum [rows, n_out] of `first_row` and `first_out` on. */
+template <typename O>
+static __global__ void end_sum_per_thread(linear_end end, const float *sums, int64_t first_row, int64_t first_out, int64_t n_out) {
+    int64_t row = blockIdx.x, o = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (o < n_out) finish_one<O>(&end, sums[row * n_out + o], first_row + row, first_out + o);
+}
+
+/* n_out outputs from first_out, whose weights are w, of some rows. */
+static status multiply_codes(cuda_state *s, const linear_job *j, float *sums, const void *w, int64_t first_row, int64_t rows,
+                             int64_t first_out, int64_t n_out) {
+    const cuda_matrix *m = j->m;
+    const float one = 1.0f, zero = 0.0f;
+    const unsigned char *x = static_cast<const unsigned char *>(j->x) + (size_t)(first_row * j->x_stride) * dtype_bytes(j->dtype);
+    description d = {};
+    status st = description_open(&d, j->dtype, OPS_DTYPE_F32, m->row_elements, n_out, m->row_elements, j->x_stride, n_out, rows,
+                                 NULL, 0);
+    if (st == STATUS_OK)
+        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, x, d.x, &zero, sums, d.out, sums, d.out, &m->many[0],
+                                        s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
+    description_close(&d);
+    if (st != STATUS_OK) return st;
+    dim3 grid((unsigned)rows, (unsigned)ceil_div(n_out, THREADS));
+    WITH_DTYPE(j->out_dtype, O, {
+        LAUNCH((end_sum_per_thread<O>), grid, THREADS, 0, s->stream, end_of(j), sums, first_row, first_out, n_out);
+    });
+    return cuda_launched("end_sum_per_thread");
+}
+
+status cuda_many_run_codes(cuda_state *s, const linear_job *j) {
+    const cuda_matrix *m = j->m;
+    bool are_halves = m->many_dtype != m->head.dtype;
+    int64_t panel = panel_outputs(m), at_once = SUMS_BYTES / (int64_t)sizeof(float) / panel / SUMS_ROWS * SUMS_ROWS;
+    if (at_once < SUMS_ROWS) at_once = SUMS_ROWS;
+    if (at_once > j->rows) at_once = j->rows;
+    size_t halves_bytes = are_halves ? (size_t)(panel * m->row_elements) * sizeof(__nv_bfloat16) : 0;
+    void *scratch;
+    TRY(cuda_scratch(s, &scratch, halves_bytes + (size_t)(at_once * panel) * sizeof(float)));
+    float *sums = reinterpret_cast<float *>(static_cast<unsigned char *>(scratch) + halves_bytes);
+    for (int64_t first = 0; first < m->head.n_out; first += panel) {
+        int64_t n = m->head.n_out - first < panel ? m->head.n_out - first : panel;
+        if (are_halves) TRY(dequantize(s, m, scratch, first, n));
+        const void *w = are_halves ? scratch : m->weights;
+        for (int64_t row = 0; row < j->rows; row += at_once)
+            TRY(multiply_codes(s, j, sums, w, row, j->rows - row < at_once ? j->rows - row : at_once, first, n));
+    }
+    return STATUS_OK;
 }

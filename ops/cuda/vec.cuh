@@ -8,28 +8,43 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <stdint.h>
 
 #include "ops/cuda/launch.cuh"
 
 #define CHUNK 8
 
+/* A code of OPS_PRODUCT_FP8. */
+typedef struct {
+    unsigned char bits;
+} e4m3;
+
 static __device__ inline float to_f32(float v) { return v; }
 static __device__ inline float to_f32(__half v) { return __half2float(v); }
 static __device__ inline float to_f32(__nv_bfloat16 v) { return __bfloat162float(v); }
 
+/* The exponent moves to its place in f32, where it means 2^120 times less. NaN becomes 480: what has such a code has a scale
+ * that is NaN. */
+static __device__ inline float to_f32(e4m3 v) {
+    unsigned bits = v.bits;
+    return __uint_as_float((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 0x1p120f;
+}
+
 static __device__ inline void from_f32(float *out, float v) { *out = v; }
 static __device__ inline void from_f32(__half *out, float v) { *out = __float2half_rn(v); }
 static __device__ inline void from_f32(__nv_bfloat16 *out, float v) { *out = __float2bfloat16_rn(v); }
+static __device__ inline void from_f32(e4m3 *out, float v) { out->bits = __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3); }
 
 template <typename T>
-struct alignas(16) chunk_of {
+struct alignas(sizeof(T) == 1 ? CHUNK : 16) chunk_of {
     T v[CHUNK];
 };
 
-/* 16 bytes at a time: one access for halves, two for f32. */
+/* 16 bytes at a time: one access for halves, two for f32; codes are 8 bytes. */
 template <typename T>
 static __device__ inline void copy_chunk(chunk_of<T> *to, const chunk_of<T> *from) {
+    if (sizeof *to == sizeof(uint2)) *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<const uint2 *>(from);
     for (unsigned i = 0; i < sizeof *to / sizeof(uint4); i++)
         reinterpret_cast<uint4 *>(to)[i] = reinterpret_cast<const uint4 *>(from)[i];
 }

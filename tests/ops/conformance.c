@@ -44,6 +44,7 @@ typedef struct {
     ops_dtype activations;
     int64_t act_from, before, after; /* before, after: columns beside those of x */
     bool adds;
+    ops_product product;
 } linear_case;
 
 /* Beside the sums of check_linear: rows of halves may have been rounded before the activation, and again before a bias
@@ -67,7 +68,7 @@ static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
     ops_tensor tw = tensor_make(stored_w, OPS_PLACE_HOST, c->dtype, 2, (int64_t[]){c->n_out, c->n_in});
     ops_tensor tb = tensor_make(stored_b, OPS_PLACE_HOST, c->bias_dtype, 1, (int64_t[]){c->n_out});
     ops_matrix *m;
-    assert_int_equal(ops_matrix_open(ctx, &m, &tw, c->has_bias ? &tb : NULL, &e), STATUS_OK);
+    assert_int_equal(ops_matrix_open_as(ctx, &m, &tw, c->has_bias ? &tb : NULL, c->product, &e), STATUS_OK);
     memset(stored_w, 0xA5, (size_t)(c->n_out * c->n_in) * dtype_bytes(c->dtype)); /* not used again */
     guarded gx = c->before + c->after > 0 ? guarded_columns(ctx, c->activations, c->rows, c->n_in, c->before, c->after, x)
                                           : guarded_floats(ctx, c->activations, 2, (int64_t[]){c->rows, c->n_in}, x);
@@ -83,19 +84,20 @@ static void check_linear(ops_ctx *ctx, const linear_case *c, uint64_t seed) {
 
     int64_t n = c->rows * c->n_out;
     double *want = test_alloc((size_t)n, sizeof *want), *size = test_alloc((size_t)n, sizeof *size);
-    ref_linear(want, size, x, w, c->has_bias ? b : NULL, c->rows, c->n_in, c->n_out);
+    bool is_fp8 = c->product == OPS_PRODUCT_FP8;
+    (is_fp8 ? ref_fp8 : ref_linear)(want, size, x, w, c->has_bias ? b : NULL, c->rows, c->n_in, c->n_out);
     float *got = guarded_values(&go);
     for (int64_t i = 0; i < n; i++) {
         /* each of n_in steps rounds once or (generic) twice, relative to a partial sum <= size; the
          * bias once more. The activation has slope at most 1.13 and is within 2e-7 |x|. */
-        double bound = ((double)(2 * c->n_in) + 2) * U * size[i];
+        double bound = (is_fp8 ? ref_fp8_bound(c->n_in) : ((double)(2 * c->n_in) + 2) * U) * size[i];
         ops_act act = i % c->n_out >= c->act_from ? c->act : OPS_ACT_NONE;
         double result = ref_act(want[i], act) + (c->adds ? (double)add[i] : 0.0);
         if (act != OPS_ACT_NONE) bound = 1.13 * bound + 2e-7 * fabs(want[i]);
         if (c->adds) bound += U * fabs(result);
         bound += linear_storage_bound(c, want[i]);
-        EXPECT_NEAR((double)got[i], result, bound, "linear%s %s seed %llu %lldx%lldx%lld %s of %s act %d [%lld]", c->is_few ? "_few" : "",
-                    ops_device_text(ctx), (unsigned long long)seed, (long long)c->rows, (long long)c->n_in,
+        EXPECT_NEAR((double)got[i], result, bound, "linear%s %s %s seed %llu %lldx%lldx%lld %s of %s act %d [%lld]", c->is_few ? "_few" : "",
+                    ops_product_name(c->product), ops_device_text(ctx), (unsigned long long)seed, (long long)c->rows, (long long)c->n_in,
                     (long long)c->n_out, dtype_name(c->dtype), dtype_name(c->activations), (int)c->act, (long long)i);
     }
     ops_matrix_close(ctx, &m);
@@ -125,6 +127,11 @@ static void linear_equals_the_double_sum(void **state) {
                 c.is_few = true;
                 c.is_f32_out = d == 1;
                 check_linear(contexts.ctx[i], &c, 2000 + s);
+                c.product = OPS_PRODUCT_FP8;
+                check_linear(contexts.ctx[i], &c, 5000 + s);
+                c.is_few = false;
+                if (test_device_is_cpu()) continue; /* the same once more */
+                check_linear(contexts.ctx[i], &c, 6000 + s);
             }
 }
 
@@ -142,13 +149,19 @@ static void linear_takes_views_and_ends_as_told(void **state) {
                                  .before = margins[k][0], .after = margins[k][1], .is_few = (s + k) % 2 == 1};
                 if (test_device_is_cpu()) c.dtype = dtypes[(s + k) % 3];
                 int64_t from[] = {8, 31, 32, 40, c.n_out, (s + k) % 2 ? 0 : 16};
-                c.adds = true;
-                check_linear(contexts.ctx[i], &c, 3000 + s);
-                c.adds = false;
-                c.act = k % 2 ? OPS_ACT_GELU_TANH : OPS_ACT_SILU;
-                c.act_from = from[(s + 2 * k) % (sizeof from / sizeof *from)];
-                if (c.act_from > c.n_out) c.act_from = c.n_out;
-                check_linear(contexts.ctx[i], &c, 4000 + s);
+                int64_t act_from = from[(s + 2 * k) % (sizeof from / sizeof *from)];
+                if (act_from > c.n_out) act_from = c.n_out;
+                for (int fp8 = 0; fp8 < 2; fp8++) {
+                    c.product = fp8 ? OPS_PRODUCT_FP8 : OPS_PRODUCT_F32;
+                    c.adds = true;
+                    c.act = OPS_ACT_NONE;
+                    c.act_from = 0;
+                    check_linear(contexts.ctx[i], &c, 3000 + s);
+                    c.adds = false;
+                    c.act = k % 2 ? OPS_ACT_GELU_TANH : OPS_ACT_SILU;
+                    c.act_from = act_from;
+                    check_linear(contexts.ctx[i], &c, 4000 + s);
+                }
             }
 }
 

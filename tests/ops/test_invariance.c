@@ -138,15 +138,24 @@ static void linear_rows_do_not_depend_on_cut_threads_or_neighbours(void **state)
         int64_t n_in, n_out;
         bool is_few, is_own; /* own: weights of the activations' dtype */
         ops_dtype stored;
-    } cases[] = {{700, 130, false, false, OPS_DTYPE_F32}, {700, 130, true, false, OPS_DTYPE_F16},
-                 {700, 130, false, false, OPS_DTYPE_BF16}, {76, 20, false, false, OPS_DTYPE_F16},
-                 {704, 72, false, true, OPS_DTYPE_F32},   {704, 72, true, true, OPS_DTYPE_F32},
-                 {64, 8, true, true, OPS_DTYPE_F32}};
+        ops_product product;
+        bool on_cpu, on_device;
+    } cases[] = {{700, 130, false, false, OPS_DTYPE_F32, OPS_PRODUCT_F32, true, false},
+                 {700, 130, true, false, OPS_DTYPE_F16, OPS_PRODUCT_F32, true, false},
+                 {700, 130, false, false, OPS_DTYPE_BF16, OPS_PRODUCT_F32, true, false},
+                 {76, 20, false, false, OPS_DTYPE_F16, OPS_PRODUCT_F32, false, true},
+                 {704, 72, false, true, OPS_DTYPE_F32, OPS_PRODUCT_F32, false, true},
+                 {704, 72, true, true, OPS_DTYPE_F32, OPS_PRODUCT_F32, false, true},
+                 {64, 8, true, true, OPS_DTYPE_F32, OPS_PRODUCT_F32, false, true},
+                 {700, 128, false, true, OPS_DTYPE_F32, OPS_PRODUCT_FP8, true, true},
+                 {300, 72, true, true, OPS_DTYPE_F32, OPS_PRODUCT_FP8, false, true},
+                 {76, 20, false, true, OPS_DTYPE_F32, OPS_PRODUCT_FP8, false, true}};
     rng r = rng_make(5);
     float *x = random_floats(&r, ROWS * 704, 1.0f), *w = random_floats(&r, 130 * 704, 1.0f);
     float *bias = random_floats(&r, 130, 1.0f);
     for (int v = 0; v < N_VARIANTS; v++)
-        for (int i = test_device_is_cpu() ? 0 : 3; i < (test_device_is_cpu() ? 3 : 7); i++) {
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            if (!(test_device_is_cpu() ? cases[i].on_cpu : cases[i].on_device)) continue;
             linear_arg arg = {.act = (ops_act)(i % 3), .n_in = cases[i].n_in, .n_out = cases[i].n_out, .is_few = cases[i].is_few};
             ops_dtype stored_in = cases[i].is_own ? variant_at(v)->dtype : cases[i].stored;
             ops_ctx *ctx = open_variant(v, 1);
@@ -155,7 +164,7 @@ static void linear_rows_do_not_depend_on_cut_threads_or_neighbours(void **state)
             void *stored = stored_as(w, arg.n_out * arg.n_in, stored_in);
             ops_tensor tw = tensor_make(stored, OPS_PLACE_HOST, stored_in, 2, (int64_t[]){arg.n_out, arg.n_in});
             ops_tensor tb = tensor_make(bias, OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &arg.n_out);
-            assert_int_equal(ops_matrix_open(ctx, &arg.m, &tw, &tb, &e), STATUS_OK);
+            assert_int_equal(ops_matrix_open_as(ctx, &arg.m, &tw, &tb, cases[i].product, &e), STATUS_OK);
             assert_int_equal(ops_sync(ctx), STATUS_OK);
             row_operator op = {arg.n_in, arg.n_out, call_linear, &arg};
             expect_invariant(v, &op, x, arg.is_few ? "linear_few" : "linear");

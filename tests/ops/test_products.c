@@ -64,7 +64,7 @@ static float run_scale(const float *x, int64_t n) {
         if (!isfinite(x[i])) return NAN;
         top = fmaxf(top, fabsf(x[i]));
     }
-    return top < OPS_INT8_TINY ? 0.0f : top / 127.0f;
+    return top < OPS_TINY ? 0.0f : top / 127.0f;
 }
 
 /* Codes of a row times its runs' scales apart: codes [n], scales [runs]. */
@@ -137,6 +137,9 @@ static void check_product(ops_ctx *ctx, const product_case *c, uint64_t seed) {
         ref_int8(want, size, x, &w.values, c->has_bias ? bias : NULL, c->rows);
         /* a block rounds twice (generic) or once, its run likewise, the bias once */
         n_roundings = (double)(2 * ((c->n_in + 31) / QUANT_BLOCK + (c->n_in + OPS_INT8_RUN - 1) / OPS_INT8_RUN) + 2);
+    } else if (c->product == OPS_PRODUCT_FP8) {
+        ref_fp8(want, size, x, w.values.data, c->has_bias ? bias : NULL, c->rows, c->n_in, c->n_out);
+        n_roundings = ref_fp8_bound(c->n_in) / U;
     } else {
         float *rounded = rounded_floats(x, c->rows * c->n_in, OPS_DTYPE_BF16);
         ref_linear(want, size, rounded, w.values.data, c->has_bias ? bias : NULL, c->rows, c->n_in, c->n_out);
@@ -294,7 +297,7 @@ static void tiny_runs_are_zeros_and_large_ones_are_not(void **state) {
             ops_tensor to = tensor_make(&got, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 2, (int64_t[]){1, 1});
             assert_int_equal(ops_matrix_open_as(contexts.ctx[i], &m, &tw, NULL, OPS_PRODUCT_INT8, &e), STATUS_OK);
             assert_int_equal(ops_linear(contexts.ctx[i], &to, &tx, m, NULL), STATUS_OK);
-            float want = sizes[s] < OPS_INT8_TINY ? 0.0f : sizes[s] * 0.25f;
+            float want = sizes[s] < OPS_TINY ? 0.0f : sizes[s] * 0.25f;
             assert_true(fabsf(got - want) <= want * 0.005f);
             ops_matrix_close(contexts.ctx[i], &m);
         }
@@ -309,6 +312,7 @@ static void an_unknown_product_is_refused(void **state) {
     assert_int_equal(ops_matrix_open_as(contexts.ctx[0], &m, &tw, NULL, OPS_PRODUCT_COUNT, &e), STATUS_BAD_ARGUMENT);
     assert_null(m);
     assert_string_equal(ops_product_name(OPS_PRODUCT_INT8), "int8");
+    assert_string_equal(ops_product_name(OPS_PRODUCT_FP8), "fp8");
     assert_string_equal(ops_product_name(OPS_PRODUCT_COUNT), "unknown");
 }
 

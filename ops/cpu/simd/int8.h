@@ -57,7 +57,7 @@ static float quantize_run(int8_t *codes, const float *x) {
     float top;
     memcpy(&top, &most, sizeof top);
     bool is_finite = most < 0x7f800000u;
-    if (!is_finite || top < OPS_INT8_TINY) {
+    if (!is_finite || top < OPS_TINY) {
         memset(codes, 0, OPS_INT8_RUN);
         return is_finite ? 0.0f : NAN;
     }

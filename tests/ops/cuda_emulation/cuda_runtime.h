@@ -8,6 +8,8 @@
  * Shared memory and memory from cudaMalloc begin as NaN. What is not here is time, caches, and memory order between
  * barriers: a race that the order of fibers hides stays hidden.
  *
+ * There are two devices: the first multiplies e4m3, the second is of a generation that does not.
+ *
  * Part of tests only; the C++ is that of the .cu files. Several host threads may emulate at once. */
 #ifndef TESTS_CUDA_EMULATION_CUDA_RUNTIME_H
 #define TESTS_CUDA_EMULATION_CUDA_RUNTIME_H
@@ -127,6 +129,7 @@ typedef struct emulated_stream *cudaStream_t;
 typedef struct emulated_event *cudaEvent_t;
 struct cudaDeviceProp {
     char name[256];
+    int major, minor;
 };
 
 const char *cudaGetErrorString(cudaError_t error);

@@ -12,15 +12,23 @@ const char *cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess ? "no error" : error == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
 }
 cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+#define N_DEVICES 2
+static const int majors[N_DEVICES] = {9, 8};
+static __thread int current;
+
 cudaError_t cudaGetDeviceCount(int *n) {
-    *n = 1;
+    *n = N_DEVICES;
     return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= N_DEVICES) return cudaErrorInvalidValue;
+    current = device;
+    return cudaSuccess;
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
-    (void)device;
     memset(properties, 0, sizeof *properties);
     memcpy(properties->name, "emulated", sizeof "emulated");
+    properties->major = majors[device];
     return cudaSuccess;
 }
 
@@ -150,7 +158,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                                               cublasLtMatmulPreference_t, int n_wanted,
                                               cublasLtMatmulHeuristicResult_t *results, int *n) {
-    (void)a;
+    *n = 0;
+    if (a->type == CUDA_R_8F_E4M3 && majors[current] < 9) return CUBLAS_STATUS_NOT_SUPPORTED;
     for (*n = 0; *n < 2 && *n < n_wanted; ++*n)
         results[*n] = cublasLtMatmulHeuristicResult_t{{d->epilogue, 2 - *n}, CUBLAS_STATUS_SUCCESS};
     return CUBLAS_STATUS_SUCCESS;
@@ -158,6 +167,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
 
 static float value_at(const void *data, cudaDataType_t type, int64_t i) {
     if (type == CUDA_R_32F) return static_cast<const float *>(data)[i];
+    if (type == CUDA_R_8F_E4M3) return e4m3_to_f32(static_cast<const uint8_t *>(data)[i]);
     uint16_t bits = static_cast<const uint16_t *>(data)[i];
     return type == CUDA_R_16F ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
@@ -173,6 +183,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
     if (d->transposed != CUBLAS_OP_T || a_layout->rows != b_layout->rows || out_layout->rows != a_layout->cols ||
         out_layout->cols != b_layout->cols)
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (a_layout->type != b_layout->type) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (a_layout->type == CUDA_R_8F_E4M3) {
+        int64_t sizes = a_layout->rows | a_layout->cols | a_layout->stride | b_layout->stride;
+        bool is_plain = out_layout->type == CUDA_R_32F && d->epilogue == CUBLASLT_EPILOGUE_DEFAULT;
+        if (majors[current] < 9 || sizes % 16 != 0 || !is_plain) return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
     uintptr_t addresses = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)out | (uintptr_t)d->bias;
     float kept;
     memcpy(&kept, beta, sizeof kept);
