@@ -282,6 +282,10 @@ void tensor_set_value(const ops_tensor *t, int64_t i, float value) {
         memcpy(at, &value, sizeof value);
         return;
     }
+    if (t->dtype == OPS_DTYPE_E4M3) {
+        *at = f32_to_e4m3(value);
+        return;
+    }
     CHECK(t->dtype == OPS_DTYPE_F16 || t->dtype == OPS_DTYPE_BF16, "a value is stored as a number");
     uint16_t half = t->dtype == OPS_DTYPE_F16 ? f32_to_f16(value) : f32_to_bf16(value);
     memcpy(at, &half, sizeof half);
@@ -300,6 +304,7 @@ float tensor_value(const ops_tensor *t, int64_t i) {
         memcpy(&v, at, sizeof v);
         return v;
     }
+    if (t->dtype == OPS_DTYPE_E4M3) return e4m3_to_f32(*at);
     memcpy(&half, at, sizeof half);
     return t->dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
 }

@@ -23,7 +23,7 @@ typedef enum { OPS_PLACE_HOST, OPS_PLACE_DEVICE } ops_place;
  * and j + 16 share byte j, the first in its low half, each stored as code + 8. */
 typedef enum {
     OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_I32, OPS_DTYPE_U8, OPS_DTYPE_Q8, OPS_DTYPE_Q4,
-    OPS_DTYPE_E4M3 /* only inside a backend: codes of OPS_PRODUCT_FP8 without their scales */
+    OPS_DTYPE_E4M3 /* keys and values; and inside a backend codes of OPS_PRODUCT_FP8, without their scales */
 } ops_dtype;
 
 #define QUANT_BLOCK 32

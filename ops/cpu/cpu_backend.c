@@ -139,7 +139,7 @@ static status do_nothing(void *state) { /* every call here is done when it retur
 const ops_backend cpu_backend = {
     .name = "cpu",
     .activations = OPS_DTYPE_BIT(OPS_DTYPE_F32),
-    .caches = OPS_DTYPE_BIT(OPS_DTYPE_F16) | OPS_DTYPE_BIT(OPS_DTYPE_BF16),
+    .caches = OPS_DTYPE_BIT(OPS_DTYPE_F16) | OPS_DTYPE_BIT(OPS_DTYPE_BF16) | OPS_DTYPE_BIT(OPS_DTYPE_E4M3),
     .count = backend_count,
     .open = backend_open,
     .close = backend_close,

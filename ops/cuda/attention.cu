@@ -17,15 +17,15 @@
 
 static size_t shared_bytes(int head_dim) { return (size_t)(2 * head_dim + THREADS + WARPS) * sizeof(float); }
 
-template <typename T>
+template <typename C>
 static __device__ float score(const attention_job *j, const float *q, int kv_offset, int64_t key) {
-    const T *k = static_cast<const T *>(j->k) + key * j->kv_stride + kv_offset;
+    const C *k = static_cast<const C *>(j->k) + key * j->kv_stride + kv_offset;
     float sum = 0.0f;
     for (int d = 0; d < j->head_dim; d++) sum = fmaf(q[d], to_f32(k[d]), sum);
     return sum * j->scale;
 }
 
-template <typename T>
+template <typename T, typename C>
 static __global__ void attend_block_per_row(attention_job j) {
     SHARED_MEMORY(memory);
     float *q = reinterpret_cast<float *>(memory), *acc = q + j.head_dim; /* [head_dim] each */
@@ -45,7 +45,7 @@ static __global__ void attend_block_per_row(attention_job j) {
     for (int start = first / THREADS * THREADS; start <= last; start += THREADS) {
         int from = first > start ? first - start : 0, to = last - start < THREADS - 1 ? last - start : THREADS - 1;
         float s = -INFINITY;
-        if (thread >= from && thread <= to) s = score<T>(&j, q, kv_offset, key_row(&j, seq, start + thread));
+        if (thread >= from && thread <= to) s = score<C>(&j, q, kv_offset, key_row(&j, seq, start + thread));
         float new_top = larger(block_max(s, partial), top), shrink = expf(top - new_top);
         weights[thread] = expf(s - new_top);
         sum = sum * shrink + block_sum(weights[thread], partial); /* and all weights are written */
@@ -53,7 +53,7 @@ static __global__ void attend_block_per_row(attention_job j) {
             float a = acc[d] * shrink;
             for (int i = from; i <= to; i++) {
                 int64_t key = key_row(&j, seq, start + i);
-                a = fmaf(weights[i], to_f32(static_cast<const T *>(j.v)[key * j.kv_stride + kv_offset + d]), a);
+                a = fmaf(weights[i], to_f32(static_cast<const C *>(j.v)[key * j.kv_stride + kv_offset + d]), a);
             }
             acc[d] = a;
         }
@@ -67,10 +67,10 @@ static status attend(cuda_state *s, const attention_job *j) {
     if (cuda_tiles_take(j)) return cuda_tiles_run(s, j);
     dim3 grid((unsigned)j->rows, (unsigned)j->n_heads);
     size_t bytes = shared_bytes(j->head_dim);
-    WITH_DTYPE(j->dtype, T, {
-        TRY(cuda_allow_shared(attend_block_per_row<T>, bytes));
-        LAUNCH((attend_block_per_row<T>), grid, THREADS, bytes, s->stream, *j);
-    });
+    WITH_DTYPE(j->dtype, T, WITH_CACHE(j->kv_dtype, T, C, {
+        TRY(cuda_allow_shared(attend_block_per_row<T, C>, bytes));
+        LAUNCH((attend_block_per_row<T, C>), grid, THREADS, bytes, s->stream, *j);
+    }));
     return cuda_launched("attend_block_per_row");
 }
 
@@ -92,6 +92,7 @@ static attention_job job_of(const cuda_state *s, ops_tensor *out, const ops_tens
     j.scale = params->scale;
     j.fault = s->fault;
     j.dtype = q->dtype;
+    j.kv_dtype = k->dtype;
     return j;
 }
 

@@ -15,7 +15,7 @@ typedef struct {
     int n_heads, heads_a_kv, head_dim, window;
     float scale;
     int *fault;
-    ops_dtype dtype;
+    ops_dtype dtype, kv_dtype;
 } attention_job;
 
 /* The sequence of a row, and the keys first .. last that it sees. */

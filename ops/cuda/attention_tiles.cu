@@ -1,4 +1,4 @@
-/* Attention of halves on tensor cores (the formulas stand in attention.cu), for head sizes that are multiples of 8 up to
+/* Attention of halves, over keys and values in halves or e4m3, on tensor cores (the formulas stand in attention.cu), for head sizes that are multiples of 8 up to
  * 256. block -> a tile: up to 64 queries, which are rows that see the same keys times the heads that share them; warp ->
  * 16 of them; keys and values come in tiles of 64 (32 for heads over 96, 16 over 128), the next on its way while one is
  * multiplied.
@@ -23,6 +23,9 @@
  * Weights are rounded to the dtype for the second product, a relative 2^-8 (bf16) or 2^-11; sums are f32. A query takes
  * its k in fours of neighbours (lane t: k 4t .. 4t + 3 of 16), as keys do: one 8-byte load, the same sum. Lines of keys
  * are an odd number of 32 bytes long, those of values an odd number of 16, so that no two lanes meet in a bank.
+ *
+ * Keys and values in e4m3 arrive as codes and are made halves, exactly, in shared memory: codes have two stages then, the
+ * halves one.
  *
  * Memory: keys and values once a tile and key head. */
 #include "ops/cuda/attention_tiles.cuh"
@@ -52,10 +55,23 @@ struct shape_of {
     static constexpr int value_line = pad * 2 + 16;
 };
 
+/* Where codes wait to be made halves: C is what caches hold, T what is multiplied. */
+template <int pad, typename C>
+struct codes_of {};
+
 template <int pad>
+struct codes_of<pad, e4m3> {
+    alignas(16) unsigned char keys[2][shape_of<pad>::keys * pad];
+    alignas(16) unsigned char values[2][shape_of<pad>::keys * pad];
+};
+
+template <int pad, typename C>
 struct shared_of {
-    alignas(16) unsigned char keys[2][shape_of<pad>::keys * shape_of<pad>::key_line];
-    alignas(16) unsigned char values[2][shape_of<pad>::keys * shape_of<pad>::value_line];
+    static constexpr bool has_codes = sizeof(C) == 1;
+    static constexpr int stages = has_codes ? 1 : 2;
+    alignas(16) unsigned char keys[stages][shape_of<pad>::keys * shape_of<pad>::key_line];
+    alignas(16) unsigned char values[stages][shape_of<pad>::keys * shape_of<pad>::value_line];
+    codes_of<pad, C> codes;
     int reduce[WARPS];
     alignas(16) float joined[QUERIES * pad]; /* last: apart has none */
 };
@@ -116,21 +132,73 @@ static __device__ tile_place place_tile(const tile_job *j, int64_t tile, int64_t
 /* ---- loads --------------------------------------------------------------------------------- */
 
 /* This thread's share of a tile of keys and values: a part of one key. */
-template <typename T, int pad>
-static __device__ void copy_keys(shared_of<pad> *s, int stage, const tile_job *j, const tile_place *p, int kv_head,
+template <int pad>
+struct share_of {
+    static constexpr int shares = THREADS / shape_of<pad>::keys;
+    int key, first; /* the first 16 bytes of the key, of shares */
+};
+
+template <int pad>
+static __device__ inline share_of<pad> my_share(void) {
+    share_of<pad> m;
+    m.key = (int)threadIdx.x / share_of<pad>::shares;
+    m.first = (int)threadIdx.x % share_of<pad>::shares;
+    return m;
+}
+
+static __device__ inline void send_keys(unsigned char *keys, unsigned char *values, const void *k, const void *v,
+                                        bool is_there) {
+    copy16_async(keys, k, is_there);
+    copy16_async(values, v, is_there);
+}
+
+template <typename C, int pad>
+static __device__ void copy_keys(shared_of<pad, C> *s, int stage, const tile_job *j, const tile_place *p, int kv_head,
                                  int start) {
-    constexpr int shares = THREADS / shape_of<pad>::keys, chunks = pad / CHUNK;
-    int key = (int)threadIdx.x / shares, share = (int)threadIdx.x % shares, head_dim = j->a.head_dim;
-    int64_t row = start + key <= p->high ? key_row(&j->a, p->seq, start + key) : -1;
-    if (row < 0 && start + key <= p->high) *j->a.fault = 1;
+    constexpr int elements = 16 / (int)sizeof(C);
+    share_of<pad> mine = my_share<pad>();
+    int position = start + mine.key, head_dim = j->a.head_dim;
+    int64_t row = position <= p->high ? key_row(&j->a, p->seq, position) : -1;
+    if (row < 0 && position <= p->high) *j->a.fault = 1;
     int64_t at = (row < 0 ? 0 : row) * j->a.kv_stride + kv_head * head_dim;
-    for (int c = share; c < chunks; c += shares) {
-        bool is_there = row >= 0 && c * CHUNK < head_dim;
-        copy16_async(s->keys[stage] + key * shape_of<pad>::key_line + c * 16, static_cast<const T *>(j->a.k) + at + c * CHUNK,
-                     is_there);
-        copy16_async(s->values[stage] + key * shape_of<pad>::value_line + c * 16,
-                     static_cast<const T *>(j->a.v) + at + c * CHUNK, is_there);
+    const C *k = static_cast<const C *>(j->a.k) + at, *v = static_cast<const C *>(j->a.v) + at;
+    for (int c = mine.first; c < pad / elements; c += share_of<pad>::shares) {
+        bool is_there = row >= 0 && c * elements < head_dim;
+        unsigned char *keys, *values;
+        if constexpr (shared_of<pad, C>::has_codes) {
+            keys = s->codes.keys[stage] + mine.key * pad + c * 16;
+            values = s->codes.values[stage] + mine.key * pad + c * 16;
+        } else {
+            keys = s->keys[stage] + mine.key * shape_of<pad>::key_line + c * 16;
+            values = s->values[stage] + mine.key * shape_of<pad>::value_line + c * 16;
+        }
+        send_keys(keys, values, k + c * elements, v + c * elements, is_there);
     }
+}
+
+/* Eight codes to 16 bytes of halves. */
+template <typename T>
+static __device__ inline void open_eight(unsigned char *halves, const unsigned char *codes) {
+    uint2 from = *reinterpret_cast<const uint2 *>(codes);
+    uint4 to = {open_codes((unsigned short)from.x, T()), open_codes((unsigned short)(from.x >> 16), T()),
+                open_codes((unsigned short)from.y, T()), open_codes((unsigned short)(from.y >> 16), T())};
+    *reinterpret_cast<uint4 *>(halves) = to;
+}
+
+/* What this thread sent of a stage, made halves. Answers the stage that halves are in. */
+template <typename T, typename C, int pad>
+static __device__ int open_keys(shared_of<pad, C> *s, int stage) {
+    if constexpr (shared_of<pad, C>::has_codes) {
+        share_of<pad> mine = my_share<pad>();
+        for (int c = mine.first; c < pad / 16; c += share_of<pad>::shares)
+            for (int i = 0; i < 2; i++) {
+                int at = mine.key * pad + c * 16 + i * 8, to = c * 32 + i * 16;
+                open_eight<T>(s->keys[0] + mine.key * shape_of<pad>::key_line + to, s->codes.keys[stage] + at);
+                open_eight<T>(s->values[0] + mine.key * shape_of<pad>::value_line + to, s->codes.values[stage] + at);
+            }
+        return 0;
+    }
+    return stage;
 }
 
 static __device__ inline bool is_finite_half(unsigned short bits, __half) { return (bits & 0x7c00) != 0x7c00; }
@@ -138,12 +206,11 @@ static __device__ inline bool is_finite_half(unsigned short bits, __nv_bfloat16)
 
 /* Whether this thread's share of the values has one that is not finite; zeroes those when told to. */
 template <typename T, int pad>
-static __device__ bool look_through(shared_of<pad> *s, int stage, bool zero) {
-    constexpr int shares = THREADS / shape_of<pad>::keys, chunks = pad / CHUNK;
-    int key = (int)threadIdx.x / shares, share = (int)threadIdx.x % shares;
+static __device__ bool look_through(unsigned char *values, bool zero) {
+    share_of<pad> mine = my_share<pad>();
     bool has_found = false;
-    for (int c = share; c < chunks; c += shares) {
-        unsigned short *v = reinterpret_cast<unsigned short *>(s->values[stage] + key * shape_of<pad>::value_line + c * 16);
+    for (int c = mine.first; c < pad / CHUNK; c += share_of<pad>::shares) {
+        unsigned short *v = reinterpret_cast<unsigned short *>(values + mine.key * shape_of<pad>::value_line + c * 16);
         for (int i = 0; i < CHUNK; i++) {
             if (is_finite_half(v[i], T())) continue;
             has_found = true;
@@ -343,30 +410,32 @@ static __device__ void write_out(const query_state<pad> *q, const tile_job *j, c
 /* ---- kernels ------------------------------------------------------------------------------- */
 
 /* Keys from .. to of a tile, in chunks. */
-template <typename T, int pad>
-static __device__ void attend_keys(shared_of<pad> *s, query_state<pad> *q, const unsigned frag[pad / 16][4],
+template <typename T, typename C, int pad>
+static __device__ void attend_keys(shared_of<pad, C> *s, query_state<pad> *q, const unsigned frag[pad / 16][4],
                                    const tile_job *j, const tile_place *p, int kv_head, int from, int to) {
     constexpr int keys = shape_of<pad>::keys;
     const float scale = j->a.scale * 1.4426950408889634f; /* log2 e: weights are powers of two */
     bool has_queries = (int)threadIdx.x / WARP * 16 < p->n_rows * j->a.heads_a_kv; /* a warp without them only copies */
     int stage = 0;
-    copy_keys<T>(s, 0, j, p, kv_head, from);
+    copy_keys<C>(s, 0, j, p, kv_head, from);
     copies_commit();
     begin_chunk(q);
     for (int start = from; start <= to; start += keys) {
-        if (start + keys <= to) copy_keys<T>(s, 1 - stage, j, p, kv_head, start + keys);
+        if (start + keys <= to) copy_keys<C>(s, 1 - stage, j, p, kv_head, start + keys);
         copies_commit();
         copies_wait<1>();
-        bool has_bad = __syncthreads_or(look_through<T>(s, stage, false)) != 0;
+        int opened = open_keys<T>(s, stage);
+        unsigned char *values = s->values[opened];
+        bool has_bad = __syncthreads_or(look_through<T, pad>(values, false)) != 0;
         float w[keys / 8][4];
-        if (has_queries) weigh<T, pad>(w, q, frag, s->keys[stage], start, scale);
+        if (has_queries) weigh<T, pad>(w, q, frag, s->keys[opened], start, scale);
         if (has_bad) {
-            add_not_finite<T>(q, s->values[stage], start);
+            add_not_finite<T>(q, values, start);
             __syncthreads();
-            (void)look_through<T>(s, stage, true);
+            (void)look_through<T, pad>(values, true);
             __syncthreads();
         }
-        if (has_queries) add_values<T, pad>(q, w, s->values[stage]);
+        if (has_queries) add_values<T, pad>(q, w, values);
         __syncthreads(); /* the stage may be filled again */
         stage = 1 - stage;
         bool is_end = (start + keys) % CHUNK_KEYS == 0 || start + keys > to;
@@ -378,10 +447,10 @@ static __device__ void attend_keys(shared_of<pad> *s, query_state<pad> *q, const
     copies_wait<0>();
 }
 
-template <typename T, int pad>
+template <typename T, typename C, int pad>
 static __global__ void __launch_bounds__(THREADS) attend_block_per_tile(tile_job j) {
     SHARED_MEMORY(memory);
-    shared_of<pad> *s = reinterpret_cast<shared_of<pad> *>(memory);
+    shared_of<pad, C> *s = reinterpret_cast<shared_of<pad, C> *>(memory);
     int64_t chunk = blockIdx.z; /* together: 0 */
     int64_t n_tiles = j.a.tables ? j.n_tiles[chunk] : j.a.rows / j.a.length * j.tiles_a_group;
     for (int64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
@@ -398,7 +467,7 @@ static __global__ void __launch_bounds__(THREADS) attend_block_per_tile(tile_job
         load_queries<T>(frag, &q, &j, &p, (int)blockIdx.y);
         for (int i = (int)threadIdx.x; !j.partial && i < QUERIES * pad; i += THREADS) s->joined[i] = 0.0f;
         __syncthreads();
-        if (from <= to) attend_keys<T, pad>(s, &q, frag, &j, &p, (int)blockIdx.y, from, to);
+        if (from <= to) attend_keys<T, C, pad>(s, &q, frag, &j, &p, (int)blockIdx.y, from, to);
         if (j.partial) leave_chunk(&q, &j, chunk);
         else write_out<T, pad>(&q, &j, s->joined);
         __syncthreads();
@@ -432,12 +501,13 @@ static int64_t n_tiles_most(const tile_job *j) {
     return whole < j->a.rows ? whole : j->a.rows;
 }
 
-template <typename T, int pad>
+template <typename T, typename C, int pad>
 static status launch(cuda_state *s, tile_job *j) {
+    typedef shared_of<pad, C> shared;
     dim3 grid((unsigned)n_tiles_most(j), (unsigned)(j->a.n_heads / j->a.heads_a_kv), j->partial ? (unsigned)j->n_chunks : 1);
-    size_t shared = j->partial ? offsetof(shared_of<pad>, joined) : sizeof(shared_of<pad>);
-    TRY(cuda_allow_shared(attend_block_per_tile<T, pad>, shared));
-    LAUNCH((attend_block_per_tile<T, pad>), grid, THREADS, shared, s->stream, *j);
+    size_t bytes = j->partial ? offsetof(shared, joined) : sizeof(shared);
+    TRY(cuda_allow_shared(attend_block_per_tile<T, C, pad>, bytes));
+    LAUNCH((attend_block_per_tile<T, C, pad>), grid, THREADS, bytes, s->stream, *j);
     TRY(cuda_launched("attend_block_per_tile"));
     if (!j->partial) return STATUS_OK;
     int64_t n = j->a.rows * j->a.n_heads * j->a.head_dim;
@@ -445,18 +515,24 @@ static status launch(cuda_state *s, tile_job *j) {
     return cuda_launched("join_element_per_thread");
 }
 
-template <typename T>
+template <typename T, typename C>
 static status launch_pad(cuda_state *s, tile_job *j, int pad) {
-    if (pad == 64) return launch<T, 64>(s, j);
-    if (pad == 80) return launch<T, 80>(s, j);
-    if (pad == 96) return launch<T, 96>(s, j);
-    if (pad == 128) return launch<T, 128>(s, j);
-    return launch<T, 256>(s, j);
+    if (pad == 64) return launch<T, C, 64>(s, j);
+    if (pad == 80) return launch<T, C, 80>(s, j);
+    if (pad == 96) return launch<T, C, 96>(s, j);
+    if (pad == 128) return launch<T, C, 128>(s, j);
+    return launch<T, C, 256>(s, j);
+}
+
+template <typename T>
+static status launch_cache(cuda_state *s, tile_job *j, int pad) {
+    WITH_CACHE(j->a.kv_dtype, T, C, return (launch_pad<T, C>(s, j, pad)));
 }
 
 bool cuda_tiles_take(const attention_job *a) {
-    return a->dtype != OPS_DTYPE_F32 && a->head_dim % CHUNK == 0 && a->head_dim <= 256 && a->heads_a_kv <= QUERIES &&
-           (a->q_stride | a->kv_stride) % CHUNK == 0 && is_aligned16(a->out) && is_aligned16(a->q) &&
+    int elements = 16 / (int)dtype_bytes(a->kv_dtype);
+    return a->dtype != OPS_DTYPE_F32 && (a->head_dim | a->kv_stride) % elements == 0 && a->head_dim <= 256 &&
+           a->heads_a_kv <= QUERIES && a->q_stride % CHUNK == 0 && is_aligned16(a->out) && is_aligned16(a->q) &&
            is_aligned16(a->k) && is_aligned16(a->v);
 }
 
@@ -488,6 +564,6 @@ status cuda_tiles_run(cuda_state *s, const attention_job *a) {
         j.tiles = first;
         j.n_tiles = n_tiles;
     }
-    if (a->dtype == OPS_DTYPE_F16) return launch_pad<__half>(s, &j, pad);
-    return launch_pad<__nv_bfloat16>(s, &j, pad);
+    if (a->dtype == OPS_DTYPE_F16) return launch_cache<__half>(s, &j, pad);
+    return launch_cache<__nv_bfloat16>(s, &j, pad);
 }

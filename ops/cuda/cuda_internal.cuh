@@ -122,6 +122,18 @@ static inline bool is_aligned16(const void *p) { return (uintptr_t)p % 16 == 0; 
         }                                                              \
     } while (0)
 
+/* Runs the statement with C the type that keys and values are kept in beside activations of type T. */
+#define WITH_CACHE(dtype, T, C, ...)                                   \
+    do {                                                               \
+        if ((dtype) == OPS_DTYPE_E4M3) {                               \
+            typedef e4m3 C;                                            \
+            __VA_ARGS__;                                               \
+        } else {                                                       \
+            typedef T C;                                               \
+            __VA_ARGS__;                                               \
+        }                                                              \
+    } while (0)
+
 /* An activation of one f32: within 2e-7 |x| of the formulas in ops.h, and as they are at infinity and NaN. x is divided
  * by 1 + exp, which goes to infinity and 1 without losing what is left of x. */
 static __device__ inline float activation(float x, ops_act act) {

@@ -100,8 +100,8 @@ static __device__ inline void load_weights(unsigned words[4], const unsigned cha
             low = (float)(signed char)(pair & 255);
             high = (float)(signed char)(pair >> 8);
         } else if (kind == CODES_E4M3) {
-            low = to_f32(e4m3{(unsigned char)pair});
-            high = to_f32(e4m3{(unsigned char)(pair >> 8)});
+            low = code_to_f32((unsigned char)pair);
+            high = code_to_f32((unsigned char)(pair >> 8));
         } else {
             low = (float)((int)(pair >> t / 2 * 4 & 15) - 8);
             high = (float)((int)(pair >> 8 >> t / 2 * 4 & 15) - 8);

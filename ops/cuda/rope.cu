@@ -158,8 +158,8 @@ status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, con
     j.n_kv_heads = n_kv_heads;
     j.t.is_aligned = j.t.is_aligned && (j.q_stride | j.k_stride | j.v_stride) % CHUNK == 0 && is_aligned16(j.q) &&
                      is_aligned16(j.k) && is_aligned16(j.v) && is_aligned16(j.k_cache) && is_aligned16(j.v_cache);
-    WITH_DTYPE(k->dtype, T, {
-        LAUNCH((append_chunk_per_thread<T, T>), grid_of(k->dims[0], row_chunks(&j)), THREADS, 0, s->stream, j);
-    });
+    WITH_DTYPE(k->dtype, T, WITH_CACHE(k_cache->dtype, T, C, {
+        LAUNCH((append_chunk_per_thread<T, C>), grid_of(k->dims[0], row_chunks(&j)), THREADS, 0, s->stream, j);
+    }));
     return cuda_launched("append_chunk_per_thread");
 }

@@ -9,6 +9,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
+#include <math.h>
 #include <stdint.h>
 
 #include "ops/cuda/launch.cuh"
@@ -24,17 +25,32 @@ static __device__ inline float to_f32(float v) { return v; }
 static __device__ inline float to_f32(__half v) { return __half2float(v); }
 static __device__ inline float to_f32(__nv_bfloat16 v) { return __bfloat162float(v); }
 
-/* The exponent moves to its place in f32, where it means 2^120 times less. NaN becomes 480: what has such a code has a scale
- * that is NaN. */
-static __device__ inline float to_f32(e4m3 v) {
-    unsigned bits = v.bits;
+/* The exponent moves to its place in f32, where it means 2^120 times less. NaN becomes 480: for products, where what has such
+ * a code has a scale that is NaN. */
+static __device__ inline float code_to_f32(unsigned bits) {
     return __uint_as_float((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 0x1p120f;
 }
+static __device__ inline float to_f32(e4m3 v) { return (v.bits & 0x7f) == 0x7f ? NAN : code_to_f32(v.bits); }
 
 static __device__ inline void from_f32(float *out, float v) { *out = v; }
 static __device__ inline void from_f32(__half *out, float v) { *out = __float2half_rn(v); }
 static __device__ inline void from_f32(__nv_bfloat16 *out, float v) { *out = __float2bfloat16_rn(v); }
 static __device__ inline void from_f32(e4m3 *out, float v) { out->bits = __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3); }
+
+/* Two codes, the first in the low byte, as two halves of one word; NaN stays NaN. */
+static __device__ inline unsigned open_codes(unsigned short codes, __half) {
+    __half2_raw both = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
+    return both.x | (unsigned)both.y << 16;
+}
+static __device__ inline unsigned open_codes(unsigned short codes, __nv_bfloat16) {
+    __half2_raw both = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
+    __half from[2];
+    memcpy(from, &both, sizeof from);
+    __nv_bfloat16 v[2] = {__float2bfloat16_rn(__half2float(from[0])), __float2bfloat16_rn(__half2float(from[1]))};
+    unsigned word;
+    memcpy(&word, v, sizeof word);
+    return word;
+}
 
 template <typename T>
 struct alignas(sizeof(T) == 1 ? CHUNK : 16) chunk_of {

@@ -34,7 +34,7 @@ static void open_device(case_contexts *c) {
     }
 }
 
-const ops_dtype cache_dtypes[N_CACHE_DTYPES] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+const ops_dtype cache_dtypes[N_CACHE_DTYPES] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16, OPS_DTYPE_E4M3};
 
 void case_contexts_open(case_contexts *c) {
     static const struct {
@@ -164,21 +164,16 @@ float *random_floats(rng *r, int64_t n, float size) {
 }
 
 void *stored_as(const float *x, int64_t n, ops_dtype dtype) {
-    unsigned char *stored = test_alloc((size_t)n, dtype_bytes(dtype));
-    for (int64_t i = 0; i < n; i++) {
-        uint16_t half = dtype == OPS_DTYPE_F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
-        if (dtype == OPS_DTYPE_F32)
-            memcpy(stored + 4 * i, &x[i], 4);
-        else
-            memcpy(stored + 2 * i, &half, 2);
-    }
-    return stored;
+    ops_tensor stored = tensor_make(test_alloc((size_t)n, dtype_bytes(dtype)), OPS_PLACE_HOST, dtype, 1, &n);
+    for (int64_t i = 0; i < n; i++) tensor_set_value(&stored, i, x[i]);
+    return stored.data;
 }
 
 float rounded(float x, ops_dtype dtype) {
-    return dtype == OPS_DTYPE_F16    ? f16_to_f32(f32_to_f16(x))
-           : dtype == OPS_DTYPE_BF16 ? bf16_to_f32(f32_to_bf16(x))
-                                     : x;
+    uint32_t room;
+    ops_tensor one = tensor_make(&room, OPS_PLACE_HOST, dtype, 1, (int64_t[]){1});
+    tensor_set_value(&one, 0, x);
+    return tensor_value(&one, 0);
 }
 
 void round_floats(float *x, int64_t n, ops_dtype dtype) {
@@ -194,6 +189,7 @@ float *rounded_floats(const float *x, int64_t n, ops_dtype dtype) {
 double storage_error(ops_dtype dtype, double value) {
     if (dtype == OPS_DTYPE_F16) return 0x1p-11 * fabs(value) + 0x1p-25; /* 11 bits; subnormal steps of 2^-24 */
     if (dtype == OPS_DTYPE_BF16) return 0x1p-8 * fabs(value) + 0x1p-134;
+    if (dtype == OPS_DTYPE_E4M3) return 0x1p-4 * fabs(value) + 0x1p-10; /* 4 bits; subnormal steps of 2^-9 */
     return 0.0;
 }
 

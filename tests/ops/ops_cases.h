@@ -31,7 +31,7 @@ ops_ctx *case_context_open(const char *variant, int n_threads);
 void case_contexts_open(case_contexts *c);
 
 /* What keys and values may be kept in, where ops_takes_cache allows it. */
-#define N_CACHE_DTYPES 3
+#define N_CACHE_DTYPES 4
 extern const ops_dtype cache_dtypes[N_CACHE_DTYPES];
 void case_contexts_close(case_contexts *c);
 

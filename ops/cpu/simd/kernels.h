@@ -23,16 +23,40 @@
 #define INLINE    static inline __attribute__((always_inline))
 #define TILE_COLS (TILE_VECS * LANES)
 
+typedef uint8_t vcodes __attribute__((vector_size(LANES)));
+
+/* As e4m3_to_f32. */
+INLINE vf vload_e4m3(const uint8_t *p) {
+    vcodes codes;
+    memcpy(&codes, p, sizeof codes);
+    vu bits = __builtin_convertvector(codes, vu), number = bits & 0x7fu;
+    vf value = (vf)((bits & 0x80u) << 24 | number << 20) * vsplat(0x1p120f);
+    return (vf)((vu)value | ((vu)(number == 0x7fu) & 0x7fc00000u));
+}
+
 INLINE vf load_weights(const void *w, int64_t at, const ops_dtype dtype) {
     if (dtype == OPS_DTYPE_F32) return vload((const float *)w + at);
     if (dtype == OPS_DTYPE_F16) return vload_f16((const uint16_t *)w + at);
+    if (dtype == OPS_DTYPE_E4M3) return vload_e4m3((const uint8_t *)w + at);
     return vload_bf16((const uint16_t *)w + at);
 }
 
 INLINE float value_at(const void *x, int64_t at, const ops_dtype dtype) {
     if (dtype == OPS_DTYPE_F32) return ((const float *)x)[at];
+    if (dtype == OPS_DTYPE_E4M3) return e4m3_to_f32(((const uint8_t *)x)[at]);
     return dtype == OPS_DTYPE_F16 ? f16_to_f32(((const uint16_t *)x)[at]) : bf16_to_f32(((const uint16_t *)x)[at]);
 }
+
+/* Calls run(dtype) with dtype a constant. */
+#define WITH_STORED(dtype, run)                                        \
+    do {                                                               \
+        switch (dtype) {                                               \
+        case OPS_DTYPE_F32: run(OPS_DTYPE_F32); break;                 \
+        case OPS_DTYPE_F16: run(OPS_DTYPE_F16); break;                 \
+        case OPS_DTYPE_E4M3: run(OPS_DTYPE_E4M3); break;               \
+        default: run(OPS_DTYPE_BF16);                                  \
+        }                                                              \
+    } while (0)
 
 /* ---- tile ---------------------------------------------------------------------------------- */
 
@@ -214,9 +238,8 @@ INLINE void widen_of(float *out, const void *x, const ops_dtype dtype, int64_t n
 }
 
 static void widen(float *out, const void *x, ops_dtype dtype, int64_t n) {
-    if (dtype == OPS_DTYPE_F32) memcpy(out, x, (size_t)n * sizeof *out);
-    else if (dtype == OPS_DTYPE_F16) widen_of(out, x, OPS_DTYPE_F16, n);
-    else widen_of(out, x, OPS_DTYPE_BF16, n);
+#define WIDEN(constant) widen_of(out, x, constant, n)
+    WITH_STORED(dtype, WIDEN);
 }
 
 static void upcast(float *out, const void *w, ops_dtype dtype, int64_t k) {
@@ -419,7 +442,7 @@ static float softmax_step(float *s, int n, float scale, float *max, float *sum) 
 #define LINE_BYTES 64 /* of a cache */
 
 INLINE void ask_for(const void *const *ahead, int j, const ops_dtype dtype, int64_t width) {
-    int64_t bytes = width * (dtype == OPS_DTYPE_F32 ? 4 : 2);
+    int64_t bytes = width * (dtype == OPS_DTYPE_F32 ? 4 : dtype == OPS_DTYPE_E4M3 ? 1 : 2);
     for (int64_t at = 0; ahead && at < bytes; at += LINE_BYTES) __builtin_prefetch((const char *)ahead[j] + at);
 }
 
@@ -452,9 +475,8 @@ INLINE void scores_of(float *out, const float *q, const void *const *keys, const
 
 static void scores(float *out, const float *q, const void *const *keys, ops_dtype dtype, int n, int64_t width,
                    const void *const *ahead) {
-    if (dtype == OPS_DTYPE_F32) scores_of(out, q, keys, OPS_DTYPE_F32, n, width, ahead);
-    else if (dtype == OPS_DTYPE_F16) scores_of(out, q, keys, OPS_DTYPE_F16, n, width, ahead);
-    else scores_of(out, q, keys, OPS_DTYPE_BF16, n, width, ahead);
+#define SCORES(constant) scores_of(out, q, keys, constant, n, width, ahead)
+    WITH_STORED(dtype, SCORES);
 }
 
 #define VALUE_VECS 8
@@ -501,9 +523,8 @@ INLINE void add_values_of(float *out, const float *weights, const void *const *v
 
 static void add_values(float *out, const float *weights, const void *const *values, ops_dtype dtype, int n, int64_t width,
                        const void *const *ahead) {
-    if (dtype == OPS_DTYPE_F32) add_values_of(out, weights, values, OPS_DTYPE_F32, n, width, ahead);
-    else if (dtype == OPS_DTYPE_F16) add_values_of(out, weights, values, OPS_DTYPE_F16, n, width, ahead);
-    else add_values_of(out, weights, values, OPS_DTYPE_BF16, n, width, ahead);
+#define ADD_VALUES(constant) add_values_of(out, weights, values, constant, n, width, ahead)
+    WITH_STORED(dtype, ADD_VALUES);
 }
 
 static void scale(float *out, const float *x, float factor, int64_t n) {
@@ -538,6 +559,8 @@ static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
     else if (dtype == OPS_DTYPE_F16) {
         for (; i + LANES <= n; i += LANES) vstore_f16(half + i, vload(x + i));
         for (; i < n; i++) half[i] = f32_to_f16(x[i]);
+    } else if (dtype == OPS_DTYPE_E4M3) {
+        for (; i < n; i++) ((uint8_t *)out)[i] = f32_to_e4m3(x[i]);
     } else {
         for (; i + LANES <= n; i += LANES) {
             vu bits = (vu)vround_bf16(vload(x + i));

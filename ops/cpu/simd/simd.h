@@ -81,10 +81,10 @@ typedef struct {
     /* k rows of a packed panel to f32 [k, PANEL_COLS]; w begins a row, of q8 and q4 a block. */
     void (*upcast)(float *out, const void *w, ops_dtype dtype, int64_t k);
 
-    /* out[i] = x[i] of f32, f16 or bf16, i < n */
+    /* out[i] = x[i] of f32, f16, bf16 or e4m3, i < n */
     void (*widen)(float *out, const void *x, ops_dtype dtype, int64_t n);
 
-    /* out[i] of f32, f16 or bf16 = x[i], to nearest even, i < n */
+    /* out[i] of f32, f16, bf16 or e4m3 = x[i], to nearest even, i < n */
     void (*narrow)(void *out, const float *x, ops_dtype dtype, int64_t n);
 
     /* out[i] = x[i] rounded to bf16, i < n */
@@ -112,7 +112,7 @@ typedef struct {
      * and shrink = exp(old max - new) is returned, for what was accumulated before. */
     float (*softmax_step)(float *s, int n, float scale, float *max, float *sum);
 
-    /* out[j] = sum over d < width of q[d] keys[j][d], j < n <= KEY_CHUNK; keys of f32, f16 or bf16. Sixteen sums, d in sum
+    /* out[j] = sum over d < width of q[d] keys[j][d], j < n <= KEY_CHUNK; keys of f32, f16, bf16 or e4m3. Sixteen sums, d in sum
      * d mod 16, folded 8-4-2-1. out [KEY_CHUNK]. ahead: n lines of the same size that will be wanted next and are asked
      * for meanwhile; NULL: none. */
     void (*scores)(float *out, const float *q, const void *const *keys, ops_dtype dtype, int n, int64_t width,

@@ -12,4 +12,12 @@ static inline __nv_fp8_storage_t __nv_cvt_float_to_fp8(float v, __nv_saturation_
     return f32_to_e4m3(v);
 }
 
+struct __half2_raw {
+    unsigned short x, y;
+};
+
+static inline __half2_raw __nv_cvt_fp8x2_to_halfraw2(unsigned short codes, __nv_fp8_interpretation_t) {
+    return __half2_raw{f32_to_f16(e4m3_to_f32((uint8_t)codes)), f32_to_f16(e4m3_to_f32((uint8_t)(codes >> 8)))};
+}
+
 #endif
