@@ -145,8 +145,9 @@ static status read_dtype(model *m, const char *name, err *e) {
     m->wanted = stored_dtype_find(name);
     if (m->wanted == SAFETENSORS_BF16) m->product = OPS_PRODUCT_BF16;
     if (strcmp(name, "int8") == 0) m->product = OPS_PRODUCT_INT8;
+    else if (strcmp(name, "fp8") == 0) m->product = OPS_PRODUCT_FP8;
     else if (m->wanted == SAFETENSORS_OTHER)
-        return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16, bf16 or int8", name);
+        return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16, bf16, int8 or fp8", name);
     return STATUS_OK;
 }
 

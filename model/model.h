@@ -33,7 +33,7 @@ enum {
 typedef struct {
     const char *dir;     /* the checkpoint */
     const char *dtype;   /* "f32", "f16", "bf16": weights that are not in blocks are converted to it. With "bf16" matrices
-                            are multiplied in bf16 too, with "int8", which converts nothing, in 8 bits; else exactly.
+                            are multiplied in bf16 too, with "int8" and "fp8", which convert nothing, in 8 bits; else exactly.
                             NULL or "auto": nothing is converted, products are exact */
     const char *adapter; /* the folder of a PEFT adapter that is merged into the weights; NULL: none */
     const char *const *served; /* n_served adapters more, "NAME=DIR": not merged, but added to the rows of those who ask

@@ -16,7 +16,7 @@
 
 #define MODEL_DTYPE_ROW                                                                            \
     {"dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,                                              \
-     "f32 or f16: weights are converted to it; bf16, int8: and products rounded to it; auto: as stored, exact products"}
+     "f32 or f16: weights are converted to it; bf16, int8, fp8: and products rounded to it; auto: as stored, exact products"}
 
 #define MODEL_LOAD_ROWS                                                                            \
     MODEL_ADAPTER_ROW, MODEL_DTYPE_ROW,                                                            \
