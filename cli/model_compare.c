@@ -19,8 +19,9 @@ static const option_row rows[] = {
     {"text", 0, OPTION_STRING, "FILE", NULL, 0, 0, "what both read, in UTF-8; - is standard input"},
     {"window", 0, OPTION_INT, "N", "512", 2, 65536, "tokens read in one piece, at most what the checkpoints can"},
     {"dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,
-     "how the second one is opened: auto, f32, f16, bf16 or int8; with one folder twice, what that costs"},
-    {"kv-dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0, "what the second one keeps keys and values in: auto, f32, f16 or bf16"},
+     "how the second one is opened: auto, f32, f16, bf16, int8 or fp8; with one folder twice, what that costs"},
+    {"kv-dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,
+     "what the second one keeps keys and values in: auto, f32, f16, bf16 or fp8"},
     {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},
     {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads; without it, one per core"},
     {0}};

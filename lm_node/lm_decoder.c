@@ -388,8 +388,8 @@ static status check_settings(const lm_decoder *d, err *e) {
         return fail(e, STATUS_BAD_ARGUMENT, "decoder: %d blocks of keys and values, need 1 to %d",
                     s->kv_blocks, INT32_MAX / KV_BLOCK_TOKENS);
     if (!ops_takes_cache(d->ctx, d->dtype, d->kv_dtype))
-        return fail(e, STATUS_BAD_ARGUMENT, "kv-dtype %s: device %s keeps keys and values in %s here", dtype_name(d->kv_dtype),
-                    ops_device_text(d->ctx), dtype_name(d->dtype));
+        return fail(e, STATUS_BAD_ARGUMENT, "decoder: keys and values in %s, device %s has %s or e4m3 (--kv-dtype fp8) here",
+                    dtype_name(d->kv_dtype), ops_device_text(d->ctx), dtype_name(d->dtype));
     return STATUS_OK;
 }
 

@@ -146,21 +146,25 @@ static status read_dtype(model *m, const char *name, err *e) {
     m->wanted = stored_dtype_find(name);
     if (m->wanted == SAFETENSORS_BF16) m->product = OPS_PRODUCT_BF16;
     if (strcmp(name, "int8") == 0) m->product = OPS_PRODUCT_INT8;
+    else if (strcmp(name, "fp8") == 0) m->product = OPS_PRODUCT_FP8;
     else if (m->wanted == SAFETENSORS_OTHER)
-        return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16, bf16 or int8", name);
+        return fail(e, STATUS_BAD_ARGUMENT, "dtype \"%.40s\", expected auto, f32, f16, bf16, int8 or fp8", name);
     return STATUS_OK;
 }
 
 static status read_kv_dtype(model *m, const char *name, err *e) {
     if (!name || strcmp(name, "auto") == 0) return STATUS_OK;
-    static const ops_dtype known[] = {OPS_DTYPE_F32, OPS_DTYPE_F16, OPS_DTYPE_BF16};
+    static const struct {
+        const char *name;
+        ops_dtype dtype;
+    } known[] = {{"f32", OPS_DTYPE_F32}, {"f16", OPS_DTYPE_F16}, {"bf16", OPS_DTYPE_BF16}, {"fp8", OPS_DTYPE_E4M3}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (strcmp(name, dtype_name(known[i])) != 0) continue;
+        if (strcmp(name, known[i].name) != 0) continue;
         m->has_kv_dtype = true;
-        m->kv_dtype = known[i];
+        m->kv_dtype = known[i].dtype;
         return STATUS_OK;
     }
-    return fail(e, STATUS_BAD_ARGUMENT, "kv-dtype \"%.40s\", expected auto, f32, f16 or bf16", name);
+    return fail(e, STATUS_BAD_ARGUMENT, "kv-dtype \"%.40s\", expected auto, f32, f16, bf16 or fp8", name);
 }
 
 /* The tensor of a row in the wanted dtype. A finite value that has no place in f16 is refused: it would be infinite. */

@@ -16,11 +16,11 @@
 
 #define MODEL_DTYPE_ROW                                                                            \
     {"dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,                                              \
-     "f32 or f16: weights are converted to it; bf16, int8: and products rounded to it; auto: as stored, exact products"}
+     "f32 or f16: weights are converted to it; bf16, int8, fp8: and products rounded to it; auto: as stored, exact products"}
 
 #define MODEL_KV_DTYPE_ROW                                                                         \
     {"kv-dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,                                           \
-     "what keys and values are kept in: f32, f16 or bf16; auto: as activations, on a CPU halves where products are rounded"}
+     "what keys and values are kept in: f32, f16, bf16 or fp8; auto: as activations, on a CPU halves where products are rounded"}
 
 #define MODEL_LOAD_ROWS                                                                            \
     MODEL_ADAPTER_ROW, MODEL_DTYPE_ROW, MODEL_KV_DTYPE_ROW,                                        \

@@ -83,6 +83,24 @@ static void scores_are_those_of_the_reference(void **state) {
     ended_run_free(&r);
 }
 
+/* What a type of products costs is said of one checkpoint against itself. */
+static void a_type_of_products_has_its_loss(void **state) {
+    world *w = *state;
+    static const struct {
+        const char *name;
+        double most;
+    } products[] = {{"bf16", 0.001}, {"int8", 0.005}, {"fp8", 0.05}};
+    double before = 0.0;
+    for (size_t i = 0; i < sizeof products / sizeof *products; i++) {
+        ended_run r = RUN("compare", DEMO, DEMO, "--text", w->text, "--window", "16", "--dtype", products[i].name);
+        double loss = number_of(&r, "KL divergence", 0);
+        if (!(loss > before && loss < products[i].most)) fail_msg("%s: KL divergence %g", products[i].name, loss);
+        near(number_of(&r, "perplexity", 0), PPL_DEMO, 1e-4);
+        before = loss;
+        ended_run_free(&r);
+    }
+}
+
 /* Eight bits lose nearly nothing: the same word for every example picture. */
 static void a_quantized_checkpoint_is_one_like_any_other(void **state) {
     world *w = *state;
@@ -118,7 +136,7 @@ static void what_cannot_be_quantized_or_compared_is_named(void **state) {
     r = RUN("compare", DEMO, w->q8);
     ends(&r, 2, "--text FILE is missing");
     r = RUN("compare", DEMO, w->q8, "--text", w->text, "--kv-dtype", "int8");
-    ends(&r, 2, "kv-dtype \"int8\", expected auto, f32, f16 or bf16");
+    ends(&r, 2, "kv-dtype \"int8\", expected auto, f32, f16, bf16 or fp8");
     r = RUN("compare", DEMO, w->q8, "--text", "/nowhere");
     ends(&r, 3, "--text /nowhere: No such file");
     char *empty = path_join(w->dir, "empty");
@@ -130,6 +148,7 @@ static void what_cannot_be_quantized_or_compared_is_named(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(scores_are_those_of_the_reference),
+                                       cmocka_unit_test(a_type_of_products_has_its_loss),
                                        cmocka_unit_test(a_quantized_checkpoint_is_one_like_any_other),
                                        cmocka_unit_test(what_cannot_be_quantized_or_compared_is_named)};
     return cmocka_run_group_tests(tests, setup, teardown);

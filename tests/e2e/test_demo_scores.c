@@ -130,6 +130,7 @@ static void reduced_products_keep_the_scores(void **state) {
     (void)state;
     expect_scores("bf16", 2);
     expect_scores("int8", 2);
+    expect_scores("fp8", 2);
 }
 
 static int set_up(void **state) {

@@ -611,21 +611,21 @@ static void a_converted_checkpoint_is_the_one_stored_so(void **state) {
     model *m;
     err e;
     assert_int_equal(open_as(&m, &c, "f64", &e), STATUS_BAD_ARGUMENT);
-    expect_words(e.text, SAYS("f64", "expected auto, f32, f16, bf16 or int8"));
+    expect_words(e.text, SAYS("f64", "expected auto, f32, f16, bf16, int8 or fp8"));
     checkpoint_close(&c);
 }
 
 /* What a cache was filled with by one product may not answer for another. */
 static void products_have_fingerprints_of_their_own(void **state) {
     (void)state;
-    static const char *const NAMES[] = {"auto", "bf16", "int8"};
-    static const ops_product PRODUCTS[] = {OPS_PRODUCT_F32, OPS_PRODUCT_BF16, OPS_PRODUCT_INT8};
+    static const char *const NAMES[] = {"auto", "bf16", "int8", "fp8"};
+    static const ops_product PRODUCTS[] = {OPS_PRODUCT_F32, OPS_PRODUCT_BF16, OPS_PRODUCT_INT8, OPS_PRODUCT_FP8};
     checkpoint c = checkpoint_load(CASE);
     checkpoint_set_dtype(&c, "BF16");
     checkpoint_write(&c, 1);
-    model *m[3];
+    model *m[4];
     err e;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         if (open_as(&m[i], &c, NAMES[i], &e) != STATUS_OK) fail_msg("%s", e.text);
         assert_int_equal(model_product(m[i]), PRODUCTS[i]);
         assert_int_equal(model_tower_dtype(m[i]), OPS_DTYPE_BF16);
@@ -634,7 +634,7 @@ static void products_have_fingerprints_of_their_own(void **state) {
             assert_memory_not_equal(model_tower_fingerprint(m[i]), model_tower_fingerprint(m[k]), HASH_SHA256_BYTES);
         }
     }
-    for (int i = 0; i < 3; i++) model_close(&m[i]);
+    for (int i = 0; i < 4; i++) model_close(&m[i]);
     checkpoint_close(&c);
 }
 
@@ -649,7 +649,8 @@ static void keys_are_kept_as_told_or_as_the_products_deserve(void **state) {
         {"auto", "auto", OPS_DTYPE_F32, OPS_DTYPE_F16}, {"auto", NULL, OPS_DTYPE_F32, OPS_DTYPE_F16},
         {"f16", "auto", OPS_DTYPE_F32, OPS_DTYPE_F16},  {"bf16", "auto", OPS_DTYPE_BF16, OPS_DTYPE_F16},
         {"int8", "auto", OPS_DTYPE_F16, OPS_DTYPE_F16}, {"int8", "f32", OPS_DTYPE_F32, OPS_DTYPE_F32},
-        {"auto", "bf16", OPS_DTYPE_BF16, OPS_DTYPE_BF16}};
+        {"auto", "bf16", OPS_DTYPE_BF16, OPS_DTYPE_BF16}, {"fp8", "auto", OPS_DTYPE_F16, OPS_DTYPE_F16},
+        {"auto", "fp8", OPS_DTYPE_E4M3, OPS_DTYPE_E4M3}};
     checkpoint c = checkpoint_load(CASE);
     checkpoint_write(&c, 1);
     model *as_is = open_model(&c), *m;
@@ -668,7 +669,7 @@ static void keys_are_kept_as_told_or_as_the_products_deserve(void **state) {
     }
     model_settings s = {.dir = c.dir, .kv_dtype = "q8", .parts = MODEL_PART_ALL};
     assert_int_equal(model_open(&m, &s, &e), STATUS_BAD_ARGUMENT);
-    expect_words(e.text, SAYS("kv-dtype \"q8\"", "expected auto, f32, f16 or bf16"));
+    expect_words(e.text, SAYS("kv-dtype \"q8\"", "expected auto, f32, f16, bf16 or fp8"));
     model_close(&as_is);
     checkpoint_close(&c);
 }

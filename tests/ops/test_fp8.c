@@ -76,17 +76,21 @@ static void a_scale_makes_the_largest_of_a_row_448(void **state) {
 
 enum { ROWS = 21, K = 200, N = 48 };
 
-static ops_matrix *open_matrix(ops_ctx *ctx, void *w, ops_dtype dtype) {
+static ops_matrix *open_matrix(ops_ctx *ctx, const ops_tensor *w) {
     err e;
     ops_matrix *m;
-    ops_tensor t = tensor_make(w, OPS_PLACE_HOST, dtype, 2, (int64_t[]){N, K});
-    assert_int_equal(ops_matrix_open_as(ctx, &m, &t, NULL, OPS_PRODUCT_FP8, &e), STATUS_OK);
+    assert_int_equal(ops_matrix_open_as(ctx, &m, w, NULL, OPS_PRODUCT_FP8, &e), STATUS_OK);
     return m;
 }
 
-/* The product of ROWS rows in f32; x is rounded to the context's dtype. */
-static float *multiply(int i, const ops_matrix *m, const float *x, bool is_few) {
-    guarded to = guarded_open(contexts.ctx[i], OPS_DTYPE_F32, 2, (int64_t[]){ROWS, N});
+static ops_matrix *open_floats(ops_ctx *ctx, float *w) {
+    ops_tensor t = tensor_make(w, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){N, K});
+    return open_matrix(ctx, &t);
+}
+
+/* The product of ROWS rows of K in f32; x is rounded to the context's dtype. */
+static float *multiply(int i, const ops_matrix *m, int64_t n_out, const float *x, bool is_few) {
+    guarded to = guarded_open(contexts.ctx[i], OPS_DTYPE_F32, 2, (int64_t[]){ROWS, n_out});
     guarded from = guarded_floats(contexts.ctx[i], contexts.dtype[i], 2, (int64_t[]){ROWS, K}, x);
     assert_int_equal(ops_linear(contexts.ctx[i], &to.t, &from.t, m, &(ops_linear_params){.is_few = is_few}), STATUS_OK);
     assert_true(guarded_intact(&to));
@@ -105,9 +109,9 @@ static void what_is_not_finite_spoils_its_own_row_or_output_only(void **state) {
     bad_w[2 * K + 7] = NAN, bad_w[47 * K + 0] = -INFINITY;
     for (int i = 0; i < contexts.n; i++)
         for (int few = 0; few < 2; few++) {
-            ops_matrix *m = open_matrix(contexts.ctx[i], w, OPS_DTYPE_F32);
-            ops_matrix *bad = open_matrix(contexts.ctx[i], bad_w, OPS_DTYPE_F32);
-            float *clean = multiply(i, m, x, few), *got = multiply(i, bad, bad_x, few);
+            ops_matrix *m = open_floats(contexts.ctx[i], w);
+            ops_matrix *bad = open_floats(contexts.ctx[i], bad_w);
+            float *clean = multiply(i, m, N, x, few), *got = multiply(i, bad, N, bad_x, few);
             for (int at = 0; at < ROWS * N; at++) {
                 int row = at / N, o = at % N;
                 bool is_bad = row == 1 || row == 4 || row == 20 || o == 2 || o == 47;
@@ -131,12 +135,12 @@ static void tiny_rows_are_zeros_and_large_ones_are_not(void **state) {
     for (int o = 0; o < N; o++) w[o * K + 3] = o % 2 ? 0.25f : 0x1p-110f; /* every second one counts as zeros */
     for (int i = 0; i < contexts.n; i++)
         for (int few = 0; few < 2; few++) {
-            ops_matrix *m = open_matrix(contexts.ctx[i], w, OPS_DTYPE_F32);
+            ops_matrix *m = open_floats(contexts.ctx[i], w);
             for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
                 float size = rounded(sizes[s], contexts.dtype[i]);
                 if (!isfinite(size)) continue;
                 x[2 * K + 3] = size;
-                float *got = multiply(i, m, x, few);
+                float *got = multiply(i, m, N, x, few);
                 for (int at = 0; at < ROWS * N; at++) {
                     float want = at / N == 2 && at % 2 && size >= OPS_TINY ? size * 0.25f : 0.0f;
                     if (!(fabsf(got[at] - want) <= want * 0x1p-21f))
@@ -152,23 +156,24 @@ static void tiny_rows_are_zeros_and_large_ones_are_not(void **state) {
 
 static void weights_in_blocks_are_coded_again_from_their_values(void **state) {
     (void)state;
+    enum { MANY = 1040 }; /* more than a device codes at once */
     static const ops_dtype dtypes[] = {OPS_DTYPE_Q8, OPS_DTYPE_Q4};
     rng r = rng_make(6);
-    float *any = random_floats(&r, ROWS * K, 2.0f), *w = random_floats(&r, N * K, 0.7f), *values = test_alloc(N * K, sizeof *w);
-    double *want = test_alloc(ROWS * N, sizeof *want), *size = test_alloc(ROWS * N, sizeof *size);
+    float *any = random_floats(&r, ROWS * K, 2.0f), *w = random_floats(&r, MANY * K, 0.7f), *values = test_alloc(MANY * K, sizeof *w);
+    double *want = test_alloc(ROWS * MANY, sizeof *want), *size = test_alloc(ROWS * MANY, sizeof *size);
     for (size_t d = 0; d < 2; d++) {
         size_t row_bytes = dtype_row_bytes(dtypes[d], K);
-        unsigned char *blocks = test_alloc(N, row_bytes);
-        for (int o = 0; o < N; o++) quantize_row(blocks + (size_t)o * row_bytes, dtypes[d], w + o * K, K);
-        ops_tensor stored = tensor_make(blocks, OPS_PLACE_HOST, dtypes[d], 2, (int64_t[]){N, K});
-        for (int k = 0; k < N * K; k++) values[k] = tensor_value(&stored, k);
+        unsigned char *blocks = test_alloc(MANY, row_bytes);
+        for (int o = 0; o < MANY; o++) quantize_row(blocks + (size_t)o * row_bytes, dtypes[d], w + o * K, K);
+        ops_tensor stored = tensor_make(blocks, OPS_PLACE_HOST, dtypes[d], 2, (int64_t[]){MANY, K});
+        for (int k = 0; k < MANY * K; k++) values[k] = tensor_value(&stored, k);
         for (int i = 0; i < contexts.n; i++) {
             float *x = rounded_floats(any, ROWS * K, contexts.dtype[i]);
-            ref_fp8(want, size, x, values, NULL, ROWS, K, N);
+            ref_fp8(want, size, x, values, NULL, ROWS, K, MANY);
             for (int few = 0; few < 2; few++) {
-                ops_matrix *m = open_matrix(contexts.ctx[i], blocks, dtypes[d]);
-                float *got = multiply(i, m, x, few);
-                for (int at = 0; at < ROWS * N; at++)
+                ops_matrix *m = open_matrix(contexts.ctx[i], &stored);
+                float *got = multiply(i, m, MANY, x, few);
+                for (int at = 0; at < ROWS * MANY; at++)
                     if (!(fabs((double)got[at] - want[at]) <= ref_fp8_bound(K) * size[at]))
                         fail_msg("%s, %s, few %d: [%d] got %.9g want %.9g", ops_device_text(contexts.ctx[i]),
                                  dtype_name(dtypes[d]), few, at, (double)got[at], want[at]);
@@ -180,6 +185,37 @@ static void weights_in_blocks_are_coded_again_from_their_values(void **state) {
         free(blocks);
     }
     free(any), free(w), free(values), free(want), free(size);
+}
+
+/* So many outputs that sums in f32 are finished a few rows at a time on a device. */
+static void rows_of_very_many_outputs_are_those_of_single_calls(void **state) {
+    (void)state;
+    enum { MANY_ROWS = 131, SHORT_K = 16, WIDE_N = 65536 };
+    static const int rows[] = {0, 127, 128, 130};
+    err e;
+    rng r = rng_make(8);
+    float *x = random_floats(&r, MANY_ROWS * SHORT_K, 1.0f), *w = random_floats(&r, WIDE_N * SHORT_K, 1.0f);
+    ops_tensor tw = tensor_make(w, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, (int64_t[]){WIDE_N, SHORT_K});
+    ops_ctx *ctx = contexts.ctx[0];
+    ops_matrix *m;
+    assert_int_equal(ops_matrix_open_as(ctx, &m, &tw, NULL, OPS_PRODUCT_FP8, &e), STATUS_OK);
+    guarded from = guarded_floats(ctx, OPS_DTYPE_F32, 2, (int64_t[]){MANY_ROWS, SHORT_K}, x);
+    guarded to = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){MANY_ROWS, WIDE_N});
+    assert_int_equal(ops_linear(ctx, &to.t, &from.t, m, NULL), STATUS_OK);
+    assert_true(guarded_intact(&to));
+    float *all = guarded_values(&to);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        guarded one = guarded_open(ctx, OPS_DTYPE_F32, 2, (int64_t[]){1, WIDE_N});
+        ops_tensor row = tensor_rows(&from.t, rows[i], 1);
+        assert_int_equal(ops_linear(ctx, &one.t, &row, m, NULL), STATUS_OK);
+        float *got = guarded_values(&one);
+        assert_true(same_bits(got, all + (int64_t)rows[i] * WIDE_N, WIDE_N));
+        free(got);
+        guarded_close(&one);
+    }
+    guarded_close(&from), guarded_close(&to);
+    ops_matrix_close(ctx, &m);
+    free(all), free(x), free(w);
 }
 
 static int open_all(void **state) {
@@ -203,6 +239,7 @@ int main(void) {
         cmocka_unit_test(what_is_not_finite_spoils_its_own_row_or_output_only),
         cmocka_unit_test(tiny_rows_are_zeros_and_large_ones_are_not),
         cmocka_unit_test(weights_in_blocks_are_coded_again_from_their_values),
+        cmocka_unit_test(rows_of_very_many_outputs_are_those_of_single_calls),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
