@@ -40,6 +40,8 @@ typedef struct {
     cuda_host *hosts;
     unsigned char *scratch; /* grows to the largest need and is kept; one operator's at a time */
     size_t scratch_bytes;
+    unsigned n_scratch_moves; /* a graph knows scratch by its address */
+    bool is_recording;        /* a graph: scratch stays where it is */
 } cuda_state;
 
 /* Weights as they lie in the checkpoint, each row filled up with zeros to row_elements. Blocks are taken apart:
@@ -82,7 +84,15 @@ void cuda_host_close(void *state, void *host, size_t bytes);
 status cuda_upload(void *state, void *device, const void *host, size_t bytes);
 status cuda_download(void *state, void *host, const void *device, size_t bytes);
 
-/* At least this much, 256-aligned, contents undefined. Errors: NO_MEMORY, DEVICE. */
+/* graphs.cu */
+status cuda_graph_begin(void *state, err *e);
+status cuda_graph_end(void *state, ops_graph **graph, err *e);
+bool cuda_graph_is_current(const void *state, const ops_graph *graph);
+status cuda_graph_run(void *state, const ops_graph *graph);
+void cuda_graph_close(void *state, ops_graph *graph);
+
+/* At least this much, 256-aligned, contents undefined. Errors: NO_MEMORY, DEVICE; UNSUPPORTED where it would have to grow
+ * while a graph is recorded. */
 MUST_USE status cuda_scratch(cuda_state *s, void **data, size_t bytes);
 
 /* Lets a kernel have this much shared memory. */

@@ -67,8 +67,7 @@ struct block {
     const char *name;
     unsigned n_threads, n_arrived, n_ended;
     int votes, vote; /* of the meeting going on, of the last one over */
-    void (*run)(const void *);
-    const void *body;
+    const std::function<void()> *thread; /* of the kernel that runs */
     fiber_context scheduler;
     void *scheduler_announced;
     emulated_thread threads[THREADS_MAX];
@@ -85,6 +84,11 @@ void emulated_mistake(const char *what) {
     if (emulated_here)
         fprintf(stderr, " (block %u %u %u, thread %u)", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
     fprintf(stderr, "\n");
+    abort();
+}
+
+[[noreturn]] static void launch_mistake(const char *kernel, const char *what) {
+    fprintf(stderr, "emulated CUDA: %s: %s\n", kernel, what);
     abort();
 }
 
@@ -125,7 +129,7 @@ static void leave(emulated_thread *t);
 /* For ever: a fiber that returned would leave half a stack of calls behind. */
 static void fiber_main(void) {
     for (;;) {
-        running->run(running->body);
+        (*running->thread)();
         if (emulated_here->self->n_copies > 0) emulated_mistake("a thread ends with copies on their way");
         emulated_here->self->state = ENDED;
         running->n_ended++;
@@ -366,21 +370,24 @@ cudaError_t emulated_allow_shared(void (*kernel)(void), int bytes) {
     return cudaErrorInvalidValue;
 }
 
-void emulate_launch(void (*kernel)(void), const char *name, dim3 grid, dim3 dim, size_t shared_bytes,
-                    void (*run)(const void *), const void *body) {
+static void run_kernel(const char *name, dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()> &thread) {
     if (!running) running = open_block();
     block *b = running;
     b->name = name;
-    if (dim.x == 0 || dim.x > THREADS_MAX || dim.x % WARP_LANES != 0 || dim.y != 1 || dim.z != 1)
-        emulated_mistake("a block that is no row of whole warps");
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
-        emulated_mistake("a grid that is empty or too large");
-    if (shared_bytes > allowed_bytes(kernel)) emulated_mistake("more shared memory than the kernel was allowed");
     b->n_threads = dim.x;
-    b->run = run;
-    b->body = body;
+    b->thread = &thread;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) run_block(b, uint3{x, y, z}, grid, dim, shared_bytes);
     b->name = NULL;
+}
+
+void emulate_launch(void (*kernel)(void), const char *name, dim3 grid, dim3 dim, size_t shared_bytes, cudaStream_t stream,
+                    std::function<void()> thread) {
+    if (dim.x == 0 || dim.x > THREADS_MAX || dim.x % WARP_LANES != 0 || dim.y != 1 || dim.z != 1)
+        launch_mistake(name, "a block that is no row of whole warps");
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+        launch_mistake(name, "a grid that is empty or too large");
+    if (shared_bytes > allowed_bytes(kernel)) launch_mistake(name, "more shared memory than the kernel was allowed");
+    (void)emulated_do(stream, [=] { run_kernel(name, grid, dim, shared_bytes, thread); });
 }
