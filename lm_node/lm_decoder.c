@@ -18,7 +18,9 @@
  * Rows are of two kinds (ops_linear_params.is_few): tokens being decoded, and of every step the rows whose logits are wanted,
  * from where the others stop to be needed, are few; rows of prompts are many. The kind follows from the row alone.
  *
- * All indices of a step go to the device in one upload; the arrays below are views into it. */
+ * All indices of a step go to the device in one upload; the arrays below are views into it. What runs on them up to the
+ * logits is one function, run_network, which a device with graphs records for steps of decoding (step_graphs.h). The
+ * candidates are found outside of it: what is wanted of the rows is read from host memory. */
 #include "lm_node/lm_decoder.h"
 
 #include <math.h>
@@ -31,6 +33,7 @@
 #include "lm_node/adapted_matrix.h"
 #include "lm_node/kv_cache.h"
 #include "lm_node/projector.h"
+#include "lm_node/step_graphs.h"
 #include "model/device_weights.h"
 
 typedef struct {
@@ -43,7 +46,7 @@ typedef struct {
     adapted_matrix kv;       /* k, v: of the last layer only */
     adapted_matrix out;      /* out, and beside it, of a parallel layer, fc2 */
     adapted_matrix fc1, fc2; /* where they are not in those; fc1 of a gated MLP: gate above up */
-    ops_tensor keys, values; /* [kv_blocks, KV_BLOCK_TOKENS, kv_width] */
+    ops_tensor keys, values; /* [n_blocks(d), KV_BLOCK_TOKENS, kv_width] */
 } decoder_layer;
 
 /* The index arrays of one step, on the device. */
@@ -73,6 +76,7 @@ struct lm_decoder {
     float *host_logits; /* of one row */
     ops_candidates *host_candidates;
     int n_out; /* of the last step */
+    step_graphs *graphs; /* NULL where the device has none */
     lm_decoder_tap *tap;
     void *tap_user;
     float *tap_hidden;
@@ -122,8 +126,11 @@ size_t lm_decoder_block_bytes(const model_config *c, ops_dtype dtype) {
            ops_cut_bytes(dtype, KV_BLOCK_TOKENS * kv_width(&c->decoder));
 }
 
+/* The caller's, and behind them the spare one of rows of nobody. */
+static int64_t n_blocks(const lm_decoder *d) { return d->s.kv_blocks + (ops_has_graphs(d->ctx) ? 1 : 0); }
+
 static size_t kv_bytes(const lm_decoder *d) {
-    int64_t elements = (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS * kv_width(&d->c);
+    int64_t elements = n_blocks(d) * KV_BLOCK_TOKENS * kv_width(&d->c);
     return 2 * (size_t)d->c.n_layers * ops_cut_bytes(d->dtype, elements);
 }
 
@@ -292,7 +299,7 @@ static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i,
     CHECK(!f->is_parallel || !f->is_gated, "no parallel family has a gate");
     TRY(open_attention(d, l, m, prefix, i + 1 == d->c.n_layers, e));
     if (!f->is_parallel) TRY(open_mlp(d, l, m, prefix, e));
-    const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
+    const int64_t dims[3] = {n_blocks(d), KV_BLOCK_TOKENS, kv_width(&d->c)};
     l->keys = ops_block_cut(&d->kv, d->dtype, 3, dims);
     l->values = ops_block_cut(&d->kv, d->dtype, 3, dims);
     return STATUS_OK;
@@ -372,6 +379,14 @@ static status open_activations(lm_decoder *d, err *e) {
     return STATUS_OK;
 }
 
+/* As large as the steps that have graphs can be: all of their rows are wanted. */
+static status open_graphs(lm_decoder *d, err *e) {
+    int rows = d->s.max_out < d->s.max_seqs ? d->s.max_out : d->s.max_seqs; /* and max_out is not above max_rows */
+    const step_graphs_settings settings = {
+        .max_rows = rows, .max_table_blocks = kv_blocks_for(d->s.max_context), .spare_block = d->s.kv_blocks};
+    return step_graphs_open(&d->graphs, d->ctx, &settings, e);
+}
+
 static status check_settings(const lm_decoder *d, err *e) {
     const lm_decoder_settings *s = &d->s;
     if (s->max_rows < 1 || s->max_rows > (1 << 20) || s->max_seqs < 1 || s->max_seqs > (1 << 16) ||
@@ -400,6 +415,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     status st = check_settings(d, e);
     if (st == STATUS_OK) st = open_weights(d, m, e);
     if (st == STATUS_OK) st = open_activations(d, e);
+    if (st == STATUS_OK) st = open_graphs(d, e);
     if (st != STATUS_OK) {
         lm_decoder_close(&d);
         return st;
@@ -417,6 +433,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
 void lm_decoder_close(lm_decoder **out) {
     lm_decoder *d = *out;
     if (!d) return;
+    step_graphs_close(&d->graphs);
     for (int i = 0; d->layers && i < d->c.n_layers; i++) {
         decoder_layer *l = &d->layers[i];
         adapted_matrix *all[] = {&l->in, &l->kv, &l->out, &l->fc1, &l->fc2};
@@ -689,31 +706,54 @@ static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x, const 
     return out_x->dims[0] > 0 ? tap_state(d, d->c.n_layers, out_x) : STATUS_OK;
 }
 
+/* What the network runs on: a step whose indices are on the device. */
+typedef struct {
+    lm_decoder *d;
+    const lm_batch *b;
+    step_indices at;
+    err *e;
+} network_call;
+
+/* From tokens to the logits of the wanted rows: operators only, where no row is an image's. */
+static status run_network(void *user) {
+    const network_call *call = user;
+    lm_decoder *d = call->d;
+    const lm_batch *b = call->b;
+    ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
+    ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out);
+    TRY(run_embeddings(d, &x, &call->at, b, call->e));
+    TRY(tap_state(d, 0, &x));
+    TRY(run_layers(d, &out_x, &x, &call->at));
+    if (b->n_out == 0) return STATUS_OK;
+    TRY(run_norm(d, &out_x, &out_x, &d->final));
+    return adapted_linear(&d->adapters, &logits, &out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->out_kinds);
+}
+
 /* What a choice among the logits needs is found on the device: a row of them is large, and most often nobody looks at it. */
-static status run_head(lm_decoder *d, ops_tensor *out_x, const lm_batch *b) {
+static status take_candidates(lm_decoder *d, const lm_batch *b) {
     ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out), candidates = tensor_rows(&d->candidates, 0, b->n_out);
-    TRY(run_norm(d, out_x, out_x, &d->final));
-    TRY(adapted_linear(&d->adapters, &logits, out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->out_kinds));
+    if (b->n_out == 0) return STATUS_OK;
     TRY(ops_candidates_rows(d->ctx, &candidates, &logits, lm_decoder_n_offered(d), b->wanted));
     return ops_download(d->ctx, d->host_candidates, &candidates);
 }
 
-static status run_step(lm_decoder *d, const lm_batch *b, err *e) {
-    step_indices at;
-    ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
-    TRY(upload_indices(d, &at, b));
-    TRY(run_embeddings(d, &x, &at, b, e));
-    TRY(tap_state(d, 0, &x));
-    TRY(run_layers(d, &out_x, &x, &at));
-    if (b->n_out > 0) TRY(run_head(d, &out_x, b));
+/* Who listens to the layers hears each of them, of the step's own rows. */
+static status run_step(lm_decoder *d, lm_step *out, const lm_batch *b, err *e) {
+    lm_batch padded;
+    bool has_graph = !d->tap && step_graphs_pad(d->graphs, &padded, b);
+    network_call call = {.d = d, .b = has_graph ? &padded : b, .e = e};
+    TRY(upload_indices(d, &call.at, call.b));
+    if (has_graph) TRY(step_graphs_run(d->graphs, &out->is_replayed, &padded, run_network, &call));
+    else TRY(run_network(&call));
+    TRY(take_candidates(d, b));
     return ops_sync(d->ctx);
 }
 
 status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *e) {
     check_batch(d, batch);
-    *out = (lm_step){d->host_candidates};
+    *out = (lm_step){.candidates = d->host_candidates};
     d->n_out = batch->n_out;
-    status st = run_step(d, batch, e);
+    status st = run_step(d, out, batch, e);
     return st == STATUS_OK ? st : fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text((int)st));
 }
 
