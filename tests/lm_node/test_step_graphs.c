@@ -25,10 +25,12 @@ typedef struct {
     const model_decoder_config *c;
     ops_ctx *ctx[2];
     lm_decoder *d[2]; /* the second never has graphs: somebody listens to its layers */
+    int64_t rows_heard;
 } fixture;
 
 static void listen(void *user, int layer, const float *hidden, int64_t n_rows, int64_t width) {
-    (void)user, (void)layer, (void)hidden, (void)n_rows, (void)width;
+    (void)hidden, (void)width;
+    if (layer == 0) ((fixture *)user)->rows_heard = n_rows;
 }
 
 static void open_fixture(fixture *f, const char *case_name, const char *dtype, int n_decoders, int max_seqs) {
@@ -47,7 +49,7 @@ static void open_fixture(fixture *f, const char *case_name, const char *dtype, i
         if (ops_open(&f->ctx[i], &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
         if (lm_decoder_open(&f->d[i], f->ctx[i], f->m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
     }
-    if (f->d[1]) lm_decoder_set_tap(f->d[1], listen, NULL);
+    if (f->d[1]) lm_decoder_set_tap(f->d[1], listen, f);
 }
 
 static void close_fixture(fixture *f) {
@@ -108,6 +110,7 @@ static bool step_both(fixture *f, const step_rows *s, int step) {
     for (int i = 0; i < 2; i++)
         if (lm_decoder_step(f->d[i], &out[i], &s->b, &e) != STATUS_OK) fail_msg("step %d: %s", step, e.text);
     assert_false(out[1].is_replayed);
+    assert_int_equal(f->rows_heard, s->b.n_rows);
     for (int row = 0; row < s->b.n_out; row++) {
         const float *logits[2];
         for (int i = 0; i < 2; i++) assert_int_equal(lm_decoder_logits(f->d[i], &logits[i], row, &e), STATUS_OK);
