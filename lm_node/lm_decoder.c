@@ -18,7 +18,9 @@
  * Rows are of two kinds (ops_linear_params.is_few): tokens being decoded, and of every step the rows whose logits are wanted,
  * from where the others stop to be needed, are few; rows of prompts are many. The kind follows from the row alone.
  *
- * All indices of a step go to the device in one upload; the arrays below are views into it. */
+ * All indices of a step go to the device in one upload; the arrays below are views into it. What runs on them up to the
+ * logits is one function, run_network, which a device with graphs records for steps of decoding (step_graphs.h). The
+ * candidates are found outside of it: what is wanted of the rows is read from host memory. */
 #include "lm_node/lm_decoder.h"
 
 #include <math.h>
@@ -28,23 +30,11 @@
 
 #include "base/check.h"
 #include "base/log.h"
-#include "lm_node/adapted_matrix.h"
+#include "lm_node/decoder_layer.h"
 #include "lm_node/kv_cache.h"
 #include "lm_node/projector.h"
+#include "lm_node/step_graphs.h"
 #include "model/device_weights.h"
-
-typedef struct {
-    ops_tensor w, b; /* b only of layer norms */
-} decoder_norm;
-
-typedef struct {
-    decoder_norm norm1, norm2;
-    adapted_matrix in;       /* k, v, q and, of a parallel layer, fc1; without k and v in the last layer */
-    adapted_matrix kv;       /* k, v: of the last layer only */
-    adapted_matrix out;      /* out, and beside it, of a parallel layer, fc2 */
-    adapted_matrix fc1, fc2; /* where they are not in those; fc1 of a gated MLP: gate above up */
-    ops_tensor keys, values; /* [kv_blocks, KV_BLOCK_TOKENS, kv_width] */
-} decoder_layer;
 
 /* The index arrays of one step, on the device. */
 typedef struct {
@@ -74,6 +64,7 @@ struct lm_decoder {
     float *host_logits; /* of one row */
     ops_candidates *host_candidates;
     int n_out; /* of the last step */
+    step_graphs *graphs; /* NULL where the device has none */
     lm_decoder_tap *tap;
     void *tap_user;
     float *tap_hidden;
@@ -89,26 +80,10 @@ struct lm_decoder {
 
 /* ---- sizes --------------------------------------------------------------------------------- */
 
-static int64_t kv_width(const model_decoder_config *c) {
-    return (int64_t)c->n_kv_heads * c->head_size;
-}
-
-static int64_t q_width(const model_decoder_config *c) { return (int64_t)c->n_heads * c->head_size; }
-
-/* What fc1 makes: the MLP, or gate and value of it. */
-static int64_t fc1_width(const model_decoder_config *c) {
-    return c->family->is_gated ? 2 * (int64_t)c->intermediate : c->intermediate;
-}
-
-/* Queries, and of a parallel layer the MLP's part beside them. */
-static int64_t q_mlp_width(const model_decoder_config *c) {
-    return q_width(c) + (c->family->is_parallel ? fc1_width(c) : 0);
-}
-
 /* What the widest of a layer's products makes. */
 static int64_t wide_width(const model_decoder_config *c) {
-    int64_t in = 2 * kv_width(c) + q_mlp_width(c);
-    return in > fc1_width(c) ? in : fc1_width(c);
+    int64_t in = 2 * decoder_kv_width(c) + decoder_q_mlp_width(c);
+    return in > decoder_fc1_width(c) ? in : decoder_fc1_width(c);
 }
 
 static int64_t n_turns(const lm_decoder *d) { return (int64_t)d->s.max_context * (d->c.has_long_rope ? 2 : 1); }
@@ -121,11 +96,14 @@ ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m) {
 size_t lm_decoder_block_bytes(const ops_ctx *ctx, const model *m) {
     const model_decoder_config *c = &model_get_config(m)->decoder;
     ops_dtype kept = model_kv_dtype(m, lm_decoder_dtype(ctx, m));
-    return 2 * (size_t)c->n_layers * ops_cut_bytes(kept, KV_BLOCK_TOKENS * kv_width(c));
+    return 2 * (size_t)c->n_layers * ops_cut_bytes(kept, KV_BLOCK_TOKENS * decoder_kv_width(c));
 }
 
+/* The caller's, and behind them the spare one of rows of nobody. */
+static int64_t n_blocks(const lm_decoder *d) { return d->s.kv_blocks + (ops_has_graphs(d->ctx) ? 1 : 0); }
+
 static size_t kv_bytes(const lm_decoder *d) {
-    int64_t elements = (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS * kv_width(&d->c);
+    int64_t elements = n_blocks(d) * KV_BLOCK_TOKENS * decoder_kv_width(&d->c);
     return 2 * (size_t)d->c.n_layers * ops_cut_bytes(d->kv_dtype, elements);
 }
 
@@ -164,12 +142,7 @@ lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d) {
         sum.weights += projector_weight_bytes(d->projectors[i]);
         sum.activations += projector_activation_bytes(d->projectors[i]);
     }
-    for (int i = 0; i < d->c.n_layers; i++) {
-        const decoder_layer *l = &d->layers[i];
-        const adapted_matrix *all[] = {&l->in, &l->kv, &l->out, &l->fc1, &l->fc2};
-        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
-            sum.weights += adapted_matrix_bytes(all[k], &d->adapters);
-    }
+    for (int i = 0; i < d->c.n_layers; i++) sum.weights += decoder_layer_matrix_bytes(&d->layers[i], &d->adapters);
     return sum;
 }
 
@@ -218,88 +191,6 @@ static status open_turns(lm_decoder *d, err *e) {
     return st == STATUS_OK ? st : fail(e, st, "decoder: rotary tables: %s", status_text((int)st));
 }
 
-static status open_norm(lm_decoder *d, decoder_norm *norm, const model *m, err *e, const char *prefix,
-                        const char *name) {
-    char full[NAME_BYTES];
-    (void)snprintf(full, sizeof full, "%s%s.weight", prefix, name);
-    TRY(device_vector_cut_plus(&d->weights, &norm->w, d->c.family->norm_adds_one ? 1.0f : 0.0f, m, e, full));
-    if (d->c.family->is_rms) return STATUS_OK;
-    return device_vector_cut(&d->weights, &norm->b, m, e, "%s%s.bias", prefix, name);
-}
-
-/* A stored matrix, whole. */
-static status open_matrix(lm_decoder *d, adapted_matrix *w, const model *m, const char *prefix, const char *name, err *e) {
-    char full[NAME_BYTES];
-    (void)snprintf(full, sizeof full, "%s%s", prefix, name);
-    const device_rows all = device_rows_all(m, full);
-    return adapted_matrix_open(w, &d->adapters, m, &(device_join){&all, 1, false}, e);
-}
-
-#define PART_K 0
-#define PART_V 1
-#define PART_Q 2
-
-/* Where the rows of keys, values and queries are: in matrices of their own, or each its rows of one. names: room for what
- * the parts are called. */
-static void find_qkv(const lm_decoder *d, device_rows parts[3], char names[3][NAME_BYTES], const model *m, const char *prefix) {
-    const decoder_family *f = d->c.family;
-    const char *apart[3] = {f->k, f->v, f->q};
-    const int64_t q = q_width(&d->c), kv = kv_width(&d->c), head = d->c.head_size;
-    const int64_t first[3] = {q, q + kv, 0}, n[3] = {kv, kv, q}, place[3] = {1, 2, 0}; /* in the order q, k, v */
-    for (int i = 0; i < 3; i++) {
-        bool is_apart = f->qkv_layout == MODEL_QKV_APART;
-        (void)snprintf(names[i], NAME_BYTES, "%s%s", prefix, is_apart ? apart[i] : f->qkv);
-        if (is_apart) parts[i] = device_rows_all(m, names[i]);
-        else if (f->qkv_layout == MODEL_QKV_IN_BLOCKS) parts[i] = device_rows_from(names[i], first[i], n[i]);
-        else
-            parts[i] = (device_rows){.name = names[i], .first = place[i] * head, .n = q, .run = head, .stride = 3 * head};
-    }
-}
-
-static status open_attention(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, bool is_last, err *e) {
-    const decoder_family *f = d->c.family;
-    char names[3][NAME_BYTES], fc1[NAME_BYTES], out[NAME_BYTES], fc2[NAME_BYTES];
-    device_rows in[4];
-    find_qkv(d, in, names, m, prefix);
-    if (is_last) TRY(adapted_matrix_open(&l->kv, &d->adapters, m, &(device_join){&in[PART_K], 2, false}, e));
-    size_t first = is_last ? PART_Q : PART_K, n_parts = 3;
-    (void)snprintf(fc1, sizeof fc1, "%s%s", prefix, f->is_parallel ? f->fc1 : "");
-    if (f->is_parallel) in[n_parts++] = device_rows_all(m, fc1);
-    TRY(adapted_matrix_open(&l->in, &d->adapters, m, &(device_join){in + first, n_parts - first, false}, e));
-    if (!f->is_parallel) return open_matrix(d, &l->out, m, prefix, f->out, e);
-    (void)snprintf(out, sizeof out, "%s%s", prefix, f->out);
-    (void)snprintf(fc2, sizeof fc2, "%s%s", prefix, f->fc2);
-    device_rows beside[2] = {device_rows_all(m, out), device_rows_all(m, fc2)};
-    return adapted_matrix_open(&l->out, &d->adapters, m, &(device_join){beside, 2, true}, e);
-}
-
-/* Of a layer that is not parallel. */
-static status open_mlp(lm_decoder *d, decoder_layer *l, const model *m, const char *prefix, err *e) {
-    const decoder_family *f = d->c.family;
-    TRY(open_matrix(d, &l->fc2, m, prefix, f->fc2, e));
-    if (f->fc1) return open_matrix(d, &l->fc1, m, prefix, f->fc1, e);
-    char gate[NAME_BYTES], up[NAME_BYTES];
-    (void)snprintf(gate, sizeof gate, "%s%s", prefix, f->gate);
-    (void)snprintf(up, sizeof up, "%s%s", prefix, f->up);
-    device_rows parts[2] = {device_rows_all(m, gate), device_rows_all(m, up)};
-    return adapted_matrix_open(&l->fc1, &d->adapters, m, &(device_join){parts, 2, false}, e);
-}
-
-static status open_layer(lm_decoder *d, decoder_layer *l, const model *m, int i, err *e) {
-    const decoder_family *f = d->c.family;
-    char prefix[NAME_BYTES];
-    (void)snprintf(prefix, sizeof prefix, "%slayers.%d.", d->c.prefix, i);
-    TRY(open_norm(d, &l->norm1, m, e, prefix, f->norm1));
-    if (f->norm2) TRY(open_norm(d, &l->norm2, m, e, prefix, f->norm2));
-    CHECK(!f->is_parallel || !f->is_gated, "no parallel family has a gate");
-    TRY(open_attention(d, l, m, prefix, i + 1 == d->c.n_layers, e));
-    if (!f->is_parallel) TRY(open_mlp(d, l, m, prefix, e));
-    const int64_t dims[3] = {d->s.kv_blocks, KV_BLOCK_TOKENS, kv_width(&d->c)};
-    l->keys = ops_block_cut(&d->kv, d->kv_dtype, 3, dims);
-    l->values = ops_block_cut(&d->kv, d->kv_dtype, 3, dims);
-    return STATUS_OK;
-}
-
 /* The factor as the reference has it in f32: the root of the width in double, rounded. */
 static status open_embed_scale(lm_decoder *d, err *e) {
     const int64_t hidden = d->c.hidden;
@@ -330,6 +221,7 @@ static int64_t widest_call(const lm_decoder *d) {
 
 static status open_weights(lm_decoder *d, const model *m, err *e) {
     adapter_room_init(&d->adapters, d->ctx, m, d->dtype, widest_call(d));
+    const layer_source from = {m, &d->c, &d->weights, &d->kv, n_blocks(d), d->kv_dtype, &d->adapters};
     const char *prefix = d->c.prefix;
     char embed_name[NAME_BYTES];
     (void)snprintf(embed_name, sizeof embed_name, "%sembed_tokens.weight", prefix);
@@ -338,13 +230,13 @@ static status open_weights(lm_decoder *d, const model *m, err *e) {
     TRY(ops_block_open(d->ctx, &d->kv, kv_bytes(d), e));
     TRY(device_table_cut(&d->weights, &d->embed, m, e, embed_name));
     if (d->c.family->scales_embeddings) TRY(open_embed_scale(d, e));
-    TRY(open_norm(d, &d->final, m, e, prefix, d->c.family->final_norm));
+    TRY(decoder_norm_open(&d->final, &from, prefix, d->c.family->final_norm, e));
     TRY(open_turns(d, e));
     TRY(open_projectors(d, m, e));
-    TRY(open_matrix(d, &d->head, m, d->c.is_tied ? prefix : "", d->c.is_tied ? "embed_tokens" : d->c.head, e));
+    TRY(decoder_matrix_open(&d->head, &from, d->c.is_tied ? prefix : "", d->c.is_tied ? "embed_tokens" : d->c.head, e));
     d->layers = calloc((size_t)d->c.n_layers, sizeof *d->layers);
     if (!d->layers) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for its layers");
-    for (int i = 0; i < d->c.n_layers; i++) TRY(open_layer(d, &d->layers[i], m, i, e));
+    for (int i = 0; i < d->c.n_layers; i++) TRY(decoder_layer_open(&d->layers[i], &from, i, e));
     return STATUS_OK;
 }
 
@@ -372,6 +264,14 @@ static status open_activations(lm_decoder *d, err *e) {
         return fail(e, STATUS_NO_MEMORY, "decoder: no memory for %lld rows of logits",
                     (long long)outs);
     return STATUS_OK;
+}
+
+/* As large as the steps that have graphs can be: all of their rows are wanted. */
+static status open_graphs(lm_decoder *d, err *e) {
+    int rows = d->s.max_out < d->s.max_seqs ? d->s.max_out : d->s.max_seqs; /* and max_out is not above max_rows */
+    const step_graphs_settings settings = {
+        .max_rows = rows, .max_table_blocks = kv_blocks_for(d->s.max_context), .spare_block = d->s.kv_blocks};
+    return step_graphs_open(&d->graphs, d->ctx, &settings, e);
 }
 
 static status check_settings(const lm_decoder *d, err *e) {
@@ -406,6 +306,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     status st = check_settings(d, e);
     if (st == STATUS_OK) st = open_weights(d, m, e);
     if (st == STATUS_OK) st = open_activations(d, e);
+    if (st == STATUS_OK) st = open_graphs(d, e);
     if (st != STATUS_OK) {
         lm_decoder_close(&d);
         return st;
@@ -423,11 +324,8 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
 void lm_decoder_close(lm_decoder **out) {
     lm_decoder *d = *out;
     if (!d) return;
-    for (int i = 0; d->layers && i < d->c.n_layers; i++) {
-        decoder_layer *l = &d->layers[i];
-        adapted_matrix *all[] = {&l->in, &l->kv, &l->out, &l->fc1, &l->fc2};
-        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) adapted_matrix_close(all[k], &d->adapters);
-    }
+    step_graphs_close(&d->graphs);
+    for (int i = 0; d->layers && i < d->c.n_layers; i++) decoder_layer_close(&d->layers[i], &d->adapters);
     adapted_matrix_close(&d->head, &d->adapters);
     for (int i = 0; d->projectors && i <= d->adapters.n_adapters; i++) projector_close(&d->projectors[i]);
     adapter_room_deinit(&d->adapters);
@@ -611,7 +509,7 @@ static ops_linear_params in_params(const lm_decoder *d, int64_t mlp_from) {
 static status run_mlp(lm_decoder *d, const decoder_layer *l, ops_tensor *out, const ops_tensor *n, const ops_tensor *x,
                       const row_places *at) {
     const bool is_gated = d->c.family->is_gated;
-    ops_tensor wide = tensor_first(&d->wide, n->dims[0], fc1_width(&d->c)), inner = wide;
+    ops_tensor wide = tensor_first(&d->wide, n->dims[0], decoder_fc1_width(&d->c)), inner = wide;
     TRY(run_linear(d, &wide, n, &l->fc1, &(ops_linear_params){.act = is_gated ? OPS_ACT_NONE : d->c.act}, at));
     if (is_gated) {
         inner = tensor_rows(&d->gated, 0, n->dims[0]);
@@ -642,7 +540,7 @@ static status attend(lm_decoder *d, const decoder_layer *l, ops_tensor *q, const
  * written. n and other are used up; the result is in x. */
 static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, ops_tensor *n,
                            const ops_tensor *q_mlp, const row_places *at) {
-    ops_tensor q = tensor_columns(q_mlp, 0, q_width(&d->c));
+    ops_tensor q = tensor_columns(q_mlp, 0, decoder_q_width(&d->c));
     TRY(attend(d, l, &q, at));
     TRY(run_linear(d, other, d->c.family->is_parallel ? q_mlp : &q, &l->out, &(ops_linear_params){.add = x}, at));
     if (d->c.family->is_parallel) {
@@ -656,7 +554,7 @@ static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_t
 /* Keys and values, the first columns of rows, to their slots; q NULL: no queries are turned with them. */
 static status append_keys(lm_decoder *d, decoder_layer *l, const ops_tensor *rows, ops_tensor *q, const ops_tensor *slots,
                           const row_places *at) {
-    const int64_t kv = kv_width(&d->c);
+    const int64_t kv = decoder_kv_width(&d->c);
     ops_tensor k = tensor_columns(rows, 0, kv), v = tensor_columns(rows, kv, kv);
     const ops_kv_places places = {&d->cos, &d->sin, at->turns, slots};
     return ops_kv_append(d->ctx, &l->keys, &l->values, &k, &v, q, &places, d->c.n_heads, d->c.n_kv_heads);
@@ -664,12 +562,12 @@ static status append_keys(lm_decoder *d, decoder_layer *l, const ops_tensor *row
 
 static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, const ops_tensor *slots,
                         const row_places *at) {
-    const int64_t rows = x->dims[0], before = 2 * kv_width(&d->c), width = before + q_mlp_width(&d->c);
+    const int64_t rows = x->dims[0], before = 2 * decoder_kv_width(&d->c), width = before + decoder_q_mlp_width(&d->c);
     ops_tensor n = tensor_rows(&d->n, 0, rows), wide = tensor_first(&d->wide, rows, width);
-    const ops_linear_params params = in_params(d, before + q_width(&d->c));
+    const ops_linear_params params = in_params(d, before + decoder_q_width(&d->c));
     TRY(run_norm(d, &n, x, &l->norm1));
     TRY(run_linear(d, &wide, &n, &l->in, &params, at));
-    ops_tensor q = tensor_columns(&wide, before, q_width(&d->c)), q_mlp = tensor_columns(&wide, before, width - before);
+    ops_tensor q = tensor_columns(&wide, before, decoder_q_width(&d->c)), q_mlp = tensor_columns(&wide, before, width - before);
     TRY(append_keys(d, l, &wide, &q, slots, at));
     return run_branches(d, l, x, other, &n, &q_mlp, at);
 }
@@ -678,14 +576,15 @@ static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tens
 static status run_last_layer(lm_decoder *d, decoder_layer *l, ops_tensor *out_x, const ops_tensor *x, const step_indices *at,
                              const row_places *all, const row_places *wanted) {
     const int64_t rows = x->dims[0], n_out = out_x->dims[0];
-    ops_tensor n = tensor_rows(&d->n, 0, rows), both = tensor_first(&d->wide, rows, 2 * kv_width(&d->c));
+    ops_tensor n = tensor_rows(&d->n, 0, rows), both = tensor_first(&d->wide, rows, 2 * decoder_kv_width(&d->c));
     TRY(run_norm(d, &n, x, &l->norm1));
     TRY(run_linear(d, &both, &n, &l->kv, &(ops_linear_params){.act = OPS_ACT_NONE}, all));
     TRY(append_keys(d, l, &both, NULL, &at->slots, all));
     if (n_out == 0) return STATUS_OK;
     ops_tensor other = tensor_rows(&d->out_other, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
-    ops_tensor q_mlp = tensor_first(&d->wide, n_out, q_mlp_width(&d->c)), q = tensor_columns(&q_mlp, 0, q_width(&d->c));
-    const ops_linear_params params = in_params(d, q_width(&d->c));
+    ops_tensor q_mlp = tensor_first(&d->wide, n_out, decoder_q_mlp_width(&d->c));
+    ops_tensor q = tensor_columns(&q_mlp, 0, decoder_q_width(&d->c));
+    const ops_linear_params params = in_params(d, decoder_q_width(&d->c));
     TRY(ops_gather_rows(d->ctx, out_x, x, &at->out_rows));
     TRY(ops_gather_rows(d->ctx, &out_n, &n, &at->out_rows));
     TRY(run_linear(d, &q_mlp, &out_n, &l->in, &params, wanted));
@@ -707,31 +606,54 @@ static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x, const 
     return out_x->dims[0] > 0 ? tap_state(d, d->c.n_layers, out_x) : STATUS_OK;
 }
 
+/* What the network runs on: a step whose indices are on the device. */
+typedef struct {
+    lm_decoder *d;
+    const lm_batch *b;
+    step_indices at;
+    err *e;
+} network_call;
+
+/* From tokens to the logits of the wanted rows: operators only, where no row is an image's. */
+static status run_network(void *user) {
+    const network_call *call = user;
+    lm_decoder *d = call->d;
+    const lm_batch *b = call->b;
+    ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
+    ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out);
+    TRY(run_embeddings(d, &x, &call->at, b, call->e));
+    TRY(tap_state(d, 0, &x));
+    TRY(run_layers(d, &out_x, &x, &call->at));
+    if (b->n_out == 0) return STATUS_OK;
+    TRY(run_norm(d, &out_x, &out_x, &d->final));
+    return adapted_linear(&d->adapters, &logits, &out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->out_kinds);
+}
+
 /* What a choice among the logits needs is found on the device: a row of them is large, and most often nobody looks at it. */
-static status run_head(lm_decoder *d, ops_tensor *out_x, const lm_batch *b) {
+static status take_candidates(lm_decoder *d, const lm_batch *b) {
     ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out), candidates = tensor_rows(&d->candidates, 0, b->n_out);
-    TRY(run_norm(d, out_x, out_x, &d->final));
-    TRY(adapted_linear(&d->adapters, &logits, out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->out_kinds));
+    if (b->n_out == 0) return STATUS_OK;
     TRY(ops_candidates_rows(d->ctx, &candidates, &logits, lm_decoder_n_offered(d), b->wanted));
     return ops_download(d->ctx, d->host_candidates, &candidates);
 }
 
-static status run_step(lm_decoder *d, const lm_batch *b, err *e) {
-    step_indices at;
-    ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
-    TRY(upload_indices(d, &at, b));
-    TRY(run_embeddings(d, &x, &at, b, e));
-    TRY(tap_state(d, 0, &x));
-    TRY(run_layers(d, &out_x, &x, &at));
-    if (b->n_out > 0) TRY(run_head(d, &out_x, b));
+/* Who listens to the layers hears each of them, of the step's own rows. */
+static status run_step(lm_decoder *d, lm_step *out, const lm_batch *b, err *e) {
+    lm_batch padded;
+    bool has_graph = !d->tap && step_graphs_pad(d->graphs, &padded, b);
+    network_call call = {.d = d, .b = has_graph ? &padded : b, .e = e};
+    TRY(upload_indices(d, &call.at, call.b));
+    if (has_graph) TRY(step_graphs_run(d->graphs, &out->is_replayed, &padded, run_network, &call));
+    else TRY(run_network(&call));
+    TRY(take_candidates(d, b));
     return ops_sync(d->ctx);
 }
 
 status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *e) {
     check_batch(d, batch);
-    *out = (lm_step){d->host_candidates};
+    *out = (lm_step){.candidates = d->host_candidates};
     d->n_out = batch->n_out;
-    status st = run_step(d, batch, e);
+    status st = run_step(d, out, batch, e);
     return st == STATUS_OK ? st : fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text((int)st));
 }
 

@@ -7,8 +7,9 @@
  * A step takes rows of any sequences in any mixture: pieces of prompts, image rows, single rows of
  * decoding. What a row computes depends on its own sequence only, never on the other rows of the step or
  * on how a prompt was cut into steps. Rows of different served adapters stand in one step beside each other: each
- * matrix is multiplied once for all of them, and what an adapter adds is computed for its own rows. Who owns which block of keys and values is the caller's business
- * (kv_cache.h); the arrays live here. All memory is taken at open. One thread, that of the context. */
+ * matrix is multiplied once for all of them, and what an adapter adds is computed for its own rows. Who owns which block of
+ * keys and values is the caller's business (kv_cache.h); the arrays live here, and where the device has graphs one block
+ * more, for rows of nobody (step_graphs.h). All memory is taken at open. One thread, that of the context. */
 #ifndef LM_NODE_LM_DECODER_H
 #define LM_NODE_LM_DECODER_H
 
@@ -51,6 +52,7 @@ typedef struct {
 /* What came out, on the host, good until the next step. */
 typedef struct {
     const ops_candidates *candidates; /* [n_out] columns are tokens: among those that have an embedding */
+    bool is_replayed;                 /* launched as a recorded graph */
 } lm_step;
 
 /* m was opened with MODEL_PART_DECODER. Errors: BAD_ARGUMENT, NO_MEMORY, DEVICE. */

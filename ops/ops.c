@@ -17,6 +17,7 @@ struct ops_ctx {
     void *state;
     ops_progress *progress;
     void *progress_user;
+    bool is_recording; /* a graph */
     char device_text[DEVICE_TEXT_BYTES];
 };
 
@@ -100,11 +101,20 @@ ops_dtype ops_activation_dtype(const ops_ctx *ctx, ops_dtype stored) {
     return ctx->backend->activations & OPS_DTYPE_BIT(dtype) ? dtype : OPS_DTYPE_F32;
 }
 
+/* What a device does while it records is to record. */
+static status rule_not_recording(const ops_ctx *ctx) { return ctx->is_recording ? STATUS_UNSUPPORTED : STATUS_OK; }
+
+static status open_not_recording(const ops_ctx *ctx, err *e) {
+    status st = rule_not_recording(ctx);
+    return st == STATUS_OK ? st : fail(e, st, "ops: opened while a graph is recorded");
+}
+
 /* ---- memory -------------------------------------------------------------------------------- */
 
 status ops_block_open(ops_ctx *ctx, ops_block *block, size_t size_bytes, err *e) {
     *block = (ops_block){.ctx = ctx};
     if (size_bytes == 0) return STATUS_OK;
+    TRY(open_not_recording(ctx, e));
     TRY(ctx->backend->memory_open(ctx->state, &block->data, size_bytes, e));
     block->size_bytes = size_bytes;
     return STATUS_OK;
@@ -239,6 +249,7 @@ static bool is_empty(const ops_tensor *t) {
 
 status ops_host_open(ops_ctx *ctx, void **host, size_t size_bytes, err *e) {
     *host = NULL;
+    TRY(open_not_recording(ctx, e));
     return size_bytes ? ctx->backend->host_open(ctx->state, host, size_bytes, e) : STATUS_OK;
 }
 
@@ -247,7 +258,8 @@ void ops_host_close(ops_ctx *ctx, void **host, size_t size_bytes) {
     *host = NULL;
 }
 
-static status rule_crossing(const ops_tensor *t, const void *host) {
+static status rule_crossing(const ops_ctx *ctx, const ops_tensor *t, const void *host) {
+    TRY(rule_not_recording(ctx));
     if (t->place != OPS_PLACE_DEVICE) return STATUS_UNSUPPORTED;
     if (!t->data || !host) return STATUS_BAD_ARGUMENT;
     return STATUS_OK;
@@ -255,17 +267,20 @@ static status rule_crossing(const ops_tensor *t, const void *host) {
 
 status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host) {
     if (is_empty(out)) return STATUS_OK;
-    TRY(rule_crossing(out, host));
+    TRY(rule_crossing(ctx, out, host));
     return ctx->backend->upload(ctx->state, out->data, host, tensor_bytes(out));
 }
 
 status ops_download(ops_ctx *ctx, void *host, const ops_tensor *x) {
     if (is_empty(x)) return STATUS_OK;
-    TRY(rule_crossing(x, host));
+    TRY(rule_crossing(ctx, x, host));
     return ctx->backend->download(ctx->state, host, x->data, tensor_bytes(x));
 }
 
-status ops_sync(ops_ctx *ctx) { return ctx->backend->sync(ctx->state); }
+status ops_sync(ops_ctx *ctx) {
+    TRY(rule_not_recording(ctx));
+    return ctx->backend->sync(ctx->state);
+}
 
 void ops_set_progress(ops_ctx *ctx, ops_progress *progress, void *user) {
     ctx->progress = progress;
@@ -276,6 +291,46 @@ void ops_set_progress(ops_ctx *ctx, ops_progress *progress, void *user) {
 static status done(const ops_ctx *ctx, status st) {
     if (ctx->progress) ctx->progress(ctx->progress_user);
     return st;
+}
+
+/* ---- graphs -------------------------------------------------------------------------------- */
+
+bool ops_has_graphs(const ops_ctx *ctx) { return ctx->backend->graph_begin != NULL; }
+
+static status rule_graphs(const ops_ctx *ctx, err *e) {
+    return ops_has_graphs(ctx) ? STATUS_OK : fail(e, STATUS_UNSUPPORTED, "ops: device %s has no graphs", ctx->device_text);
+}
+
+status ops_graph_begin(ops_ctx *ctx, err *e) {
+    TRY(rule_graphs(ctx, e));
+    if (ctx->is_recording) return fail(e, STATUS_BAD_ARGUMENT, "ops: a graph begins while another is recorded");
+    TRY(ctx->backend->graph_begin(ctx->state, e));
+    ctx->is_recording = true;
+    return STATUS_OK;
+}
+
+status ops_graph_end(ops_ctx *ctx, ops_graph **graph, err *e) {
+    if (graph) *graph = NULL;
+    TRY(rule_graphs(ctx, e));
+    if (!ctx->is_recording) return fail(e, STATUS_BAD_ARGUMENT, "ops: a graph ends that did not begin");
+    ctx->is_recording = false;
+    return ctx->backend->graph_end(ctx->state, graph, e);
+}
+
+bool ops_graph_is_current(const ops_ctx *ctx, const ops_graph *graph) {
+    return ops_has_graphs(ctx) && graph && ctx->backend->graph_is_current(ctx->state, graph);
+}
+
+status ops_graph_run(ops_ctx *ctx, const ops_graph *graph) {
+    if (!ops_has_graphs(ctx)) return STATUS_UNSUPPORTED;
+    TRY(rule_not_recording(ctx));
+    if (!ops_graph_is_current(ctx, graph)) return STATUS_BAD_ARGUMENT;
+    return done(ctx, ctx->backend->graph_run(ctx->state, graph));
+}
+
+void ops_graph_close(ops_ctx *ctx, ops_graph **graph) {
+    if (*graph) ctx->backend->graph_close(ctx->state, *graph);
+    *graph = NULL;
 }
 
 /* ---- matrices ------------------------------------------------------------------------------ */
@@ -293,6 +348,7 @@ const char *ops_product_name(ops_product product) {
 status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
                           ops_product product, err *e) {
     *matrix = NULL;
+    TRY(open_not_recording(ctx, e));
     if ((unsigned)product >= OPS_PRODUCT_COUNT) return fail(e, STATUS_BAD_ARGUMENT, "ops: product %d", (int)product);
     if (w->place != OPS_PLACE_HOST || (bias && bias->place != OPS_PLACE_HOST))
         return fail(e, STATUS_UNSUPPORTED, "ops: a matrix is packed from host memory");
@@ -475,6 +531,7 @@ status ops_candidates_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, i
         if (!is_wanted(&wanted[r])) return STATUS_BAD_ARGUMENT;
         wants_more |= wanted[r].n > 1 || wanted[r].temperature[0] > 0.0f || wanted[r].temperature[1] > 0.0f;
     }
+    if (wants_more) TRY(rule_not_recording(ctx));
     TRY(rule_apart(out, x));
     if (is_empty(out)) return STATUS_OK;
     return done(ctx, ctx->backend->candidates_rows(ctx->state, out, x, n, wants_more ? wanted : NULL));

@@ -88,6 +88,36 @@ MUST_USE status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host);
 MUST_USE status ops_download(ops_ctx *ctx, void *host, const ops_tensor *x);
 MUST_USE status ops_sync(ops_ctx *ctx);
 
+/* ---- graphs -------------------------------------------------------------------------------- */
+
+/* Operators that are recorded once and started together: for a run of them that costs less than its starts.
+ *
+ *     st = ops_graph_begin(ctx, &e);                          // operators are checked and recorded, and do not run
+ *     st = ops_linear(ctx, &y, &x, w, NULL);                  // ...
+ *     st = ops_graph_end(ctx, &graph, &e);
+ *     st = ops_graph_run(ctx, graph);                         // as often as wanted
+ *
+ * Which tensors are read and written, their shapes and all parameters are those of the recording; what the tensors hold,
+ * indices too, is what they hold when the graph runs. Tensors and matrices stay open as long as a graph names them.
+ *
+ * While a graph is recorded, what is no operator (memory, crossings, matrices, ops_sync), and an operator that reads host
+ * memory, is UNSUPPORTED. The same operators with the same shapes have run before: one that needs more memory of the
+ * device's own than it has is UNSUPPORTED as well. After an operator has failed the caller still ends the recording. */
+typedef struct ops_graph ops_graph;
+
+bool ops_has_graphs(const ops_ctx *ctx); /* CPU: no, and then all of these are UNSUPPORTED */
+MUST_USE status ops_graph_begin(ops_ctx *ctx, err *e);
+
+/* graph NULL: what was recorded is thrown away. Errors: NO_MEMORY, DEVICE; the recording is over then, too. */
+MUST_USE status ops_graph_end(ops_ctx *ctx, ops_graph **graph, err *e);
+
+/* False when the device's own memory has moved since the recording: run the operators, or record them anew. */
+bool ops_graph_is_current(const ops_ctx *ctx, const ops_graph *graph);
+
+/* In order with all other calls. Progress is told once. A graph that is not current is BAD_ARGUMENT. */
+MUST_USE status ops_graph_run(ops_ctx *ctx, const ops_graph *graph);
+void ops_graph_close(ops_ctx *ctx, ops_graph **graph); /* NULL inside is fine */
+
 /* ---- matrices ------------------------------------------------------------------------------ */
 
 /* A weight matrix in the form the backend multiplies fastest; opaque. */

@@ -47,6 +47,14 @@ typedef struct {
     status (*download)(void *state, void *host, const void *device, size_t bytes);
     status (*sync)(void *state);
 
+    /* All NULL: the device has no graphs. Calls come in order (begin, operators, end); graph NULL at the end: none is
+     * wanted, and nothing fails. What is run is current. */
+    status (*graph_begin)(void *state, err *e);
+    status (*graph_end)(void *state, ops_graph **graph, err *e);
+    bool (*graph_is_current)(const void *state, const ops_graph *graph);
+    status (*graph_run)(void *state, const ops_graph *graph);
+    void (*graph_close)(void *state, ops_graph *graph);
+
     /* a product the backend does not have is UNSUPPORTED */
     status (*matrix_open)(void *state, ops_matrix **matrix, const ops_tensor *w,
                           const ops_tensor *bias, ops_product product, err *e);

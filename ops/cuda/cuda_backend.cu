@@ -17,6 +17,7 @@
 
 status cuda_status(cudaError_t error, const char *call) {
     if (error == cudaSuccess) return STATUS_OK;
+    (void)cudaGetLastError(); /* said here, not by the next launch */
     log_error("cuda_failed", "call=\"%s\" error=\"%s\"", call, cudaGetErrorString(error));
     return error == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY : STATUS_DEVICE;
 }
@@ -56,10 +57,12 @@ static void memory_close(void *state, void *data, size_t bytes) {
 
 static status grow(cuda_state *s, cuda_space *space, void **data, size_t bytes) {
     if (bytes > space->bytes) {
+        if (s->is_recording) return STATUS_UNSUPPORTED;
         CUDA_TRY(cudaStreamSynchronize(s->stream)); /* the last operator may still use it */
         CUDA_TRY(cudaFree(space->data));
         space->data = NULL;
         space->bytes = 0;
+        s->n_scratch_moves++;
         void *grown;
         CUDA_TRY(cudaMalloc(&grown, bytes + bytes / 4));
         space->data = static_cast<unsigned char *>(grown);
@@ -163,6 +166,11 @@ extern "C" const ops_backend cuda_backend = {
     .upload = cuda_upload,
     .download = cuda_download,
     .sync = sync_stream,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = cuda_graph_end,
+    .graph_is_current = cuda_graph_is_current,
+    .graph_run = cuda_graph_run,
+    .graph_close = cuda_graph_close,
     .matrix_open = cuda_matrix_open,
     .matrix_close = cuda_matrix_close,
     .linear = cuda_linear,

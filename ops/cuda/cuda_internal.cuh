@@ -47,6 +47,8 @@ typedef struct {
     cuda_host *hosts;
     cuda_space scratch; /* one operator's at a time */
     cuda_space codes;   /* likewise: rows of x as codes and their scales, while scratch is for what multiplies them */
+    unsigned n_scratch_moves; /* of either: a graph knows them by their addresses */
+    bool is_recording;        /* a graph: both stay where they are */
 } cuda_state;
 
 /* Weights as they lie in the checkpoint, each row filled up with zeros to row_elements. Blocks are taken apart:
@@ -92,7 +94,15 @@ void cuda_host_close(void *state, void *host, size_t bytes);
 status cuda_upload(void *state, void *device, const void *host, size_t bytes);
 status cuda_download(void *state, void *host, const void *device, size_t bytes);
 
-/* At least this much, 256-aligned, contents undefined. Errors: NO_MEMORY, DEVICE. */
+/* graphs.cu */
+status cuda_graph_begin(void *state, err *e);
+status cuda_graph_end(void *state, ops_graph **graph, err *e);
+bool cuda_graph_is_current(const void *state, const ops_graph *graph);
+status cuda_graph_run(void *state, const ops_graph *graph);
+void cuda_graph_close(void *state, ops_graph *graph);
+
+/* At least this much, 256-aligned, contents undefined. Errors: NO_MEMORY, DEVICE; UNSUPPORTED where it would have to grow
+ * while a graph is recorded. */
 MUST_USE status cuda_scratch(cuda_state *s, void **data, size_t bytes);
 MUST_USE status cuda_codes(cuda_state *s, void **data, size_t bytes);
 

@@ -505,6 +505,143 @@ static void progress_is_told_after_each_operator_that_had_work(void **state) {
     assert_int_equal(n, 2);
 }
 
+/* ---- graphs -------------------------------------------------------------------------------- */
+
+static void a_device_without_graphs_says_so(void **state) {
+    (void)state;
+    err e;
+    ops_graph *g = NULL;
+    if (ops_has_graphs(ctx)) return;
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_UNSUPPORTED);
+    assert_non_null(strstr(e.text, ops_device_text(ctx)));
+    assert_int_equal(ops_graph_end(ctx, &g, &e), STATUS_UNSUPPORTED);
+    assert_false(ops_graph_is_current(ctx, g));
+    assert_int_equal(ops_graph_run(ctx, g), STATUS_UNSUPPORTED);
+    ops_graph_close(ctx, &g);
+}
+
+/* Everything that is refused while a graph is recorded, none of which spoils it. */
+static void refuse_what_is_no_operator(void) {
+    err e;
+    ops_block more;
+    void *host;
+    ops_matrix *m;
+    ops_graph *g;
+    static float values[64];
+    ops_tensor row = at2(0, 1, 64), w = with_data(with_place(row, OPS_PLACE_HOST), values);
+    ops_tensor found = with_dtype(with_dim(at2(128, 1, 1), 1, sizeof(ops_candidates)), OPS_DTYPE_U8);
+    assert_int_equal(ops_upload(ctx, &row, values), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_download(ctx, values, &row), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_sync(ctx), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_block_open(ctx, &more, 64, &e), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_host_open(ctx, &host, 64, &e), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_matrix_open(ctx, &m, &w, NULL, &e), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_candidates_rows(ctx, &found, &row, 64, &(ops_candidates_wanted){.n = 2}), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_graph_run(ctx, g = NULL), STATUS_UNSUPPORTED);
+}
+
+static void expect_sum(const ops_tensor *sum, float want) {
+    float got[8];
+    assert_int_equal(ops_download(ctx, got, sum), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
+    for (int i = 0; i < 8; i++) assert_true(got[i] == want);
+}
+
+static void fill(ops_tensor *t, float value) {
+    float values[8];
+    for (int i = 0; i < 8; i++) values[i] = value;
+    assert_int_equal(ops_upload(ctx, t, values), STATUS_OK);
+}
+
+static void a_graph_runs_what_was_recorded_on_what_is_there(void **state) {
+    (void)state;
+    err e;
+    int n = 0;
+    ops_graph *g = NULL;
+    ops_tensor a = at2(0, 2, 4), b = at2(64, 2, 4), sum = at2(128, 2, 4), odd = at2(64, 2, 5);
+    if (!ops_has_graphs(ctx)) return;
+    assert_int_equal(ops_graph_end(ctx, &g, &e), STATUS_BAD_ARGUMENT);
+    assert_null(g);
+    fill(&a, 1);
+    fill(&b, 2);
+    fill(&sum, 9);
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_OK);
+    refuse_what_is_no_operator();
+    assert_int_equal(ops_add(ctx, &sum, &a, &b), STATUS_OK);
+    assert_int_equal(ops_add(ctx, &sum, &a, &odd), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_add(ctx, &sum, &sum, &a), STATUS_OK);
+    assert_int_equal(ops_graph_end(ctx, &g, &e), STATUS_OK);
+    assert_true(ops_graph_is_current(ctx, g));
+    expect_sum(&sum, 9);
+    ops_set_progress(ctx, count_one, &n);
+    assert_int_equal(ops_graph_run(ctx, g), STATUS_OK);
+    assert_int_equal(n, 1);
+    ops_set_progress(ctx, NULL, NULL);
+    expect_sum(&sum, 4);
+    fill(&b, 5);
+    assert_int_equal(ops_graph_run(ctx, g), STATUS_OK);
+    expect_sum(&sum, 7);
+    ops_graph_close(ctx, &g);
+    assert_null(g);
+    ops_graph_close(ctx, &g);
+    assert_int_equal(ops_graph_run(ctx, NULL), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_OK); /* and one that nobody wants */
+    assert_int_equal(ops_add(ctx, &sum, &a, &a), STATUS_OK);
+    assert_int_equal(ops_graph_end(ctx, NULL, &e), STATUS_OK);
+    expect_sum(&sum, 7);
+}
+
+/* A context of its own, whose scratch is still empty; of heads of halves attention takes some. */
+static void a_graph_is_not_current_when_scratch_has_moved(void **state) {
+    (void)state;
+    err e;
+    ops_graph *g;
+    ops_block own;
+    if (!ops_has_graphs(ctx)) return;
+    ops_ctx *shared = ctx;
+    ctx = case_context_open(NULL, 1);
+    assert_int_equal(ops_block_open(ctx, &own, 4096, &e), STATUS_OK);
+    ops_tensor q = ops_block_cut(&own, OPS_DTYPE_F16, 2, (int64_t[]){1, 8}), out = q;
+    ops_tensor k = ops_block_cut(&own, OPS_DTYPE_F16, 3, (int64_t[]){1, 1, 8}), v = ops_block_cut(&own, OPS_DTYPE_F16, 3, k.dims);
+    ops_tensor table = ops_block_cut(&own, OPS_DTYPE_I32, 2, (int64_t[]){1, 1});
+    ops_tensor seq = ops_block_cut(&own, OPS_DTYPE_I32, 1, (int64_t[]){1}), pos = ops_block_cut(&own, OPS_DTYPE_I32, 1, seq.dims);
+    const ops_attention_params params = {.n_heads = 1, .n_kv_heads = 1, .scale = 1};
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_OK);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &table, &seq, &pos, &params), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_graph_end(ctx, NULL, &e), STATUS_OK);
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_OK);
+    assert_int_equal(ops_add(ctx, &out, &q, &q), STATUS_OK);
+    assert_int_equal(ops_graph_end(ctx, &g, &e), STATUS_OK);
+    assert_int_equal(ops_graph_run(ctx, g), STATUS_OK);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &table, &seq, &pos, &params), STATUS_OK);
+    assert_false(ops_graph_is_current(ctx, g));
+    assert_int_equal(ops_graph_run(ctx, g), STATUS_BAD_ARGUMENT);
+    ops_graph_close(ctx, &g);
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_OK);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &table, &seq, &pos, &params), STATUS_OK);
+    assert_int_equal(ops_graph_end(ctx, &g, &e), STATUS_OK);
+    assert_int_equal(ops_graph_run(ctx, g), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
+    ops_graph_close(ctx, &g);
+    ops_block_close(&own);
+    ops_close(&ctx);
+    ctx = shared;
+}
+
+static void a_device_that_refuses_to_record_goes_on_without(void **state) {
+    (void)state;
+    err e;
+    ops_tensor a = at2(0, 2, 4), sum = at2(128, 2, 4);
+    if (!strstr(ops_device_text(ctx), "emulated")) return;
+    assert_int_equal(setenv("EMULATED_CUDA_NO_GRAPHS", "1", 1), 0);
+    assert_int_equal(ops_graph_begin(ctx, &e), STATUS_DEVICE);
+    assert_int_equal(unsetenv("EMULATED_CUDA_NO_GRAPHS"), 0);
+    fill(&a, 1);
+    assert_int_equal(ops_add(ctx, &sum, &a, &a), STATUS_OK);
+    expect_sum(&sum, 2);
+}
+
 static int open_one(void **state) {
     (void)state;
     err e;
@@ -538,6 +675,10 @@ int main(void) {
         cmocka_unit_test(attention_refuses_heads_lengths_and_overlaps),
         cmocka_unit_test(paged_attention_refuses_rows_that_point_outside),
         cmocka_unit_test(progress_is_told_after_each_operator_that_had_work),
+        cmocka_unit_test(a_device_without_graphs_says_so),
+        cmocka_unit_test(a_graph_runs_what_was_recorded_on_what_is_there),
+        cmocka_unit_test(a_graph_is_not_current_when_scratch_has_moved),
+        cmocka_unit_test(a_device_that_refuses_to_record_goes_on_without),
     };
     return cmocka_run_group_tests(tests, open_one, close_one);
 }

@@ -5,7 +5,8 @@
  * of the block or a collective of its warp; every second block runs its fibers backwards, so that what works only in
  * one order is seen. Mistakes end the program with a line that names the kernel: a barrier that not all threads reach,
  * two different collectives meeting in a warp, a write behind the shared memory asked for, a launch no device takes.
- * Shared memory and memory from cudaMalloc begin as NaN. What is not here is time, caches, and memory order between
+ * Shared memory and memory from cudaMalloc begin as NaN. A stream that is captured keeps what it is given and does it when
+ * the graph is launched; what the runtime refuses to a thread that captures is refused here, and spoils the capture. What is not here is time, caches, and memory order between
  * barriers: a race that the order of fibers hides stays hidden.
  *
  * There are two devices: the first multiplies e4m3, the second is of a generation that does not.
@@ -14,10 +15,12 @@
 #ifndef TESTS_CUDA_EMULATION_CUDA_RUNTIME_H
 #define TESTS_CUDA_EMULATION_CUDA_RUNTIME_H
 
+#include <functional>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <tuple>
 
 #define __global__
 #define __device__
@@ -59,20 +62,28 @@ extern __thread emulated_place *emulated_here;
 
 #define SHARED_MEMORY(name) unsigned char *name = emulated_here->shared
 
-/* kernel: for its name's sake and what it was allowed. run(body) is one thread's call of it. */
-void emulate_launch(void (*kernel)(void), const char *name, dim3 grid, dim3 block, size_t shared_bytes,
-                    void (*run)(const void *), const void *body);
+typedef struct emulated_stream *cudaStream_t;
 
-template <typename B>
-static void emulated_call(const void *body) { (*static_cast<const B *>(body))(); }
+/* A kernel with its arguments as they were at the launch: thread() is one thread's call of it. kernel: for what it was
+ * allowed. */
+void emulate_launch(void (*kernel)(void), const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                    std::function<void()> thread);
 
-template <typename K, typename B>
-static void emulate_kernel(K *kernel, const char *name, dim3 grid, dim3 block, size_t shared_bytes, const B &body) {
-    emulate_launch(reinterpret_cast<void (*)(void)>(kernel), name, grid, block, shared_bytes, emulated_call<B>, &body);
+template <typename T>
+struct emulated_as_declared {
+    typedef T type;
+};
+
+template <typename... P>
+static void emulate_kernel(void (*kernel)(P...), const char *name, dim3 grid, dim3 block, size_t shared_bytes,
+                           cudaStream_t stream, typename emulated_as_declared<P>::type... args) {
+    std::tuple<P...> kept(args...);
+    emulate_launch(reinterpret_cast<void (*)(void)>(kernel), name, grid, block, shared_bytes, stream,
+                   [kernel, kept] { std::apply(kernel, kept); });
 }
 
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    ((void)(stream), emulate_kernel(kernel, #kernel, grid, block, shared_bytes, [&] { (kernel)(__VA_ARGS__); }))
+    emulate_kernel(kernel, #kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
 void __syncthreads(void);
 
@@ -121,12 +132,22 @@ static inline float emulated_fmaf(float a, float b, float c) { return (float)((d
 
 /* ---- the runtime --------------------------------------------------------------------------- */
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorIllegalState = 401,
+    cudaErrorNotSupported = 801,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901
+};
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum { cudaHostAllocDefault = 0, cudaHostAllocMapped = 2 };
-typedef struct emulated_stream *cudaStream_t;
 typedef struct emulated_event *cudaEvent_t;
+typedef struct emulated_graph *cudaGraph_t;
+typedef struct emulated_graph_run *cudaGraphExec_t;
 struct cudaDeviceProp {
     char name[256];
     int major, minor;
@@ -146,10 +167,19 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaStreamCreate(cudaStream_t *stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
+/* Refused where the environment has EMULATED_CUDA_NO_GRAPHS. */
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *run, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t run, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t run);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaEventCreate(cudaEvent_t *event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t emulated_do(cudaStream_t stream, std::function<void()> work); /* now, or when the graph is launched */
+cudaError_t emulated_fails(cudaError_t error); /* leaves it for cudaGetLastError */
 cudaError_t emulated_allow_shared(void (*kernel)(void), int bytes);
 
 template <typename K>

@@ -1,27 +1,138 @@
-/* Memory, streams and cuBLASLt of the emulated device: everything happens at once, in the caller's thread. */
+/* Memory, streams, graphs and cuBLASLt of the emulated device: everything happens at once, in the caller's thread, but for
+ * what a captured stream is given. */
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdlib.h>
+#include <vector>
 
 #include "ops/tensor.h"
 
 #define MEMORY_MAX ((size_t)1 << 40) /* more than any device has */
 
+/* ---- errors -------------------------------------------------------------------------------- */
+
+static thread_local cudaError_t last_error;
+
 const char *cudaGetErrorString(cudaError_t error) {
-    return error == cudaSuccess ? "no error" : error == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
+    switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorIllegalState: return "the operation cannot be performed in the present state";
+    case cudaErrorNotSupported: return "operation not supported";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
+    default: return "invalid argument";
+    }
 }
-cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+
+cudaError_t emulated_fails(cudaError_t error) {
+    if (error != cudaSuccess) last_error = error;
+    return error;
+}
+
+cudaError_t cudaGetLastError(void) {
+    cudaError_t error = last_error;
+    last_error = cudaSuccess;
+    return error;
+}
+
+/* ---- streams and graphs -------------------------------------------------------------------- */
+
+struct emulated_graph {
+    std::vector<std::function<void()>> work;
+};
+struct emulated_graph_run {
+    std::vector<std::function<void()>> work;
+};
+struct emulated_stream {
+    emulated_graph *captured; /* NULL: what it is given is done at once */
+    bool is_spoilt;
+};
+static thread_local emulated_stream *capturing; /* the one this thread captures */
+
+/* What a thread that captures may not ask for. */
+static cudaError_t refuse_capturing(void) {
+    if (!capturing) return cudaSuccess;
+    capturing->is_spoilt = true;
+    return emulated_fails(cudaErrorStreamCaptureUnsupported);
+}
+
+#define UNLESS_CAPTURING                         \
+    do {                                         \
+        cudaError_t refused = refuse_capturing(); \
+        if (refused != cudaSuccess) return refused; \
+    } while (0)
+
+cudaError_t emulated_do(cudaStream_t stream, std::function<void()> work) {
+    if (!stream->captured) work();
+    else if (stream->is_spoilt) return emulated_fails(cudaErrorStreamCaptureInvalidated);
+    else stream->captured->work.push_back(work);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreate(cudaStream_t *stream) {
+    *stream = new emulated_stream{};
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return refuse_capturing(); }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    delete stream->captured;
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (getenv("EMULATED_CUDA_NO_GRAPHS")) return emulated_fails(cudaErrorNotSupported);
+    if (stream->captured || capturing) return emulated_fails(cudaErrorIllegalState);
+    stream->captured = new emulated_graph{};
+    stream->is_spoilt = false;
+    capturing = stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    *graph = NULL;
+    if (!stream->captured || capturing != stream) return emulated_fails(cudaErrorIllegalState);
+    capturing = NULL;
+    if (stream->is_spoilt) delete stream->captured;
+    else *graph = stream->captured;
+    stream->captured = NULL;
+    return *graph ? cudaSuccess : emulated_fails(cudaErrorStreamCaptureInvalidated);
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *run, cudaGraph_t graph, unsigned long long) {
+    *run = new emulated_graph_run{graph->work};
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t run, cudaStream_t stream) {
+    if (stream->captured) return emulated_fails(cudaErrorStreamCaptureUnsupported);
+    for (const std::function<void()> &work : run->work) work();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t run) {
+    delete run;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+/* ---- device and memory --------------------------------------------------------------------- */
+
 #define N_DEVICES 2
 static const int majors[N_DEVICES] = {9, 8};
-static __thread int current;
+static thread_local int current;
 
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = N_DEVICES;
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-    if (device < 0 || device >= N_DEVICES) return cudaErrorInvalidValue;
+    if (device < 0 || device >= N_DEVICES) return emulated_fails(cudaErrorInvalidValue);
     current = device;
     return cudaSuccess;
 }
@@ -33,52 +144,63 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
 }
 
 cudaError_t cudaMalloc(void **data, size_t bytes) {
+    UNLESS_CAPTURING;
     *data = bytes <= MEMORY_MAX ? aligned_alloc(256, (bytes + 255) / 256 * 256) : NULL;
-    if (!*data) return cudaErrorMemoryAllocation;
+    if (!*data) return emulated_fails(cudaErrorMemoryAllocation);
     memset(*data, 0xFF, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaFree(void *data) {
+    UNLESS_CAPTURING;
     free(data);
     return cudaSuccess;
 }
-cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned flags) {
-    (void)flags;
-    return cudaMalloc(data, bytes);
-}
-cudaError_t cudaFreeHost(void *data) { return cudaFree(data); }
-cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream) {
-    (void)stream;
-    memset(data, value, bytes);
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-    (void)kind;
-    (void)stream;
-    memcpy(to, from, bytes);
-    return cudaSuccess;
+
+/* Host memory that a captured copy may name. */
+static std::mutex pinned_lock;
+static std::map<uintptr_t, size_t> pinned; /* where it begins, bytes */
+
+static bool is_pinned(const void *host, size_t bytes) {
+    std::lock_guard<std::mutex> held(pinned_lock);
+    auto behind = pinned.upper_bound((uintptr_t)host);
+    if (behind == pinned.begin()) return false;
+    --behind;
+    return (uintptr_t)host + bytes <= behind->first + behind->second;
 }
 
-struct emulated_stream {
-    int nothing;
-};
+cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned) {
+    cudaError_t error = cudaMalloc(data, bytes);
+    if (error != cudaSuccess) return error;
+    std::lock_guard<std::mutex> held(pinned_lock);
+    pinned[(uintptr_t)*data] = bytes;
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void *data) {
+    UNLESS_CAPTURING;
+    std::lock_guard<std::mutex> held(pinned_lock);
+    pinned.erase((uintptr_t)data);
+    free(data);
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream) {
+    return emulated_do(stream, [=] { memset(data, value, bytes); });
+}
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    const void *host = kind == cudaMemcpyHostToDevice ? from : to;
+    if (stream->captured && kind != cudaMemcpyDeviceToDevice && !is_pinned(host, bytes)) UNLESS_CAPTURING;
+    return emulated_do(stream, [=] { memcpy(to, from, bytes); });
+}
+
 struct emulated_event {
     int nothing;
 };
-static emulated_stream the_stream;
 static emulated_event the_event;
-cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    *stream = &the_stream;
-    return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
     *event = &the_event;
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return refuse_capturing(); }
 cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 
 /* ---- cuBLASLt ------------------------------------------------------------------------------ */
@@ -174,11 +296,39 @@ static float value_at(const void *data, cudaDataType_t type, int64_t i) {
 
 static float gelu(float x) { return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x))); }
 
+/* A product as it was asked for: what describes it may be gone when it is computed. */
+struct product {
+    emulated_product how;
+    emulated_layout a_layout, b_layout, out_layout;
+    const void *a, *b, *c;
+    void *out;
+    float kept; /* of c */
+};
+
+static void multiply(const product &p) {
+    int64_t k = p.a_layout.rows;
+    std::vector<float> row((size_t)k);
+    for (int64_t r = 0; r < p.out_layout.cols; r++) {
+        for (int64_t i = 0; i < k; i++) row[(size_t)i] = value_at(p.b, p.b_layout.type, r * p.b_layout.stride + i);
+        for (int64_t o = 0; o < p.out_layout.rows; o++) {
+            float sum = 0.0f;
+            for (int64_t i = 0; i < k; i++)
+                sum += row[(size_t)i] * value_at(p.a, p.a_layout.type, o * p.a_layout.stride + i);
+            if (p.kept != 0.0f) sum += p.kept * value_at(p.c, p.out_layout.type, r * p.out_layout.stride + o);
+            if (p.how.epilogue != CUBLASLT_EPILOGUE_DEFAULT) sum += value_at(p.how.bias, p.out_layout.type, o);
+            if (p.how.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) sum = gelu(sum);
+            int64_t at = r * p.out_layout.stride + o;
+            if (p.out_layout.type == CUDA_R_32F) static_cast<float *>(p.out)[at] = sum;
+            else static_cast<uint16_t *>(p.out)[at] = p.out_layout.type == CUDA_R_16F ? f32_to_f16(sum) : f32_to_bf16(sum);
+        }
+    }
+}
+
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const void *, const void *a,
                               cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout,
                               const void *beta, const void *c, cublasLtMatrixLayout_t, void *out,
                               cublasLtMatrixLayout_t out_layout, const cublasLtMatmulAlgo_t *algo, void *, size_t,
-                              cudaStream_t) {
+                              cudaStream_t stream) {
     if (algo->epilogue != d->epilogue || algo->pieces != 1) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (d->transposed != CUBLAS_OP_T || a_layout->rows != b_layout->rows || out_layout->rows != a_layout->cols ||
         out_layout->cols != b_layout->cols)
@@ -190,24 +340,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
         if (majors[current] < 9 || sizes % 16 != 0 || !is_plain) return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     uintptr_t addresses = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)out | (uintptr_t)d->bias;
-    float kept;
-    memcpy(&kept, beta, sizeof kept);
     if (addresses % 16 != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-    int64_t k = a_layout->rows;
-    float *row = static_cast<float *>(malloc((size_t)k * sizeof *row));
-    for (int64_t r = 0; r < out_layout->cols; r++) {
-        for (int64_t i = 0; i < k; i++) row[i] = value_at(b, b_layout->type, r * b_layout->stride + i);
-        for (int64_t o = 0; o < out_layout->rows; o++) {
-            float sum = 0.0f;
-            for (int64_t i = 0; i < k; i++) sum += row[i] * value_at(a, a_layout->type, o * a_layout->stride + i);
-            if (kept != 0.0f) sum += kept * value_at(c, out_layout->type, r * out_layout->stride + o);
-            if (d->epilogue != CUBLASLT_EPILOGUE_DEFAULT) sum += value_at(d->bias, out_layout->type, o);
-            if (d->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) sum = gelu(sum);
-            int64_t at = r * out_layout->stride + o;
-            if (out_layout->type == CUDA_R_32F) static_cast<float *>(out)[at] = sum;
-            else static_cast<uint16_t *>(out)[at] = out_layout->type == CUDA_R_16F ? f32_to_f16(sum) : f32_to_bf16(sum);
-        }
-    }
-    free(row);
-    return CUBLAS_STATUS_SUCCESS;
+    product p = {*d, *a_layout, *b_layout, *out_layout, a, b, c, out, 0.0f};
+    memcpy(&p.kept, beta, sizeof p.kept);
+    return emulated_do(stream, [=] { multiply(p); }) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

@@ -15,6 +15,9 @@
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #define THREADS_MAX   1024
 #define WARP_LANES    32
@@ -50,6 +53,8 @@ struct emulated_thread {
     pending copies[COPIES_MAX];
     fiber_context context;
     unsigned char *stack;
+    bool is_prepared; /* its fiber exists: it runs one thread after the other, a block each */
+    void *announced;  /* to the sanitizer */
 };
 
 struct warp {
@@ -62,12 +67,13 @@ struct block {
     const char *name;
     unsigned n_threads, n_arrived, n_ended;
     int votes, vote; /* of the meeting going on, of the last one over */
-    void (*run)(const void *);
-    const void *body;
+    const std::function<void()> *thread; /* of the kernel that runs */
     fiber_context scheduler;
+    void *scheduler_announced;
     emulated_thread threads[THREADS_MAX];
     warp warps[THREADS_MAX / WARP_LANES];
     unsigned char *shared; /* guard, SHARED_MAX, guard */
+    unsigned char *stacks;
 };
 
 __thread emulated_place *emulated_here;
@@ -81,13 +87,54 @@ void emulated_mistake(const char *what) {
     abort();
 }
 
+[[noreturn]] static void launch_mistake(const char *kernel, const char *what) {
+    fprintf(stderr, "emulated CUDA: %s: %s\n", kernel, what);
+    abort();
+}
+
 /* ---- switching ----------------------------------------------------------------------------- */
 
-static void thread_main(void) {
-    running->run(running->body);
-    if (emulated_here->self->n_copies > 0) emulated_mistake("a thread ends with copies on their way");
-    emulated_here->self->state = ENDED;
-    running->n_ended++;
+/* ThreadSanitizer keeps a stack of calls for each fiber, and has to be told whose turn it is. What ran before a switch
+ * happened before what runs after it. Part of its caller: a call that began on one stack may not end on the other. */
+static inline __attribute__((always_inline)) void announce_switch(void *to) {
+    (void)to;
+#ifdef __SANITIZE_THREAD__
+    __tsan_switch_to_fiber(to, 0);
+#endif
+}
+
+static void announce_fiber(emulated_thread *t) {
+    (void)t;
+#ifdef __SANITIZE_THREAD__
+    t->announced = __tsan_create_fiber(0);
+#endif
+}
+
+static void forget_fiber(const emulated_thread *t) {
+    (void)t;
+#ifdef __SANITIZE_THREAD__
+    if (t->announced) __tsan_destroy_fiber(t->announced);
+#endif
+}
+
+static void announce_scheduler(block *b) {
+    (void)b;
+#ifdef __SANITIZE_THREAD__
+    b->scheduler_announced = __tsan_get_current_fiber();
+#endif
+}
+
+static void leave(emulated_thread *t);
+
+/* For ever: a fiber that returned would leave half a stack of calls behind. */
+static void fiber_main(void) {
+    for (;;) {
+        (*running->thread)();
+        if (emulated_here->self->n_copies > 0) emulated_mistake("a thread ends with copies on their way");
+        emulated_here->self->state = ENDED;
+        running->n_ended++;
+        leave(emulated_here->self);
+    }
 }
 
 #ifdef __x86_64__
@@ -106,13 +153,7 @@ __asm__(".text\n"
         "    ret\n"
         ".size emulated_switch, .-emulated_switch\n");
 
-static void leave(emulated_thread *t) { emulated_switch(&t->context, running->scheduler); }
-
-static void fiber_main(void) {
-    thread_main();
-    leave(emulated_here->self);
-    abort();
-}
+static inline __attribute__((always_inline)) void switch_context(fiber_context *from, const fiber_context *to) { emulated_switch(from, *to); }
 
 static void prepare(emulated_thread *t) {
     void **top = reinterpret_cast<void **>(t->stack + STACK_BYTES) - 1; /* a callee begins 8 bytes below a multiple of 16 */
@@ -122,22 +163,30 @@ static void prepare(emulated_thread *t) {
     t->context = top;
 }
 
-static void enter(emulated_thread *t) { emulated_switch(&running->scheduler, t->context); }
-
 #else
 
-static void leave(emulated_thread *t) { (void)swapcontext(&t->context, &running->scheduler); }
-static void enter(emulated_thread *t) { (void)swapcontext(&running->scheduler, &t->context); }
+static inline __attribute__((always_inline)) void switch_context(fiber_context *from, const fiber_context *to) { (void)swapcontext(from, to); }
 
 static void prepare(emulated_thread *t) {
     (void)getcontext(&t->context);
     t->context.uc_stack.ss_sp = t->stack;
     t->context.uc_stack.ss_size = STACK_BYTES;
-    t->context.uc_link = &running->scheduler;
-    makecontext(&t->context, thread_main, 0);
+    makecontext(&t->context, fiber_main, 0);
 }
 
 #endif
+
+static void leave(emulated_thread *t) {
+    block *b = running;
+    announce_switch(b->scheduler_announced);
+    switch_context(&t->context, &b->scheduler);
+}
+
+static void enter(emulated_thread *t) {
+    block *b = running;
+    announce_switch(t->announced);
+    switch_context(&b->scheduler, &t->context);
+}
 
 static void wait_as(fiber_state state) {
     emulated_thread *t = emulated_here->self;
@@ -214,12 +263,30 @@ static void *pages(size_t bytes) {
     return p;
 }
 
+static void close_block(void) {
+    if (!running) return;
+    for (unsigned i = 0; i < THREADS_MAX; i++) forget_fiber(&running->threads[i]);
+    (void)munmap(running->stacks, THREADS_MAX * STACK_STRIDE);
+    (void)munmap(running->shared, SHARED_MAX + 2 * GUARD_BYTES);
+    (void)munmap(running, sizeof *running);
+    running = NULL;
+}
+
+/* Closes the block where its host thread ends. */
+struct closer {
+    bool is_set;
+    ~closer() { close_block(); }
+};
+static thread_local closer at_end;
+
 static block *open_block(void) {
     block *b = static_cast<block *>(pages(sizeof *b));
+    at_end.is_set = true;
     b->shared = static_cast<unsigned char *>(pages(SHARED_MAX + 2 * GUARD_BYTES));
-    unsigned char *stacks = static_cast<unsigned char *>(pages(THREADS_MAX * STACK_STRIDE));
+    b->stacks = static_cast<unsigned char *>(pages(THREADS_MAX * STACK_STRIDE));
+    announce_scheduler(b);
     for (unsigned i = 0; i < THREADS_MAX; i++) {
-        b->threads[i].stack = stacks + i * STACK_STRIDE;
+        b->threads[i].stack = b->stacks + i * STACK_STRIDE;
         b->threads[i].place.self = &b->threads[i];
     }
     return b;
@@ -272,6 +339,9 @@ static void run_block(block *b, uint3 at, dim3 grid, dim3 dim, size_t shared_byt
         t->place.shared = b->shared + GUARD_BYTES;
         t->state = READY;
         t->n_copies = t->group = 0;
+        if (t->is_prepared) continue;
+        t->is_prepared = true;
+        announce_fiber(t);
         prepare(t);
     }
     run_fibers(b, (at.x + at.y + at.z) % 2 == 1);
@@ -300,21 +370,24 @@ cudaError_t emulated_allow_shared(void (*kernel)(void), int bytes) {
     return cudaErrorInvalidValue;
 }
 
-void emulate_launch(void (*kernel)(void), const char *name, dim3 grid, dim3 dim, size_t shared_bytes,
-                    void (*run)(const void *), const void *body) {
+static void run_kernel(const char *name, dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()> &thread) {
     if (!running) running = open_block();
     block *b = running;
     b->name = name;
-    if (dim.x == 0 || dim.x > THREADS_MAX || dim.x % WARP_LANES != 0 || dim.y != 1 || dim.z != 1)
-        emulated_mistake("a block that is no row of whole warps");
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
-        emulated_mistake("a grid that is empty or too large");
-    if (shared_bytes > allowed_bytes(kernel)) emulated_mistake("more shared memory than the kernel was allowed");
     b->n_threads = dim.x;
-    b->run = run;
-    b->body = body;
+    b->thread = &thread;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) run_block(b, uint3{x, y, z}, grid, dim, shared_bytes);
     b->name = NULL;
+}
+
+void emulate_launch(void (*kernel)(void), const char *name, dim3 grid, dim3 dim, size_t shared_bytes, cudaStream_t stream,
+                    std::function<void()> thread) {
+    if (dim.x == 0 || dim.x > THREADS_MAX || dim.x % WARP_LANES != 0 || dim.y != 1 || dim.z != 1)
+        launch_mistake(name, "a block that is no row of whole warps");
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+        launch_mistake(name, "a grid that is empty or too large");
+    if (shared_bytes > allowed_bytes(kernel)) launch_mistake(name, "more shared memory than the kernel was allowed");
+    (void)emulated_do(stream, [=] { run_kernel(name, grid, dim, shared_bytes, thread); });
 }
