@@ -773,6 +773,11 @@ static int set_up_long(void **state) {
     return set_up_case("phi3_long", (model_settings){0});
 }
 
+static int set_up_coded(void **state) {
+    (void)state;
+    return set_up_case("odd_heads", (model_settings){.kv_dtype = "fp8"});
+}
+
 /* Products in 8 bits, and with them keys and values in halves. */
 static int set_up_rounded(void **state) {
     (void)state;
@@ -842,9 +847,16 @@ int main(void) {
         cmocka_unit_test(the_company_of_others_changes_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
     };
+    const struct CMUnitTest coded[] = {
+        cmocka_unit_test(the_company_of_others_changes_no_byte),
+        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+        cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
+    };
     if (ops_device_count(TEST_DEVICE) == 0) return TEST_SKIPPED;
-    if (strcmp(TEST_DEVICE, "cpu") != 0) return cmocka_run_group_tests_name("adapters", device, set_up_adapters, tear_down);
-    int n_failed = cmocka_run_group_tests_name("Phi-2", tests, set_up, tear_down);
+    int n_failed = cmocka_run_group_tests_name("keys and values in e4m3", coded, set_up_coded, tear_down);
+    if (strcmp(TEST_DEVICE, "cpu") != 0)
+        return n_failed + cmocka_run_group_tests_name("adapters", device, set_up_adapters, tear_down);
+    n_failed += cmocka_run_group_tests_name("Phi-2", tests, set_up, tear_down);
     n_failed += cmocka_run_group_tests_name("adapters", adapters, set_up_adapters, tear_down);
     n_failed += cmocka_run_group_tests_name("rounded", rounded, set_up_rounded, tear_down);
     return n_failed + cmocka_run_group_tests_name("long contexts", long_contexts, set_up_long, tear_down);
