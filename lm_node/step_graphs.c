@@ -24,8 +24,8 @@ struct step_graphs {
     bool is_off;
     uint64_t n_uses;
     sized_graph sizes[GRAPHS_MAX];
-    int32_t *ids, *positions, *spans, *slots, *seqs, *out_rows; /* [max_rows] each, of the padded step */
-    int32_t *tables;                                            /* [max_rows, max_table_blocks] */
+    int32_t *ids, *positions, *slots, *seqs, *out_rows; /* [max_rows] each, of the padded step */
+    int32_t *tables;                                    /* [max_rows, max_table_blocks] */
 };
 
 status step_graphs_open(step_graphs **out, ops_ctx *ctx, const step_graphs_settings *settings, err *e) {
@@ -37,7 +37,7 @@ status step_graphs_open(step_graphs **out, ops_ctx *ctx, const step_graphs_setti
     if (!g) return fail(e, STATUS_NO_MEMORY, "decoder: no memory for graphs");
     g->ctx = ctx;
     g->s = *settings;
-    int32_t **arrays[] = {&g->ids, &g->positions, &g->spans, &g->slots, &g->seqs, &g->out_rows};
+    int32_t **arrays[] = {&g->ids, &g->positions, &g->slots, &g->seqs, &g->out_rows};
     bool has_all = (g->tables = calloc(rows * (size_t)settings->max_table_blocks, sizeof *g->tables)) != NULL;
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
         has_all &= (*arrays[i] = calloc(rows, sizeof **arrays[i])) != NULL;
@@ -53,7 +53,6 @@ void step_graphs_close(step_graphs **out) {
     for (int i = 0; i < GRAPHS_MAX; i++) ops_graph_close(g->ctx, &g->sizes[i].graph);
     free(g->ids);
     free(g->positions);
-    free(g->spans);
     free(g->slots);
     free(g->seqs);
     free(g->out_rows);
@@ -88,12 +87,12 @@ static bool has_graph(const step_graphs *g, const lm_batch *b) {
     return true;
 }
 
+/* A decoded row's span is up to itself, which need not be said. */
 static void pad_rows(step_graphs *g, const lm_batch *b, int n_rows) {
     for (int i = 0; i < n_rows; i++) {
         bool is_own = i < b->n_rows;
         g->ids[i] = is_own ? b->ids[i] : 0;
         g->positions[i] = is_own ? b->positions[i] : 0;
-        g->spans[i] = is_own && b->spans ? b->spans[i] : g->positions[i] + 1;
         g->slots[i] = is_own ? b->slots[i] : g->s.spare_block * KV_BLOCK_TOKENS;
         g->seqs[i] = is_own ? b->seqs[i] : b->n_rows; /* one for all of them: n_seqs is not above n_rows */
         g->out_rows[i] = is_own ? b->out_rows[i] : i;
@@ -118,7 +117,6 @@ bool step_graphs_pad(step_graphs *g, lm_batch *padded, const lm_batch *b) {
                          .n_decode_rows = n_rows,
                          .ids = g->ids,
                          .positions = g->positions,
-                         .spans = g->spans,
                          .slots = g->slots,
                          .seqs = g->seqs,
                          .n_seqs = n_rows,
