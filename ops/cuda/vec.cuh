@@ -57,12 +57,15 @@ struct alignas(sizeof(T) == 1 ? CHUNK : 16) chunk_of {
     T v[CHUNK];
 };
 
-/* 16 bytes at a time: one access for halves, two for f32; codes are 8 bytes. */
+/* 16 bytes at a time: one access for halves, two for f32. */
 template <typename T>
 static __device__ inline void copy_chunk(chunk_of<T> *to, const chunk_of<T> *from) {
-    if (sizeof *to == sizeof(uint2)) *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<const uint2 *>(from);
     for (unsigned i = 0; i < sizeof *to / sizeof(uint4); i++)
         reinterpret_cast<uint4 *>(to)[i] = reinterpret_cast<const uint4 *>(from)[i];
+}
+
+static __device__ inline void copy_chunk(chunk_of<e4m3> *to, const chunk_of<e4m3> *from) {
+    *reinterpret_cast<uint2 *>(to) = *reinterpret_cast<const uint2 *>(from);
 }
 
 /* n elements, the rest of the eight 0. */
