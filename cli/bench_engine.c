@@ -84,7 +84,7 @@ status bench_engine_open(bench_engine **out, const bench_settings *s, err *e) {
     scheduler_settings wishes = {s->kv_bytes, s->max_questions, s->chunk_rows};
     scheduler_callbacks callbacks = {on_token, on_finished};
     status st = model_open(&b->m, &s->model, e);
-    if (st == STATUS_OK) st = ops_open(&b->ctx, &(ops_settings){.device = s->device, .n_threads = s->n_threads}, e);
+    if (st == STATUS_OK) st = ops_open(&b->ctx, &(ops_settings){.device = s->device, .n_threads = s->n_threads, .is_fast = s->is_fast}, e);
     if (st == STATUS_OK) st = vision_encoder_open(&b->encoder, b->ctx, b->m, s->batch, e);
     if (st == STATUS_OK) st = scheduler_open(&b->scheduler, b->ctx, b->m, &wishes, &callbacks, e);
     if (st == STATUS_OK) st = open_buffers(b, e);

@@ -16,6 +16,7 @@ typedef struct {
     model_settings model;
     const char *device;
     int n_threads;
+    bool is_fast; /* ops_settings */
     uint64_t kv_bytes;
     int batch;         /* pictures through the tower at once, at most */
     int chunk_rows;    /* of prompts in a step */

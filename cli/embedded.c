@@ -84,6 +84,7 @@ static status open_services(embedded *em, const embedded_settings *settings, err
     vision_service_settings vision_wishes = vision_service_defaults(settings->device);
     lm_service_settings lm_wishes = lm_service_defaults(settings->device);
     vision_wishes.ops.n_threads = lm_wishes.ops.n_threads = settings->n_threads;
+    vision_wishes.ops.is_fast = lm_wishes.ops.is_fast = settings->is_fast;
     if (settings->kv_bytes) lm_wishes.kv_bytes = settings->kv_bytes;
     em->vision_slots = vision_service_slots(&vision_wishes);
     em->lm_slots = (uint32_t)lm_wishes.max_questions;

@@ -21,6 +21,7 @@ typedef struct {
     const char *cache_url; /* NULL: bounded memory */
     const char *device;    /* "cpu", "cuda" or "cuda:N" */
     int n_threads;         /* 0: one per core */
+    bool is_fast;          /* ops_settings */
     uint64_t kv_bytes;     /* memory for keys and values; 0: what suits the device */
     uint64_t cache_bytes;  /* of the memory cache */
     uint64_t max_pixels;   /* largest decoded image; 0: IMAGE_PIXELS_MAX */

@@ -64,6 +64,7 @@ static status open_embedded(service *s, const options *o, err *e) {
     settings.device = options_string(o, "device");
     settings.cache_url = options_string(o, "cache");
     if (options_is_set(o, "threads")) settings.n_threads = (int)options_int(o, "threads");
+    settings.is_fast = options_flag(o, "fast");
     if (options_is_set(o, "kv-bytes")) settings.kv_bytes = options_bytes(o, "kv-bytes");
     settings.max_pixels = (uint64_t)options_int(o, "max-pixels");
     settings.decode_ms = (int)options_int(o, "decode-ms");

@@ -30,6 +30,7 @@
         {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},  \
         {"threads", 0, OPTION_INT, "N", NULL, 1, 1024,                                             \
          "compute threads; without it, one per core"},                                             \
+        FAST_ROW,                                                                                  \
         {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,                     \
          "memory for keys and values of running questions"},                                       \
         IMAGE_DECODER_ROWS,                                                                        \

@@ -39,6 +39,7 @@ static const option_row rows[] = {
     {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,
      "a Redis that runs already; without it, a redis-server is started for this cluster"},
     {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads of each node; without it, one per core"},
+    FAST_ROW,
     {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,
      "memory of each language node for keys and values"},
     {"ready-file", 0, OPTION_STRING, "FILE", NULL, 0, 0, "write the clients' endpoint here once all nodes have joined; removed at the end"},
@@ -184,7 +185,7 @@ static status start_broker(cluster *k, const options *o, err *e) {
 
 /* Words of a node's command line. */
 typedef struct {
-    const char *argv[24 + 2 * MODEL_SERVED_MAX];
+    const char *argv[32 + 2 * MODEL_SERVED_MAX];
     size_t n;
 } words;
 
@@ -213,6 +214,7 @@ static status start_nodes(cluster *k, const options *o, const char *name, int64_
     add_pair(&w, "--device", device);
     add_pair(&w, "--adapter", options_string(o, "adapter"));
     add_pair(&w, "--threads", options_is_set(o, "threads") ? threads : NULL);
+    if (options_flag(o, "fast")) add(&w, "--fast");
     add_pair(&w, "--kv-bytes", is_lm && options_is_set(o, "kv-bytes") ? kv_bytes : NULL);
     const char *const *served;
     size_t n_served = options_list(o, "serve-adapter", &served);

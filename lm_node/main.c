@@ -8,6 +8,7 @@
 static const option_row rows[] = {
     NODE_ROWS("64"),
     MODEL_LOAD_ROWS,
+    FAST_ROW,
     {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1e13,
      "memory for keys and values, taken at start (cpu 512M, cuda 16G); when it is full, work waits"},
     {"max-questions", 0, OPTION_INT, "N", NULL, 1, 4096, "questions generated at once (cpu 64, cuda 128)"},
@@ -39,6 +40,7 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     lm_service_parts parts = {p->model, p->cache};
     lm_service_settings wishes = lm_service_defaults(options_string(o, "device"));
     wishes.ops.n_threads = (int)options_int(o, "threads");
+    wishes.ops.is_fast = options_flag(o, "fast");
     if (options_is_set(o, "kv-bytes")) wishes.kv_bytes = options_bytes(o, "kv-bytes");
     if (options_is_set(o, "max-questions")) wishes.max_questions = (int)options_int(o, "max-questions");
     if (options_is_set(o, "chunk-rows")) wishes.chunk_rows = (int)options_int(o, "chunk-rows");

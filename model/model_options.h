@@ -22,6 +22,10 @@
     {"kv-dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,                                           \
      "what keys and values are kept in: f32, f16, bf16 or fp8; auto: as activations, on a CPU halves where products are rounded"}
 
+#define FAST_ROW                                                                                   \
+    {"fast", 0, OPTION_FLAG, NULL, NULL, 0, 0,                                                     \
+     "on a GPU, let an answer's bytes depend on what is computed beside it, for speed"}
+
 #define MODEL_LOAD_ROWS                                                                            \
     MODEL_ADAPTER_ROW, MODEL_DTYPE_ROW, MODEL_KV_DTYPE_ROW,                                        \
         {"serve-adapter", 0, OPTION_LIST, "NAME=DIR", NULL, 0, 0,                                  \

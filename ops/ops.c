@@ -18,6 +18,7 @@ struct ops_ctx {
     ops_progress *progress;
     void *progress_user;
     bool is_recording; /* a graph */
+    bool is_fast;      /* ops_settings */
     char device_text[DEVICE_TEXT_BYTES];
 };
 
@@ -68,6 +69,7 @@ status ops_open(ops_ctx **ctx, const ops_settings *settings, err *e) {
     ops_ctx *c = calloc(1, sizeof *c);
     if (!c) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a context");
     c->backend = backend;
+    c->is_fast = settings->is_fast;
     status st = backend->open(&c->state, settings, index, c->device_text, sizeof c->device_text, e);
     if (st != STATUS_OK) {
         free(c);
@@ -398,7 +400,7 @@ status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_
     return done(ctx, ctx->backend->linear(ctx->state, out, x, matrix, p));
 }
 
-bool ops_tells_few(const ops_ctx *ctx) { return ctx->backend->tells_few; }
+bool ops_tells_few(const ops_ctx *ctx) { return ctx->backend->tells_few && !ctx->is_fast; }
 
 /* ---- rows ---------------------------------------------------------------------------------- */
 

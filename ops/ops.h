@@ -15,7 +15,7 @@
  * - Activations are of the one dtype that ops_activation_dtype answers for a network's weights; the tensors of a call
  *   share it. Keys and values are, too, or are kept in another that ops_takes_cache allows. Weights of norms, tables of angles and positions and logits are f32 everywhere,
  *   and so is every sum: a result is rounded to the activations' dtype once, at its end.
- * - Batch-invariant: for each output row the order of every reduction depends only on that row's own
+ * - Batch-invariant, but where ops_settings.is_fast gives it up: for each output row the order of every reduction depends only on that row's own
  *   length, never on how many other rows there are, on threads, or on how work was cut into calls.
  * - Tensors are contiguous. Where a comment says "view", rows may be columns of wider rows (tensor_columns).
  * - No operator knows a model: layer numbers, head counts and token ids never appear in ops/.
@@ -35,6 +35,8 @@ typedef struct ops_ctx ops_ctx;
 typedef struct {
     const char *device; /* "cpu"; "cuda" or "cuda:N" where built with it */
     int n_threads;      /* CPU: compute threads, 1..256; 0: one per available core */
+    bool is_fast;       /* CUDA: products go the way, and by the algorithm, that suits how many rows there are, so that a row's
+                           bits may depend on its neighbours. CPU: nothing would be faster */
     const char *simd;   /* CPU: NULL picks the best; "generic", "avx2", "avx512", "vnni" or "amx" force one */
 } ops_settings;
 
@@ -193,7 +195,7 @@ typedef struct {
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                            const ops_matrix *matrix, const ops_linear_params *params);
 
-/* Whether few rows go another way here: where not, a caller with rows of both kinds needs one call. */
+/* Whether rows of a kind that comes in small numbers go another way here: where not, a caller with rows of both kinds needs one call. */
 bool ops_tells_few(const ops_ctx *ctx);
 
 /* ---- rows ---------------------------------------------------------------------------------- */

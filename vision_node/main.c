@@ -9,6 +9,7 @@
 static const option_row rows[] = {
     NODE_ROWS_SLOTS(NULL, "items taken at once; without it, three batches"),
     MODEL_LOAD_ROWS,
+    FAST_ROW,
     {"batch", 0, OPTION_INT, "N", NULL, 1, 256, "images encoded together (cpu 8, cuda 32)"},
     {"decoders", 0, OPTION_INT, "N", NULL, 1, 64, "processes that decode image files (one a core but one, at most 16)"},
     IMAGE_DECODER_ROWS,
@@ -45,6 +46,7 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     vision_service_parts parts = {p->model, p->cache, p->store, p->decoder};
     vision_service_settings wishes = vision_service_defaults(options_string(o, "device"));
     wishes.ops.n_threads = (int)options_int(o, "threads");
+    wishes.ops.is_fast = options_flag(o, "fast");
     if (options_is_set(o, "batch")) wishes.max_images = (int)options_int(o, "batch");
     st = vision_service_open(&p->service, &parts, &wishes, e);
     if (st != STATUS_OK) return st;

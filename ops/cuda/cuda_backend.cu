@@ -119,7 +119,6 @@ static int backend_count(void) {
 
 static status backend_open(void **state, const ops_settings *settings, int device_index, char *text, size_t text_bytes,
                            err *e) {
-    (void)settings;
     int n_devices = 0;
     cudaError_t error = cudaGetDeviceCount(&n_devices);
     if (error != cudaSuccess || n_devices == 0) {
@@ -133,6 +132,7 @@ static status backend_open(void **state, const ops_settings *settings, int devic
     cuda_state *s = static_cast<cuda_state *>(calloc(1, sizeof *s));
     if (!s) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a context");
     s->device = device_index;
+    s->is_fast = settings->is_fast;
     cudaDeviceProp properties;
     error = cudaGetDeviceProperties(&properties, device_index);
     if (error == cudaSuccess) error = open_parts(s);

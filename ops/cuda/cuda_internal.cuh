@@ -17,6 +17,7 @@
 
 #define CUDA_LANES_MAX  8                  /* of an upload: at 10 GB/s each, more than a bus of 50 */
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* cuBLASLt's; what it asks for on Hopper */
+#define MANY_SIZES      8                  /* of rows that cuBLASLt has an algorithm of their own for: up to 64, 128, ... and more */
 #define ROW_MULTIPLE    64                 /* elements a row of weights is filled up to: a step of linear_few */
 #define SHARED_BYTES_DEFAULT 49152         /* a kernel that takes more says so before its launch */
 
@@ -37,6 +38,7 @@ typedef struct {
 
 typedef struct {
     int device;
+    bool is_fast; /* ops_settings */
     bool multiplies_e4m3; /* its tensor cores do: compute capability 8.9 */
     cudaStream_t stream;
     cublasLtHandle_t blas;
@@ -63,7 +65,7 @@ typedef struct {
     float *bias;          /* [n_out], zero where there is none */
     void *own_bias; /* the same in the weights' dtype where that is exact and a half, or NULL */
     bool has_many[2]; /* cuBLASLt has an algorithm for it: with a bias, with a bias and the tanh GELU */
-    cublasLtMatmulAlgo_t many[2];
+    cublasLtMatmulAlgo_t many[2][MANY_SIZES]; /* for each number of rows, by many_size: all alike unless is_fast */
     ops_dtype many_dtype; /* that its products run in there */
 } cuda_matrix;
 

@@ -1,6 +1,7 @@
 /* out[r,o] = act(bias[o] + sum over i of x[r,i] w[o,i]) + add[r,o]
  *
- * Three ways, and which one is a fact about the matrix, the dtypes and the kind of row that the caller names:
+ * Three ways, and which one is a fact about the matrix, the dtypes and the kind of row that the caller names (with
+ * ops_settings.is_fast, instead of the kind how many there are):
  *
  *     many rows           linear_many.cu: cuBLASLt, one algorithm a matrix
  *     few rows            linear_few.cu: tensor cores, weights streamed
@@ -21,6 +22,7 @@
 
 #define TILE       16
 #define TILE_K     32
+#define FAST_FEW_ROWS 32 /* with is_fast: half of what a block of linear_few takes at once */
 #define PART_ALIGN ((size_t)256)
 
 /* ---- opening ------------------------------------------------------------------------------- */
@@ -190,9 +192,11 @@ status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_
     j.x_stride = tensor_row_stride(x);
     j.act = params->act;
     j.act_from = params->act_from;
-    if (matrix->product == OPS_PRODUCT_FP8) return cuda_fp8_run(s, &j, params->is_few);
-    if (params->is_few && fits_tensor_cores(&j)) return cuda_few_run(s, &j);
-    if (!params->is_few && cuda_many_takes(&j)) return cuda_many_run(s, &j);
+    bool is_few = s->is_fast ? j.rows <= FAST_FEW_ROWS : params->is_few;
+    if (matrix->product == OPS_PRODUCT_FP8) return cuda_fp8_run(s, &j, is_few);
+    bool takes_few = fits_tensor_cores(&j), takes_many = cuda_many_takes(&j);
+    if (takes_many && !is_few) return cuda_many_run(s, &j);
+    if (takes_few && (is_few || s->is_fast)) return cuda_few_run(s, &j);
     WITH_DTYPE(x->dtype, T, {
         if (out->dtype == x->dtype) launch_tile<T, T>(s, &j);
         else launch_tile<T, float>(s, &j);

@@ -1,9 +1,10 @@
 /* Many rows: cuBLASLt, f32 sums, one algorithm a matrix.
  *
- * The algorithm is asked for once, when the matrix opens, as if there were 2048 rows, and used for every number of rows.
+ * The algorithm is asked for when the matrix opens, once, as if there were 2048 rows, and used for every number of rows.
  * Only algorithms with one piece of K are taken (split-K 1, no reduction between blocks), so an element is summed over
  * k by one block in the order of that algorithm's tile loop, whatever the number of rows: a row's bits do not depend
- * on its neighbours. The bias, and with it the tanh GELU, is added to the f32 sum by cuBLASLt where the library offers
+ * on its neighbours. Where ops_settings.is_fast gives that up, any algorithm is taken, asked for at eight numbers of rows.
+ * The bias, and with it the tanh GELU, is added to the f32 sum by cuBLASLt where the library offers
  * that, and so is what the caller adds; other activations follow as a pass of their own over the rounded result. Where an
  * activation is for a part of the outputs only, the two parts are two products over the one matrix: what a finished tile
  * goes through is fixed for a whole call.
@@ -23,6 +24,7 @@
 #include "base/log.h"
 
 #define ROWS_NOMINAL  2048
+#define ROWS_SMALLEST 64 /* of the sizes of is_fast, each twice the one before */
 #define ALGORITHMS    16
 #define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
 #define SUMS_BYTES    ((int64_t)32 << 20) /* of products of codes that wait for their end */
@@ -86,7 +88,15 @@ static bool sums_in_one_piece(const cublasLtMatmulAlgo_t *algorithm) {
            pieces <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
-static status ask(cuda_state *s, cuda_matrix *m, int gelu, description *d, cublasLtMatmulPreference_t preference) {
+static int many_size(int64_t rows) {
+    int size = 0;
+    while (size + 1 < MANY_SIZES && rows > (int64_t)ROWS_SMALLEST << size) size++;
+    return size;
+}
+
+/* The best one for a product of that description, into *algorithm. */
+static status ask(cuda_state *s, bool *has_found, cublasLtMatmulAlgo_t *algorithm, description *d,
+                  cublasLtMatmulPreference_t preference) {
     uint32_t alignment = 16;
     size_t workspace = WORKSPACE_BYTES;
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
@@ -100,10 +110,11 @@ static status ask(cuda_state *s, cuda_matrix *m, int gelu, description *d, cubla
     int n = 0;
     cublasStatus_t blas = cublasLtMatmulAlgoGetHeuristic(s->blas, d->product, d->w, d->x, d->out, d->out, preference,
                                                          ALGORITHMS, found, &n);
-    for (int i = 0; blas == CUBLAS_STATUS_SUCCESS && i < n && !m->has_many[gelu]; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || !sums_in_one_piece(&found[i].algo)) continue;
-        m->many[gelu] = found[i].algo;
-        m->has_many[gelu] = true;
+    *has_found = false;
+    for (int i = 0; blas == CUBLAS_STATUS_SUCCESS && i < n && !*has_found; i++) {
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || (!s->is_fast && !sums_in_one_piece(&found[i].algo))) continue;
+        *algorithm = found[i].algo;
+        *has_found = true;
     }
     return STATUS_OK; /* none: linear_tile takes the matrix */
 }
@@ -119,19 +130,32 @@ static int64_t panel_outputs(const cuda_matrix *m) {
     return m->many_dtype != m->head.dtype && m->head.n_out > PANEL_OUTPUTS ? PANEL_OUTPUTS : m->head.n_out;
 }
 
-static status choose(cuda_state *s, cuda_matrix *m, int gelu) {
+static status choose_for(cuda_state *s, cuda_matrix *m, int gelu, int64_t rows, bool *has_found,
+                         cublasLtMatmulAlgo_t *algorithm) {
     description d = {};
     cublasLtMatmulPreference_t preference = NULL;
     bool is_coded = m->head.dtype == OPS_DTYPE_E4M3;
     int64_t n_in = is_coded ? m->row_elements : m->head.n_in, n_out = panel_outputs(m);
     status st = description_open(&d, m->many_dtype, is_coded ? OPS_DTYPE_F32 : m->many_dtype, n_in, n_out, m->row_elements,
-                                 n_in, is_coded ? n_out : m->head.n_out, ROWS_NOMINAL,
+                                 n_in, is_coded ? n_out : m->head.n_out, rows,
                                  m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
     if (st == STATUS_OK) st = blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-    if (st == STATUS_OK) st = ask(s, m, gelu, &d, preference);
+    if (st == STATUS_OK) st = ask(s, has_found, algorithm, &d, preference);
     if (preference) (void)cublasLtMatmulPreferenceDestroy(preference);
     description_close(&d);
     return st;
+}
+
+/* A matrix has algorithms for all sizes or for none. */
+static status choose(cuda_state *s, cuda_matrix *m, int gelu) {
+    bool has_found = true;
+    for (int i = 0; i < MANY_SIZES && has_found; i++) {
+        if (s->is_fast) TRY(choose_for(s, m, gelu, (int64_t)ROWS_SMALLEST << i, &has_found, &m->many[gelu][i]));
+        else if (i == 0) TRY(choose_for(s, m, gelu, ROWS_NOMINAL, &has_found, &m->many[gelu][0]));
+        else m->many[gelu][i] = m->many[gelu][0];
+    }
+    m->has_many[gelu] = has_found;
+    return STATUS_OK;
 }
 
 status cuda_many_choose(cuda_state *s, cuda_matrix *m) {
@@ -214,7 +238,7 @@ static status multiply(cuda_state *s, const linear_job *j, const void *w, int64_
                                  j->rows, bias, gelu);
     if (st == STATUS_OK)
         st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, j->x, d.x, &added, add, d.out, out, d.out,
-                                        &m->many[gelu], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
+                                        &m->many[gelu][many_size(j->rows)], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
     description_close(&d);
     return st;
 }
@@ -266,8 +290,8 @@ static status multiply_codes(cuda_state *s, const linear_job *j, float *sums, co
     status st = description_open(&d, j->dtype, OPS_DTYPE_F32, m->row_elements, n_out, m->row_elements, j->x_stride, n_out, rows,
                                  NULL, 0);
     if (st == STATUS_OK)
-        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, x, d.x, &zero, sums, d.out, sums, d.out, &m->many[0],
-                                        s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
+        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, x, d.x, &zero, sums, d.out, sums, d.out,
+                                        &m->many[0][many_size(rows)], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
     description_close(&d);
     if (st != STATUS_OK) return st;
     dim3 grid((unsigned)rows, (unsigned)ceil_div(n_out, THREADS));

@@ -305,6 +305,48 @@ static void norm_gate_and_rope_rows_do_not_depend_on_cut_or_threads(void **state
     free(x), free(w), free(b);
 }
 
+/* Given up, a row goes the way of how many there are, whatever kind it is said to be: few, and more than any few. */
+static void a_fast_device_goes_by_the_number_of_rows(void **state) {
+    (void)state;
+    enum { N_IN = 1024, N_OUT = 64 };
+    if (test_device_is_cpu()) skip();
+    rng r = rng_make(19);
+    float *x = random_floats(&r, ROWS * N_IN, 1.0f), *w = random_floats(&r, N_OUT * N_IN, 0.1f);
+    float *out[3];
+    for (int i = 0; i < 3; i++) out[i] = test_alloc(ROWS * N_OUT, sizeof **out);
+    dtype = OPS_DTYPE_BF16;
+    void *stored = stored_as(w, N_OUT * N_IN, dtype);
+    ops_tensor weights = tensor_make(stored, OPS_PLACE_HOST, dtype, 2, (int64_t[]){N_OUT, N_IN});
+    static const int64_t rows[] = {1, 32, 33, ROWS};
+    bool has_differed = false; /* the two ways do give different bits */
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        for (int k = 0; k < 3; k++) { /* told many, told few; the same kind of a device that is not fast */
+            err e;
+            ops_ctx *ctx;
+            if (ops_open(&ctx, &(ops_settings){.device = "cuda", .is_fast = k < 2}, &e) != STATUS_OK) fail_msg("%s", e.text);
+            assert_int_equal(ops_tells_few(ctx), k == 2);
+            linear_arg a = {.n_in = N_IN, .n_out = N_OUT, .is_few = k < 2 ? k == 1 : rows[i] <= 32};
+            assert_int_equal(ops_matrix_open(ctx, &a.m, &weights, NULL, &e), STATUS_OK);
+            call_linear(ctx, &a, out[k], x, 0, rows[i]);
+            if (k == 2) {
+                float *other = test_alloc(ROWS * N_OUT, sizeof *other);
+                a.is_few = !a.is_few;
+                call_linear(ctx, &a, other, x, 0, rows[i]);
+                has_differed |= !same_bits(other, out[2], rows[i] * N_OUT);
+                free(other);
+            }
+            ops_matrix_close(ctx, &a.m);
+            ops_close(&ctx);
+        }
+        bool is_few = rows[i] <= 32; /* many may be summed by an algorithm that others are not offered */
+        if (!same_bits(out[0], out[1], rows[i] * N_OUT) || (is_few && !same_bits(out[0], out[2], rows[i] * N_OUT)))
+            fail_msg("%lld rows differ", (long long)rows[i]);
+    }
+    assert_true(has_differed);
+    for (int i = 0; i < 3; i++) free(out[i]);
+    free(x), free(w), free(stored);
+}
+
 /* ---- attention ----------------------------------------------------------------------------- */
 
 /* Three sequences over one pool of keys: 0 and 1 share their first 128 positions. The rows of the call
@@ -556,6 +598,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_rows_do_not_depend_on_cut_threads_or_neighbours),
         cmocka_unit_test(linear_columns_do_not_depend_on_their_place),
+        cmocka_unit_test(a_fast_device_goes_by_the_number_of_rows),
         cmocka_unit_test(avx2_and_avx512_give_the_same_linear_bits),
         cmocka_unit_test(norm_gate_and_rope_rows_do_not_depend_on_cut_or_threads),
         cmocka_unit_test(paged_attention_rows_do_not_depend_on_cut_threads_or_blocks),

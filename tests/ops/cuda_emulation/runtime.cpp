@@ -275,7 +275,7 @@ cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* The first answer sums in two pieces, as the library's sometimes does: it must not be taken. */
+/* The first answer sums in two pieces, as the library's sometimes does. */
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
                                               cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                                               cublasLtMatmulPreference_t, int n_wanted,
@@ -303,7 +303,16 @@ struct product {
     const void *a, *b, *c;
     void *out;
     float kept; /* of c */
+    int pieces;
 };
+
+/* In pieces the order of a sum depends on how many rows there are. */
+static float sum_of(const product &p, const float *row, int64_t o) {
+    int64_t k = p.a_layout.rows, cut = p.pieces == 1 ? k : p.out_layout.cols % 2 ? k / 2 : k / 3;
+    float sums[2] = {0.0f, 0.0f};
+    for (int64_t i = 0; i < k; i++) sums[i >= cut] += row[i] * value_at(p.a, p.a_layout.type, o * p.a_layout.stride + i);
+    return sums[0] + sums[1];
+}
 
 static void multiply(const product &p) {
     int64_t k = p.a_layout.rows;
@@ -311,9 +320,7 @@ static void multiply(const product &p) {
     for (int64_t r = 0; r < p.out_layout.cols; r++) {
         for (int64_t i = 0; i < k; i++) row[(size_t)i] = value_at(p.b, p.b_layout.type, r * p.b_layout.stride + i);
         for (int64_t o = 0; o < p.out_layout.rows; o++) {
-            float sum = 0.0f;
-            for (int64_t i = 0; i < k; i++)
-                sum += row[(size_t)i] * value_at(p.a, p.a_layout.type, o * p.a_layout.stride + i);
+            float sum = sum_of(p, row.data(), o);
             if (p.kept != 0.0f) sum += p.kept * value_at(p.c, p.out_layout.type, r * p.out_layout.stride + o);
             if (p.how.epilogue != CUBLASLT_EPILOGUE_DEFAULT) sum += value_at(p.how.bias, p.out_layout.type, o);
             if (p.how.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) sum = gelu(sum);
@@ -329,7 +336,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
                               const void *beta, const void *c, cublasLtMatrixLayout_t, void *out,
                               cublasLtMatrixLayout_t out_layout, const cublasLtMatmulAlgo_t *algo, void *, size_t,
                               cudaStream_t stream) {
-    if (algo->epilogue != d->epilogue || algo->pieces != 1) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (algo->epilogue != d->epilogue) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (d->transposed != CUBLAS_OP_T || a_layout->rows != b_layout->rows || out_layout->rows != a_layout->cols ||
         out_layout->cols != b_layout->cols)
         return CUBLAS_STATUS_INVALID_VALUE;
@@ -341,7 +348,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
     }
     uintptr_t addresses = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)out | (uintptr_t)d->bias;
     if (addresses % 16 != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-    product p = {*d, *a_layout, *b_layout, *out_layout, a, b, c, out, 0.0f};
+    product p = {*d, *a_layout, *b_layout, *out_layout, a, b, c, out, 0.0f, algo->pieces};
     memcpy(&p.kept, beta, sizeof p.kept);
     return emulated_do(stream, [=] { multiply(p); }) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
