@@ -367,7 +367,7 @@ status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_m
     j.panel_f32 = (float *)(void *)scratch;
     j.tiles = (float *)(void *)(scratch + f32_bytes);
     if (m->scales) j.c.row_scales = (float *)(void *)(scratch + f32_bytes + n_tiles * tile_bytes);
-    cpu_split_rows(s, j.c.n_rows, m->head.n_in / 4, pack_rows, &j);
+    cpu_split_rows(s, j.c.n_rows, m->scales ? 8 * m->head.n_in : m->head.n_in / 4, pack_rows, &j);
     pool_run(s->pool, j.n_groups * j.n_row_blocks, multiply_group, &j);
     return STATUS_OK;
 }

@@ -221,7 +221,7 @@ status cpu_reduced_linear(cpu_state *s, const linear_call *c) {
     j.spaces = (thread_space *)(void *)scratch;
     j.tiles = scratch + space_bytes;
     if (m->scales) j.c.row_scales = (float *)(void *)(scratch + space_bytes + tiles_bytes);
-    cpu_split_rows(s, c->n_rows, m->head.n_in, pack_rows, &j);
+    cpu_split_rows(s, c->n_rows, m->scales ? 8 * m->head.n_in : m->head.n_in, pack_rows, &j);
     pool_run(s->pool, j.n_groups * j.n_row_blocks, multiply_group, &j);
     return STATUS_OK;
 }

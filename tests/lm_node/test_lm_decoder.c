@@ -19,6 +19,7 @@
 
 #define IMAGE_ID (-200)
 #define ROWS_MAX 400
+#define FP8_LOSS 0.2 /* of logits, as a share of their size */
 
 typedef struct {
     golden *g;
@@ -356,9 +357,9 @@ static void projected_features_equal_transformers(void **state) {
     }
 }
 
-static void check_pieces(const char *case_name) {
+static void check_pieces(const char *case_name, const char *dtype) {
     fixture f;
-    open_fixture(&f, case_name, 2);
+    open_fixture_with(&f, case_name, 2, (model_settings){.dtype = dtype});
     golden_tensor ids = golden_get(f.g, "prompt.%d.ids", 3);
     spliced s = splice(&f, ids.i32, (int)ids.dims[0]);
     size_t bytes = (size_t)f.c->decoder.n_vocab_out * sizeof(float);
@@ -380,10 +381,12 @@ static void check_pieces(const char *case_name) {
 
 static void a_prompt_cut_into_any_pieces_has_the_same_logits(void **state) {
     (void)state;
-    check_pieces("odd_heads");
-    check_pieces("gemma");
-    check_pieces("phi3");
-    check_pieces("phi3_long");
+    check_pieces("odd_heads", NULL);
+    check_pieces("odd_heads", "fp8");
+    check_pieces("gemma", NULL);
+    check_pieces("gemma", "fp8");
+    check_pieces("phi3", NULL);
+    check_pieces("phi3_long", NULL);
 }
 
 /* Logits of every row of prompt 3; the caller frees them. */
@@ -449,6 +452,45 @@ static void an_adapter_that_is_served_is_the_one_that_is_merged(void **state) {
     check_served("phi3", "phi3.fused");
 }
 
+static double distance(const float *got, const float *want, int n) {
+    double off = 0, size = 0;
+    for (int i = 0; i < n; i++) {
+        off += pow((double)got[i] - (double)want[i], 2);
+        size += pow((double)want[i], 2);
+    }
+    return sqrt(off / size);
+}
+
+/* Products in fp8 of matrices joined above and beside each other, with an adapter that is served: logits are as far from
+ * the exact ones as rounding makes them, which is less than what the adapter does. */
+static void check_fp8(const char *case_name, const char *adapter) {
+    char text[544];
+    (void)snprintf(text, sizeof text, "it=" TEST_DATA_DIR "/adapters/%s", adapter);
+    const char *served[] = {text};
+    fixture exact, rounds;
+    open_fixture_with(&exact, case_name, 2, (model_settings){.served = served, .n_served = 1});
+    open_fixture_with(&rounds, case_name, 2, (model_settings){.dtype = "fp8", .served = served, .n_served = 1});
+    spliced s;
+    float *want = logits_of_prompt(&exact, &s), *got = logits_of_prompt(&rounds, &s);
+    exact.adapter = 0;
+    float *without = logits_of_prompt(&exact, &s);
+    int n = s.n * exact.c->decoder.n_vocab_out;
+    double loss = distance(got, want, n), change = distance(without, want, n);
+    print_message("%s: fp8 is %.3f from the exact logits, without its adapter they are %.3f away\n", adapter, loss, change);
+    assert_true(loss > 0.001 && loss < FP8_LOSS && loss < change);
+    free(want), free(got), free(without);
+    close_fixture(&exact);
+    close_fixture(&rounds);
+}
+
+static void products_in_fp8_are_near_the_exact_ones(void **state) {
+    (void)state;
+    check_fp8("clip", "clip.plain");
+    check_fp8("gemma", "gemma.plain");
+    check_fp8("phi15", "phi15.fused");
+    check_fp8("phi3", "phi3.fused");
+}
+
 static void a_context_beyond_the_model_is_refused_with_both_numbers(void **state) {
     (void)state;
     fixture f;
@@ -477,6 +519,7 @@ int main(void) {
         cmocka_unit_test(projected_features_equal_transformers),
         cmocka_unit_test(greedy_tokens_equal_transformers),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
+        cmocka_unit_test(products_in_fp8_are_near_the_exact_ones),
         cmocka_unit_test(an_adapter_that_is_served_is_the_one_that_is_merged),
         cmocka_unit_test(a_context_beyond_the_model_is_refused_with_both_numbers),
     };
@@ -487,6 +530,7 @@ int main(void) {
         cmocka_unit_test(states_and_logits_of_gemma_equal_transformers),
         cmocka_unit_test(states_and_logits_of_phi_3_equal_transformers_behind_a_window_and_in_long_contexts),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
+        cmocka_unit_test(products_in_fp8_are_near_the_exact_ones),
     };
     if (ops_device_count(TEST_DEVICE) == 0) return TEST_SKIPPED;
     if (strcmp(TEST_DEVICE, "cpu") != 0) return cmocka_run_group_tests(device, NULL, NULL);
