@@ -397,7 +397,7 @@ int main(int argc, char **argv) {
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_TANH);
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_ERF);
     bench_full(729, 16, 72);
-    static const ops_dtype caches[] = {OPS_DTYPE_F32, OPS_DTYPE_BF16, OPS_DTYPE_F16};
+    static const ops_dtype caches[] = {OPS_DTYPE_F32, OPS_DTYPE_BF16, OPS_DTYPE_F16, OPS_DTYPE_E4M3};
     for (size_t i = 0; i < sizeof caches / sizeof *caches; i++) {
         bench_paged(1, 789, 789, 789, 32, 80, caches[i]);
         bench_paged(1, 64, 789, 789, 32, 80, caches[i]);

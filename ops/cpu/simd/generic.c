@@ -39,6 +39,9 @@ static inline vf vload_bf16(const uint16_t *p) {
     return (vf)(bits << 16);
 }
 
+static inline vf vload_e4m3(const uint8_t *p) {
+    return (vf){e4m3_to_f32(p[0]), e4m3_to_f32(p[1]), e4m3_to_f32(p[2]), e4m3_to_f32(p[3])};
+}
 static inline vf vload_i8(const int8_t *p) { return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]}; }
 static inline vf vload_u4(const uint8_t *p, int shift) {
     vf v;

@@ -6,7 +6,7 @@
  *     vf, vi, vu     vectors of LANES float, int32_t, uint32_t (GCC vector extension)
  *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
  *     vload_f16, vload_bf16   LANES values, upcast;  vstore_f16   LANES values, to nearest even;
- *     vload_i8                LANES signed bytes;
+ *     vload_e4m3              LANES codes, as e4m3_to_f32;  vload_i8   LANES signed bytes;
  *     vload_u4(p, shift)      LANES bytes, of each the four bits at shift (0 or 4), less 8
  *     INT8_ROWS, and where the machine has it HAS_BYTE_DOT, vload_bytes, vload_halves, vbyte_dot    see int8.h
  *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
@@ -22,17 +22,6 @@
 
 #define INLINE    static inline __attribute__((always_inline))
 #define TILE_COLS (TILE_VECS * LANES)
-
-typedef uint8_t vcodes __attribute__((vector_size(LANES)));
-
-/* As e4m3_to_f32. */
-INLINE vf vload_e4m3(const uint8_t *p) {
-    vcodes codes;
-    memcpy(&codes, p, sizeof codes);
-    vu bits = __builtin_convertvector(codes, vu), number = bits & 0x7fu;
-    vf value = (vf)((bits & 0x80u) << 24 | number << 20) * vsplat(0x1p120f);
-    return (vf)((vu)value | ((vu)(number == 0x7fu) & 0x7fc00000u));
-}
 
 INLINE vf load_weights(const void *w, int64_t at, const ops_dtype dtype) {
     if (dtype == OPS_DTYPE_F32) return vload((const float *)w + at);

@@ -31,6 +31,14 @@ static inline vf vload_bf16(const uint16_t *p) {
     return (vf)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+/* As halves 256 times less: small codes would be subnormal in f32, which takes a processor long. */
+static inline vf vload_e4m3(const uint8_t *p) {
+    __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)p)), most = _mm256_set1_epi16(0x7f);
+    __m256i magnitude = _mm256_and_si256(codes, most), sign = _mm256_slli_epi16(_mm256_andnot_si256(most, codes), 8);
+    __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, most), _mm256_set1_epi16(0x7e00));
+    __m256i halves = _mm256_or_si256(_mm256_or_si256(sign, _mm256_slli_epi16(magnitude, 7)), nan);
+    return (vf)_mm512_cvtph_ps(halves) * 256.0f;
+}
 static inline vf vload_i8(const int8_t *p) {
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
 }
