@@ -93,10 +93,20 @@ ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m) {
     return ops_activation_dtype(ctx, model_weight(m, "%slayers.0.%s.weight", c->prefix, c->family->fc2).dtype);
 }
 
+/* What was asked for; else the activations', and where those are f32 but the products are not, the halves that products of
+ * their precision deserve, if the device takes them. */
+ops_dtype lm_decoder_kv_dtype(const ops_ctx *ctx, const model *m) {
+    ops_dtype dtype = lm_decoder_dtype(ctx, m), kept;
+    if (model_kv_dtype(m, &kept)) return kept;
+    if (model_product(m) == OPS_PRODUCT_BF16) kept = OPS_DTYPE_BF16;
+    else if (model_product(m) == OPS_PRODUCT_INT8) kept = OPS_DTYPE_F16;
+    else return dtype;
+    return dtype == OPS_DTYPE_F32 && ops_takes_cache(ctx, dtype, kept) ? kept : dtype;
+}
+
 size_t lm_decoder_block_bytes(const ops_ctx *ctx, const model *m) {
     const model_decoder_config *c = &model_get_config(m)->decoder;
-    ops_dtype kept = model_kv_dtype(m, lm_decoder_dtype(ctx, m));
-    return 2 * (size_t)c->n_layers * ops_cut_bytes(kept, KV_BLOCK_TOKENS * decoder_kv_width(c));
+    return 2 * (size_t)c->n_layers * ops_cut_bytes(lm_decoder_kv_dtype(ctx, m), KV_BLOCK_TOKENS * decoder_kv_width(c));
 }
 
 /* The caller's, and behind them the spare one of rows of nobody. */
@@ -302,7 +312,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     d->c = model_get_config(m)->decoder;
     d->s = *settings;
     d->dtype = lm_decoder_dtype(ctx, m);
-    d->kv_dtype = model_kv_dtype(m, d->dtype);
+    d->kv_dtype = lm_decoder_kv_dtype(ctx, m);
     status st = check_settings(d, e);
     if (st == STATUS_OK) st = open_weights(d, m, e);
     if (st == STATUS_OK) st = open_activations(d, e);

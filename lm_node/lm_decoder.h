@@ -79,6 +79,9 @@ lm_decoder_memory lm_decoder_get_memory(const lm_decoder *d);
 /* What activations are computed in: what the device makes of the weights' dtype. */
 ops_dtype lm_decoder_dtype(const ops_ctx *ctx, const model *m);
 
+/* What keys and values are kept in. */
+ops_dtype lm_decoder_kv_dtype(const ops_ctx *ctx, const model *m);
+
 /* What one block of keys and values costs over all layers: kv_bytes / this = kv_blocks. */
 size_t lm_decoder_block_bytes(const ops_ctx *ctx, const model *m);
 

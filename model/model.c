@@ -329,10 +329,9 @@ ops_dtype model_tower_dtype(const model *m) {
 
 ops_product model_product(const model *m) { return m->product; }
 
-ops_dtype model_kv_dtype(const model *m, ops_dtype activations) {
-    if (m->has_kv_dtype) return m->kv_dtype;
-    if (activations != OPS_DTYPE_F32 || m->product == OPS_PRODUCT_F32) return activations;
-    return m->product == OPS_PRODUCT_BF16 ? OPS_DTYPE_BF16 : OPS_DTYPE_F16;
+bool model_kv_dtype(const model *m, ops_dtype *kept) {
+    if (m->has_kv_dtype) *kept = m->kv_dtype;
+    return m->has_kv_dtype;
 }
 
 const unsigned char *model_tower_fingerprint(const model *m) { return m->tower_fingerprint; }

@@ -35,7 +35,8 @@ typedef struct {
     const char *dtype;   /* "f32", "f16", "bf16": weights that are not in blocks are converted to it. With "bf16" matrices
                             are multiplied in bf16 too, with "int8" and "fp8", which convert nothing, in 8 bits; else exactly.
                             NULL or "auto": nothing is converted, products are exact */
-    const char *kv_dtype; /* "f32", "f16", "bf16", "fp8": keys and values are kept in it; NULL or "auto": see model_kv_dtype */
+    const char *kv_dtype; /* "f32", "f16", "bf16", "fp8" (e4m3): keys and values are kept in it; NULL or "auto": in what
+                             suits the device and the products */
     const char *adapter; /* the folder of a PEFT adapter that is merged into the weights; NULL: none */
     const char *const *served; /* n_served adapters more, "NAME=DIR": not merged, but added to the rows of those who ask
                                   for one by name. They may change matrices of the decoder, and the projector in any way */
@@ -65,9 +66,8 @@ const tokenizer *model_get_tokenizer(const model *m); /* NULL without MODEL_PART
 /* How matrices of the networks are multiplied; what an adapter adds is multiplied exactly whatever this is. */
 ops_product model_product(const model *m);
 
-/* What keys and values are kept in beside activations of that dtype: what was asked for; else that of the activations, and
- * halves, bf16 or f16, where those are f32 but the products in bf16 or 8 bits. "fp8" is e4m3. */
-ops_dtype model_kv_dtype(const model *m, ops_dtype activations);
+/* What keys and values are to be kept in; false: nothing was asked for. */
+bool model_kv_dtype(const model *m, ops_dtype *kept);
 
 /* A weight as a host view into the mapped file, possibly unaligned: f32, f16 or bf16; a matrix perhaps q8 or q4. */
 ops_tensor model_weight(const model *m, const char *name_format, ...)

@@ -20,7 +20,7 @@ struct model {
     int parts;
     safetensors_dtype wanted; /* of every weight that is not in blocks; OTHER: as it is stored */
     ops_product product;
-    bool has_kv_dtype;  /* keys and values are kept in kv_dtype; else as model_kv_dtype says */
+    bool has_kv_dtype;  /* one was asked for */
     ops_dtype kv_dtype;
     weight_files *files;
     stored_tensor *converted; /* to another dtype */

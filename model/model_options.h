@@ -20,7 +20,7 @@
 
 #define MODEL_KV_DTYPE_ROW                                                                         \
     {"kv-dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,                                           \
-     "what keys and values are kept in: f32, f16, bf16 or fp8; auto: as activations, on a CPU halves where products are rounded"}
+     "what keys and values are kept in: f32, f16, bf16 or fp8; auto: as activations, on a CPU halves beside products in bf16 or int8"}
 
 #define FAST_ROW                                                                                   \
     {"fast", 0, OPTION_FLAG, NULL, NULL, 0, 0,                                                     \

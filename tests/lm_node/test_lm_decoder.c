@@ -491,6 +491,45 @@ static void products_in_fp8_are_near_the_exact_ones(void **state) {
     check_fp8("phi3", "phi3.fused");
 }
 
+/* Of a network stored in f32: halves where its products are of that precision and the device keeps them beside f32; what was
+ * asked for, always, and a device that cannot says so. */
+static void keys_are_kept_as_told_or_as_products_deserve(void **state) {
+    (void)state;
+    bool is_cpu = strcmp(TEST_DEVICE, "cpu") == 0;
+    const struct {
+        const char *dtype, *kv_dtype;
+        ops_dtype kept;
+    } rows[] = {{"auto", "auto", OPS_DTYPE_F32},
+                {"fp8", "auto", OPS_DTYPE_F32},
+                {"int8", "auto", is_cpu ? OPS_DTYPE_F16 : OPS_DTYPE_F32},
+                {"bf16", "auto", OPS_DTYPE_BF16},
+                {"int8", "f32", OPS_DTYPE_F32},
+                {"auto", "fp8", OPS_DTYPE_E4M3},
+                {"auto", "f16", OPS_DTYPE_F16}};
+    err e;
+    ops_ctx *ctx;
+    golden *g = golden_open("clip");
+    if (ops_open(&ctx, &(ops_settings){.device = TEST_DEVICE, .n_threads = 1}, &e) != STATUS_OK) fail_msg("%s", e.text);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        model *m;
+        lm_decoder *d;
+        model_settings how = {.dir = golden_dir(g), .dtype = rows[i].dtype, .kv_dtype = rows[i].kv_dtype, .parts = MODEL_PART_ALL};
+        if (model_open(&m, &how, &e) != STATUS_OK) fail_msg("%s", e.text);
+        if (lm_decoder_kv_dtype(ctx, m) != rows[i].kept)
+            fail_msg("%s and %s: %s", rows[i].dtype, rows[i].kv_dtype, dtype_name(lm_decoder_kv_dtype(ctx, m)));
+        if (!ops_takes_cache(ctx, lm_decoder_dtype(ctx, m), rows[i].kept)) {
+            assert_string_equal(rows[i].kv_dtype, "f16");
+            lm_decoder_settings s = {.max_rows = 4, .max_seqs = 1, .max_out = 1, .max_context = 16, .kv_blocks = 2};
+            assert_int_equal(lm_decoder_open(&d, ctx, m, &s, &e), STATUS_BAD_ARGUMENT);
+            assert_non_null(strstr(e.text, "keys and values in f16"));
+            assert_non_null(strstr(e.text, "f32 or e4m3"));
+        }
+        model_close(&m);
+    }
+    ops_close(&ctx);
+    golden_close(&g);
+}
+
 static void a_context_beyond_the_model_is_refused_with_both_numbers(void **state) {
     (void)state;
     fixture f;
@@ -520,6 +559,7 @@ int main(void) {
         cmocka_unit_test(greedy_tokens_equal_transformers),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
         cmocka_unit_test(products_in_fp8_are_near_the_exact_ones),
+        cmocka_unit_test(keys_are_kept_as_told_or_as_products_deserve),
         cmocka_unit_test(an_adapter_that_is_served_is_the_one_that_is_merged),
         cmocka_unit_test(a_context_beyond_the_model_is_refused_with_both_numbers),
     };
@@ -531,6 +571,7 @@ int main(void) {
         cmocka_unit_test(states_and_logits_of_phi_3_equal_transformers_behind_a_window_and_in_long_contexts),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
         cmocka_unit_test(products_in_fp8_are_near_the_exact_ones),
+        cmocka_unit_test(keys_are_kept_as_told_or_as_products_deserve),
     };
     if (ops_device_count(TEST_DEVICE) == 0) return TEST_SKIPPED;
     if (strcmp(TEST_DEVICE, "cpu") != 0) return cmocka_run_group_tests(device, NULL, NULL);

@@ -638,36 +638,32 @@ static void products_have_fingerprints_of_their_own(void **state) {
     checkpoint_close(&c);
 }
 
-/* Keys and values have the activations' dtype unless they are told otherwise, or the activations are f32 although the
- * products are not. */
-static void keys_are_kept_as_told_or_as_the_products_deserve(void **state) {
+static void what_keys_are_kept_in_is_told_and_known_by_the_fingerprint(void **state) {
     (void)state;
     static const struct {
-        const char *dtype, *kv_dtype;
-        ops_dtype beside_f32, beside_f16;
-    } rows[] = {
-        {"auto", "auto", OPS_DTYPE_F32, OPS_DTYPE_F16}, {"auto", NULL, OPS_DTYPE_F32, OPS_DTYPE_F16},
-        {"f16", "auto", OPS_DTYPE_F32, OPS_DTYPE_F16},  {"bf16", "auto", OPS_DTYPE_BF16, OPS_DTYPE_F16},
-        {"int8", "auto", OPS_DTYPE_F16, OPS_DTYPE_F16}, {"int8", "f32", OPS_DTYPE_F32, OPS_DTYPE_F32},
-        {"auto", "bf16", OPS_DTYPE_BF16, OPS_DTYPE_BF16}, {"fp8", "auto", OPS_DTYPE_F16, OPS_DTYPE_F16},
-        {"auto", "fp8", OPS_DTYPE_E4M3, OPS_DTYPE_E4M3}};
+        const char *name;
+        ops_dtype kept;
+    } told[] = {{"f32", OPS_DTYPE_F32}, {"f16", OPS_DTYPE_F16}, {"bf16", OPS_DTYPE_BF16}, {"fp8", OPS_DTYPE_E4M3}};
     checkpoint c = checkpoint_load(CASE);
     checkpoint_write(&c, 1);
     model *as_is = open_model(&c), *m;
+    ops_dtype kept;
     err e;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        model_settings s = {.dir = c.dir, .dtype = rows[i].dtype, .kv_dtype = rows[i].kv_dtype, .parts = MODEL_PART_ALL};
+    model_settings s = {.dir = c.dir, .kv_dtype = "auto", .parts = MODEL_PART_ALL};
+    assert_false(model_kv_dtype(as_is, &kept));
+    if (model_open(&m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
+    assert_false(model_kv_dtype(m, &kept));
+    assert_memory_equal(model_fingerprint(m), model_fingerprint(as_is), HASH_SHA256_BYTES);
+    model_close(&m);
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
+        s.kv_dtype = told[i].name;
         if (model_open(&m, &s, &e) != STATUS_OK) fail_msg("%s", e.text);
-        assert_int_equal(model_kv_dtype(m, OPS_DTYPE_F32), rows[i].beside_f32);
-        assert_int_equal(model_kv_dtype(m, OPS_DTYPE_F16), rows[i].beside_f16);
-        if (strcmp(rows[i].dtype, "auto") == 0) {
-            bool is_told = rows[i].kv_dtype && strcmp(rows[i].kv_dtype, "auto") != 0;
-            assert_int_equal(memcmp(model_fingerprint(m), model_fingerprint(as_is), HASH_SHA256_BYTES) != 0, is_told);
-            assert_memory_equal(model_tower_fingerprint(m), model_tower_fingerprint(as_is), HASH_SHA256_BYTES);
-        }
+        assert_true(model_kv_dtype(m, &kept) && kept == told[i].kept);
+        assert_memory_not_equal(model_fingerprint(m), model_fingerprint(as_is), HASH_SHA256_BYTES);
+        assert_memory_equal(model_tower_fingerprint(m), model_tower_fingerprint(as_is), HASH_SHA256_BYTES);
         model_close(&m);
     }
-    model_settings s = {.dir = c.dir, .kv_dtype = "q8", .parts = MODEL_PART_ALL};
+    s.kv_dtype = "q8";
     assert_int_equal(model_open(&m, &s, &e), STATUS_BAD_ARGUMENT);
     expect_words(e.text, SAYS("kv-dtype \"q8\"", "expected auto, f32, f16, bf16 or fp8"));
     model_close(&as_is);
@@ -704,7 +700,7 @@ int main(void) {
         cmocka_unit_test(every_tensor_reads_as_it_was_written_in_every_dtype),
         cmocka_unit_test(a_converted_checkpoint_is_the_one_stored_so),
         cmocka_unit_test(products_have_fingerprints_of_their_own),
-        cmocka_unit_test(keys_are_kept_as_told_or_as_the_products_deserve),
+        cmocka_unit_test(what_keys_are_kept_in_is_told_and_known_by_the_fingerprint),
         cmocka_unit_test(a_value_that_has_no_place_in_f16_is_refused),
         cmocka_unit_test(a_tower_of_two_dtypes_counts_as_f32),
         cmocka_unit_test(shards_and_one_file_are_the_same_model),
