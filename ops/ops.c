@@ -641,6 +641,7 @@ status ops_kv_append(ops_ctx *ctx, ops_tensor *k_cache, ops_tensor *v_cache, con
 }
 
 status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from) {
+    if (!((ctx->backend->activations | ctx->backend->caches) & OPS_DTYPE_BIT(cache->dtype))) return STATUS_UNSUPPORTED;
     TRY(rule_device(cache, cache->dtype, 3));
     if (to < 0 || from < 0 || to >= cache->dims[0] || from >= cache->dims[0])
         return STATUS_BAD_ARGUMENT;

@@ -195,7 +195,7 @@ typedef struct {
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                            const ops_matrix *matrix, const ops_linear_params *params);
 
-/* Whether rows of a kind that comes in small numbers go another way here: where not, a caller with rows of both kinds needs one call. */
+/* Whether in ops_linear rows of a kind that comes in small numbers go another way here: where not, a caller with rows of both kinds needs one call. */
 bool ops_tells_few(const ops_ctx *ctx);
 
 /* ---- rows ---------------------------------------------------------------------------------- */
@@ -299,7 +299,7 @@ typedef struct {
 } ops_kv_places;
 
 /* Paged keys and values of one layer: caches [n_blocks, block_tokens, n_kv_heads*hd], both of one dtype; what is written
- * is rounded to it (nearest even), what is read is exact.
+ * is rounded to it (nearest even; e4m3 makes 448 of what is larger), what is read is exact.
  * Writes k [rows, n_kv_heads*hd], rotated, and v as it is, at the rows' slots, and rotates q [rows, n_heads*hd] in place;
  * q NULL: none. k, v and q are views; k is left as it was. A row whose slot or position is outside is not written, and
  * BAD_ARGUMENT is answered here, or by the next ops_sync. */

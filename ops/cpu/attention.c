@@ -4,16 +4,18 @@
  *     out[d] = sum over j of exp(s[j] - max s) v[j][d]  /  sum over j of exp(s[j] - max s)
  *
  * Keys are taken in chunks of 64 counted from absolute position 0, with a running maximum and sum
- * (Milakov and Gimelshein 2018). Everything about a row depends on its own query and its own keys in
- * that order: s[j] sums over d in order, in blocks of 256 that reload their partial sum; the values of
- * a chunk are added one key after the other; keys past pos are never multiplied. So neither the other
- * rows, nor the block size of a cache, nor the cut into calls changes a bit. With a window, chunks that
- * lie wholly before it are left out, and in its first chunk the keys before it get weight 0.
+ * (Milakov and Gimelshein 2018). Everything about a row depends on its own query, its own keys in that order, and its
+ * kind; keys past pos are never multiplied. So neither the other rows, nor the block size of a cache, nor the cut into
+ * calls changes a bit. With a window, chunks that lie wholly before it are left out, and in its first chunk the keys
+ * before it get weight 0.
  *
- * A task is one head and up to 192 rows. For each chunk, the rows whose keys lie in the same memory
- * are served together: all rows of one sequence, and rows of several sequences that share the block,
- * as the questions on one image do. For them the keys are transposed to [d][64] and the values copied
- * to [64][hd], once; then tiles of rows go through the same micro-kernels as ops_linear.
+ * A task is one head and up to 192 rows. For each chunk, the rows whose keys lie in the same memory are served together:
+ * all rows of one sequence, and rows of several sequences that share the block, as the questions on one image do.
+ *
+ *     many rows   keys are transposed to [d][64] and values copied to [64][hd], once; then tiles of rows go through the
+ *                 same micro-kernels as ops_linear. s[j] sums over d in order, in blocks of 256 that reload their
+ *                 partial sum; the values of a chunk are added one key after the other
+ *     few rows    one after the other over keys and values as they lie. s[j] is sixteen sums, folded; values as above
  *
  * Full attention is the paged one with a block per group and every row at the last position. */
 #include <math.h>
@@ -22,7 +24,6 @@
 #include "ops/cpu/cpu_internal.h"
 
 #define ROWS_A_TASK 192
-#define LINE_BYTES  64 /* of a cache */
 
 typedef struct {
     const simd_kernels *simd;

@@ -1,5 +1,5 @@
-/* Attention of halves, over keys and values in halves or e4m3, on tensor cores (the formulas stand in attention.cu), for head sizes that are multiples of 8 up to
- * 256. block -> a tile: up to 64 queries, which are rows that see the same keys times the heads that share them; warp ->
+/* Attention of halves, over keys and values in halves or e4m3, on tensor cores (the formulas stand in attention.cu), for head sizes that are multiples of 8 (e4m3: of
+ * 16) up to 256. block -> a tile: up to 64 queries, which are rows that see the same keys times the heads that share them; warp ->
  * 16 of them; keys and values come in tiles of 64 (32 for heads over 96, 16 over 128), the next on its way while one is
  * multiplied.
  *
@@ -196,6 +196,7 @@ static __device__ int open_keys(shared_of<pad, C> *s, int stage) {
                 open_eight<T>(s->keys[0] + mine.key * shape_of<pad>::key_line + to, s->codes.keys[stage] + at);
                 open_eight<T>(s->values[0] + mine.key * shape_of<pad>::value_line + to, s->codes.values[stage] + at);
             }
+        __syncwarp(); /* a key's shares are one warp's, and are looked through in others than they were opened in */
         return 0;
     }
     return stage;

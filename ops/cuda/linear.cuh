@@ -78,7 +78,6 @@ static inline bool fits_tensor_cores(const linear_job *j) {
 /* fits_tensor_cores, or rows of codes */
 MUST_USE status cuda_few_run(cuda_state *s, const linear_job *j);
 
-
 /* Chooses the algorithm for the matrix once; has_many says whether there is one. */
 MUST_USE status cuda_many_choose(cuda_state *s, cuda_matrix *m);
 bool cuda_many_takes(const linear_job *j);

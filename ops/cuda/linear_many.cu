@@ -25,6 +25,7 @@
 
 #define ROWS_NOMINAL  2048
 #define ROWS_SMALLEST 64 /* of the sizes of is_fast, each twice the one before */
+#define ROWS_LARGEST  ((int64_t)ROWS_SMALLEST << (MANY_SIZES - 1))
 #define ALGORITHMS    16
 #define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
 #define SUMS_BYTES    ((int64_t)32 << 20) /* of products of codes that wait for their end */
@@ -95,7 +96,7 @@ static int many_size(int64_t rows) {
 }
 
 /* The best one for a product of that description, into *algorithm. */
-static status ask(cuda_state *s, bool *has_found, cublasLtMatmulAlgo_t *algorithm, description *d,
+static status ask(cuda_state *s, bool *has_found, cublasLtMatmulAlgo_t *algorithm, description *d, bool takes_pieces,
                   cublasLtMatmulPreference_t preference) {
     uint32_t alignment = 16;
     size_t workspace = WORKSPACE_BYTES;
@@ -112,7 +113,7 @@ static status ask(cuda_state *s, bool *has_found, cublasLtMatmulAlgo_t *algorith
                                                          ALGORITHMS, found, &n);
     *has_found = false;
     for (int i = 0; blas == CUBLAS_STATUS_SUCCESS && i < n && !*has_found; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || (!s->is_fast && !sums_in_one_piece(&found[i].algo))) continue;
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || (!takes_pieces && !sums_in_one_piece(&found[i].algo))) continue;
         *algorithm = found[i].algo;
         *has_found = true;
     }
@@ -140,7 +141,8 @@ static status choose_for(cuda_state *s, cuda_matrix *m, int gelu, int64_t rows, 
                                  n_in, is_coded ? n_out : m->head.n_out, rows,
                                  m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
     if (st == STATUS_OK) st = blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-    if (st == STATUS_OK) st = ask(s, has_found, algorithm, &d, preference);
+    bool takes_pieces = s->is_fast && rows < ROWS_LARGEST; /* the largest is for more rows too, and pieces want memory by rows */
+    if (st == STATUS_OK) st = ask(s, has_found, algorithm, &d, takes_pieces, preference);
     if (preference) (void)cublasLtMatmulPreferenceDestroy(preference);
     description_close(&d);
     return st;

@@ -16,7 +16,7 @@
 
 #define CHUNK 8
 
-/* A code of OPS_PRODUCT_FP8. */
+/* A code: of OPS_PRODUCT_FP8, or a key's or a value's. */
 typedef struct {
     unsigned char bits;
 } e4m3;

@@ -563,6 +563,41 @@ static void paged_attention_never_touches_keys_after_the_row(void **state) {
     paged_input_free(&in);
 }
 
+/* And so in one dim alone, of keys and values in any dtype, for both kinds of rows; the row that sees it has it there. */
+static void one_value_that_is_no_number_reaches_only_rows_that_see_it(void **state) {
+    (void)state;
+    enum { HEAD = 64, BLOCK = 16, N_BLOCKS = 12, BAD = 140, N = 2, N_POISONED = 5 };
+    static const int dims[N_POISONED] = {0, 9, 20, 47, 63};
+    static const int32_t table[N_BLOCKS] = {5, 3, 11, 0, 7, 1, 10, 4, 2, 9, 6, 8}, seqs[N] = {0, 0}, positions[N] = {BAD - 1, BAD};
+    rng r = rng_make(23);
+    float *q = random_floats(&r, N * HEAD, 1.0f), *k = random_floats(&r, N_BLOCKS * BLOCK * HEAD, 1.0f);
+    float *v = random_floats(&r, N_BLOCKS * BLOCK * HEAD, 1.0f), clean[N * HEAD], got[N * HEAD];
+    float *bad = v + (table[BAD / BLOCK] * BLOCK + BAD % BLOCK) * HEAD;
+    const int64_t cache[3] = {N_BLOCKS, BLOCK, HEAD};
+    for (int i = 0; i < 2 * N_CACHE_DTYPES * N_VARIANTS; i++) {
+        ops_ctx *ctx = open_variant(i / 2 % N_VARIANTS, 1);
+        ops_dtype kept = cache_dtypes[i / 2 / N_VARIANTS];
+        for (int p = -1; p < N_POISONED && ctx && ops_takes_cache(ctx, dtype, kept); p++) {
+            float was = p < 0 ? 0.0f : bad[dims[p]];
+            if (p >= 0) bad[dims[p]] = NAN;
+            const ops_attention_params params = {.n_heads = 1, .n_kv_heads = 1, .scale = 0.5f, .is_few = i % 2 == 0};
+            ops_tensor to = activations(ctx, NULL, N, HEAD), tq = activations(ctx, q, N, HEAD);
+            ops_tensor tk = copy_of(ctx, kept, 3, cache, k), tv = copy_of(ctx, kept, 3, cache, v);
+            ops_tensor tables = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){1, N_BLOCKS}, table);
+            ops_tensor seq = i32(ctx, seqs, N), pos = i32(ctx, positions, N);
+            assert_int_equal(ops_attention_paged(ctx, &to, &tq, &tk, &tv, &tables, &seq, &pos, &params), STATUS_OK);
+            take(p < 0 ? clean : got);
+            if (p < 0) continue;
+            bad[dims[p]] = was;
+            if (!same_bits(clean, got, HEAD))
+                fail_msg("%s of %s: few %d: dim %d", variant_name(i / 2 % N_VARIANTS), dtype_name(kept), params.is_few, dims[p]);
+            for (int d = 0; d < HEAD; d++) assert_int_equal(isnan(got[HEAD + d]) != 0, d == dims[p]);
+        }
+        ops_close(&ctx);
+    }
+    free(q), free(k), free(v);
+}
+
 /* Full attention of one picture gives the same bits alone and among others, on any threads. */
 static void full_attention_groups_do_not_depend_on_each_other(void **state) {
     (void)state;
@@ -605,6 +640,7 @@ int main(void) {
         cmocka_unit_test(long_rows_do_not_depend_on_how_their_keys_are_shared_out),
         cmocka_unit_test(rows_that_share_blocks_are_as_if_alone),
         cmocka_unit_test(paged_attention_never_touches_keys_after_the_row),
+        cmocka_unit_test(one_value_that_is_no_number_reaches_only_rows_that_see_it),
         cmocka_unit_test(full_attention_groups_do_not_depend_on_each_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

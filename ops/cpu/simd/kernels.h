@@ -428,8 +428,6 @@ static float softmax_step(float *s, int n, float scale, float *max, float *sum) 
     return shrink;
 }
 
-#define LINE_BYTES 64 /* of a cache */
-
 INLINE void ask_for(const void *const *ahead, int j, const ops_dtype dtype, int64_t width) {
     int64_t bytes = width * (dtype == OPS_DTYPE_F32 ? 4 : dtype == OPS_DTYPE_E4M3 ? 1 : 2);
     for (int64_t at = 0; ahead && at < bytes; at += LINE_BYTES) __builtin_prefetch((const char *)ahead[j] + at);

@@ -22,6 +22,8 @@
 
 #define REDUCED_ROWS_MAX 32 /* the most rows a reduced tile takes in any variant */
 
+#define LINE_BYTES 64 /* of a cache: what is asked for beforehand */
+
 /* The kernels of one reduced product (OPS_PRODUCT_INT8 or BF16) of a variant. Weights lie in panels of PANEL_COLS columns,
  * a panel is a run of blocks of QUANT_BLOCK k, and a block is
  *
