@@ -566,9 +566,9 @@ static void paged_attention_never_touches_keys_after_the_row(void **state) {
 /* And so in one dim alone, of keys and values in any dtype, for both kinds of rows; the row that sees it has it there. */
 static void one_value_that_is_no_number_reaches_only_rows_that_see_it(void **state) {
     (void)state;
-    enum { HEAD = 64, BLOCK = 16, N_BLOCKS = 12, BAD = 140, N = 2, N_POISONED = 5 };
+    enum { HEAD = 64, BLOCK = 16, N_BLOCKS = 14, BAD = 204, N = 2, N_POISONED = 5 }; /* in a later piece of keys */
     static const int dims[N_POISONED] = {0, 9, 20, 47, 63};
-    static const int32_t table[N_BLOCKS] = {5, 3, 11, 0, 7, 1, 10, 4, 2, 9, 6, 8}, seqs[N] = {0, 0}, positions[N] = {BAD - 1, BAD};
+    static const int32_t table[N_BLOCKS] = {5, 3, 11, 0, 7, 1, 10, 13, 4, 2, 9, 12, 6, 8}, seqs[N] = {0, 0}, positions[N] = {BAD - 1, BAD};
     rng r = rng_make(23);
     float *q = random_floats(&r, N * HEAD, 1.0f), *k = random_floats(&r, N_BLOCKS * BLOCK * HEAD, 1.0f);
     float *v = random_floats(&r, N_BLOCKS * BLOCK * HEAD, 1.0f), clean[N * HEAD], got[N * HEAD];
