@@ -46,7 +46,8 @@ typedef struct {
 bench_sizes bench_sizes_of(const model *m, size_t kv);
 
 /* The least a run must do: multiply-adds times two; weights read once a step, and keys and values as often as they are
- * looked at, those of a picture once for all sequences on it. bytes is 0 for jobs, which have too many kinds of steps for one number. */
+ * looked at, those of a picture once for all sequences on it. bytes is 0 for jobs, which have too many kinds of steps for
+ * one number. */
 typedef struct {
     double flops, bytes;
 } bench_work;

@@ -1,6 +1,6 @@
-/* Attention of halves, over keys and values in halves or e4m3, on tensor cores (the formulas stand in attention.cu), for head sizes that are multiples of 8 (e4m3: of
- * 16) up to 256. block -> a tile: up to 64 queries, which are rows that see the same keys times the heads that share them; warp ->
- * 16 of them; keys and values come in tiles of 64 (32 for heads over 96, 16 over 128), the next on its way while one is
+/* Attention of halves, over keys and values in halves or e4m3, on tensor cores (the formulas stand in attention.cu), for
+ * head sizes that are multiples of 8 (e4m3: of 16) up to 256. block -> a tile: up to 64 queries, which are rows that see
+ * the same keys times the heads that share them; warp -> 16 of them; keys and values come in tiles of 64 (32 for heads over 96, 16 over 128), the next on its way while one is
  * multiplied.
  *
  * What a row's sum is made of: chunks of 128 keys counted from absolute position 0. In a chunk, tiles of keys in order,

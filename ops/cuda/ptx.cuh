@@ -10,6 +10,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include "ops/cuda/launch.cuh"
 
@@ -71,6 +72,18 @@ static __device__ inline unsigned pack_halves(float a, float b, __nv_bfloat16) {
     unsigned word;
     memcpy(&word, v, sizeof word);
     return word;
+}
+
+/* Two codes of e4m3, the first in the low byte, as such a word; NaN stays NaN. */
+static __device__ inline unsigned open_codes(unsigned short codes, __half) {
+    __half2_raw both = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
+    return both.x | (unsigned)both.y << 16;
+}
+static __device__ inline unsigned open_codes(unsigned short codes, __nv_bfloat16) {
+    __half2_raw both = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
+    __half from[2];
+    memcpy(from, &both, sizeof from);
+    return pack_halves(__half2float(from[0]), __half2float(from[1]), __nv_bfloat16());
 }
 
 #endif

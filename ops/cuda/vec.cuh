@@ -37,21 +37,6 @@ static __device__ inline void from_f32(__half *out, float v) { *out = __float2ha
 static __device__ inline void from_f32(__nv_bfloat16 *out, float v) { *out = __float2bfloat16_rn(v); }
 static __device__ inline void from_f32(e4m3 *out, float v) { out->bits = __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3); }
 
-/* Two codes, the first in the low byte, as two halves of one word; NaN stays NaN. */
-static __device__ inline unsigned open_codes(unsigned short codes, __half) {
-    __half2_raw both = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
-    return both.x | (unsigned)both.y << 16;
-}
-static __device__ inline unsigned open_codes(unsigned short codes, __nv_bfloat16) {
-    __half2_raw both = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
-    __half from[2];
-    memcpy(from, &both, sizeof from);
-    __nv_bfloat16 v[2] = {__float2bfloat16_rn(__half2float(from[0])), __float2bfloat16_rn(__half2float(from[1]))};
-    unsigned word;
-    memcpy(&word, v, sizeof word);
-    return word;
-}
-
 template <typename T>
 struct alignas(sizeof(T) == 1 ? CHUNK : 16) chunk_of {
     T v[CHUNK];
