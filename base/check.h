@@ -6,10 +6,18 @@
 #ifndef BASE_CHECK_H
 #define BASE_CHECK_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define CHECK(cond, what) ((cond) ? (void)0 : check_failed(__FILE__, __LINE__, #cond, what))
 
 #define BUILD_CHECK(cond, what) _Static_assert(cond, what)
 
-_Noreturn void check_failed(const char *file, int line, const char *cond, const char *what);
+__attribute__((noreturn)) void check_failed(const char *file, int line, const char *cond, const char *what);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -31,15 +31,8 @@ void adapter_room_deinit(adapter_room *room) { ops_block_close(&room->block); }
 
 /* ---- matrices ------------------------------------------------------------------------------------ */
 
-static status open_base(adapted_matrix *w, adapter_room *room, const model *m, const device_join *join, err *e) {
-    const device_rows *part = join->parts;
-    bool is_whole = join->n_parts == 1 && part->n == model_weight(m, "%s.weight", part->name).dims[0];
-    if (is_whole && part->run == part->n) return device_matrix_open(room->ctx, &w->base, m, e, "%s", part->name);
-    return device_matrix_join(room->ctx, &w->base, m, join, e);
-}
-
 status adapted_matrix_open(adapted_matrix *w, adapter_room *room, const model *m, const device_join *join, err *e) {
-    TRY(open_base(w, room, m, join, e));
+    TRY(device_matrix_join(room->ctx, &w->base, m, join, e));
     if (room->n_adapters == 0) return STATUS_OK;
     w->added = calloc((size_t)room->n_adapters, sizeof *w->added);
     if (!w->added) return fail(e, STATUS_NO_MEMORY, "%s: no memory for its adapters", join->parts->name);

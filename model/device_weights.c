@@ -1,4 +1,4 @@
-/* Matrices go to the backend as they lie in the file. Vectors are few and small: they are widened to f32
+/* The backend reads matrices where they lie in the file. Vectors are few and small: they are widened to f32
  * here, on the host, once. */
 #include "model/device_weights.h"
 
@@ -17,22 +17,6 @@ static void format_name(char name[NAME_BYTES], const char *format, va_list args)
     CHECK(n > 0 && n < NAME_BYTES, "names of weights are short");
 }
 
-status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err *e,
-                          const char *name_format, ...) {
-    char name[NAME_BYTES];
-    va_list args;
-    va_start(args, name_format);
-    format_name(name, name_format, args);
-    va_end(args);
-    ops_tensor w = model_weight(m, "%s.weight", name);
-    bool has_bias = model_has_weight(m, "%s.bias", name);
-    ops_tensor bias = {0};
-    if (has_bias) bias = model_weight(m, "%s.bias", name);
-    int64_t n_rows = w.dims[0];
-    w = tensor_reshape(&w, 2, (int64_t[]){n_rows, tensor_elements(&w) / n_rows});
-    return ops_matrix_open_as(ctx, matrix, &w, has_bias ? &bias : NULL, model_product(m), e);
-}
-
 device_rows device_rows_from(const char *name, int64_t first, int64_t n) {
     return (device_rows){name, first, n, n, n};
 }
@@ -47,41 +31,64 @@ static int64_t row_at(const device_rows *part, int64_t i) {
     return part->first + i / part->run * part->stride + i % part->run;
 }
 
-/* Rows of `width` values to row `row` and column `column`, copied as they are where the types agree. */
-static void copy_rows(ops_tensor *to, int64_t row, int64_t column, const ops_tensor *from, const device_rows *part,
-                      int64_t width) {
-    size_t size = dtype_bytes(to->dtype), row_bytes = dtype_row_bytes(from->dtype, width);
-    size_t to_bytes = dtype_row_bytes(to->dtype, to->dims[1]);
-    unsigned char *out = (unsigned char *)to->data + (size_t)row * to_bytes + dtype_row_bytes(to->dtype, column);
-    for (int64_t i = 0; i < part->n; i++, out += to_bytes) {
-        int64_t stored = row_at(part, i);
-        if (from->dtype == to->dtype) {
-            memcpy(out, (const unsigned char *)from->data + (size_t)stored * row_bytes, row_bytes);
-            continue;
-        }
-        for (int64_t c = 0; c < width; c++) {
-            float value = tensor_value(from, stored * width + c);
-            memcpy(out + (size_t)c * size, &value, sizeof value);
-        }
+/* The stored matrix of a part, as [rows, everything else]. */
+static ops_tensor part_weight(const model *m, const device_rows *part) {
+    ops_tensor w = model_weight(m, "%s.weight", part->name);
+    return tensor_reshape(&w, 2, (int64_t[]){w.dims[0], tensor_elements(&w) / w.dims[0]});
+}
+
+#define PARTS_MAX 4
+
+/* Parts as one matrix, and where they lie. */
+typedef struct {
+    const device_join *join;
+    ops_tensor stored[PARTS_MAX]; /* of each part */
+    int64_t n_rows, n_columns;
+    ops_dtype dtype; /* that holds them all */
+} joined_weights;
+
+static joined_weights joined_from(const model *m, const device_join *join) {
+    CHECK(join->n_parts >= 1 && join->n_parts <= PARTS_MAX, "a matrix is joined of few parts");
+    joined_weights j = {.join = join};
+    for (size_t i = 0; i < join->n_parts; i++) {
+        ops_tensor w = j.stored[i] = part_weight(m, &join->parts[i]);
+        bool begins_block = !join->is_beside || j.n_columns % QUANT_BLOCK == 0;
+        if (i == 0) j.dtype = w.dtype;
+        else if (w.dtype != j.stored[0].dtype || (dtype_is_quantized(w.dtype) && !begins_block)) j.dtype = OPS_DTYPE_F32;
+        CHECK(join->is_beside ? join->parts[i].n == join->parts[0].n : w.dims[1] == j.stored[0].dims[1], "parts fit each other");
+        j.n_rows = join->is_beside ? join->parts[i].n : j.n_rows + join->parts[i].n;
+        j.n_columns = join->is_beside ? j.n_columns + w.dims[1] : w.dims[1];
+    }
+    return j;
+}
+
+/* A stored row, as it is where the types agree. */
+static void read_row(unsigned char *out, ops_dtype dtype, const ops_tensor *stored, int64_t row) {
+    const int64_t width = stored->dims[1];
+    size_t row_bytes = dtype_row_bytes(stored->dtype, width);
+    if (stored->dtype == dtype) {
+        memcpy(out, (const unsigned char *)stored->data + (size_t)row * row_bytes, row_bytes);
+        return;
+    }
+    for (int64_t c = 0; c < width; c++) {
+        float value = tensor_value(stored, row * width + c);
+        memcpy(out + (size_t)c * sizeof value, &value, sizeof value);
     }
 }
 
-static ops_tensor part_weight(const model *m, const device_rows *part) { return model_weight(m, "%s.weight", part->name); }
-
-/* Rows and columns of all parts together, and the type that holds them. */
-static ops_tensor joined_shape(const model *m, const device_join *join) {
-    ops_tensor first = part_weight(m, &join->parts[0]);
-    int64_t n_rows = 0, n_columns = 0;
-    ops_dtype dtype = first.dtype;
-    for (size_t i = 0; i < join->n_parts; i++) {
-        ops_tensor w = part_weight(m, &join->parts[i]);
-        bool begins_block = !join->is_beside || n_columns % QUANT_BLOCK == 0;
-        if (w.dtype != first.dtype || (dtype_is_quantized(w.dtype) && !begins_block)) dtype = OPS_DTYPE_F32;
-        CHECK(join->is_beside ? join->parts[i].n == join->parts[0].n : w.dims[1] == first.dims[1], "parts fit each other");
-        n_rows = join->is_beside ? join->parts[i].n : n_rows + join->parts[i].n;
-        n_columns = join->is_beside ? n_columns + w.dims[1] : w.dims[1];
+/* ops_rows.read */
+static void read_joined(const void *user, unsigned char *out, size_t stride, int64_t first, int64_t n) {
+    const joined_weights *j = user;
+    int64_t row = 0, column = 0; /* where the part begins */
+    for (size_t i = 0; i < j->join->n_parts; i++) {
+        const device_rows *part = &j->join->parts[i];
+        int64_t begin = first > row ? first : row, end = first + n < row + part->n ? first + n : row + part->n;
+        for (int64_t r = begin; r < end; r++)
+            read_row(out + (size_t)(r - first) * stride + dtype_row_bytes(j->dtype, column), j->dtype, &j->stored[i],
+                     row_at(part, r - row));
+        if (j->join->is_beside) column += j->stored[i].dims[1];
+        else row += part->n;
     }
-    return tensor_make(NULL, OPS_PLACE_HOST, dtype, 2, (int64_t[]){n_rows, n_columns});
 }
 
 static float rounded(float value, ops_dtype dtype) {
@@ -107,39 +114,38 @@ static bool join_biases(float *out, ops_dtype dtype, int64_t n_rows, const model
 }
 
 status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_join *join, err *e) {
-    ops_tensor w = joined_shape(m, join);
-    const int64_t n_rows = w.dims[0];
-    w.data = malloc(tensor_bytes(&w));
-    ops_tensor bias = tensor_make(calloc((size_t)n_rows, sizeof(float)), OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &n_rows);
-    status st = w.data && bias.data ? STATUS_OK
-                                    : fail(e, STATUS_NO_MEMORY, "weight %s: no memory to gather it", join->parts[0].name);
-    int64_t row = 0, column = 0;
-    for (size_t i = 0; i < join->n_parts && st == STATUS_OK; i++) {
-        ops_tensor from = part_weight(m, &join->parts[i]);
-        copy_rows(&w, row, column, &from, &join->parts[i], from.dims[1]);
-        if (join->is_beside) column += from.dims[1];
-        else row += join->parts[i].n;
-    }
-    bool has_bias = st == STATUS_OK && join_biases(bias.data, ops_activation_dtype(ctx, w.dtype), n_rows, m, join);
-    if (st == STATUS_OK) st = ops_matrix_open_as(ctx, matrix, &w, has_bias ? &bias : NULL, model_product(m), e);
-    free(w.data);
+    const joined_weights j = joined_from(m, join);
+    const ops_rows rows = {j.dtype, j.n_rows, j.n_columns, read_joined, &j};
+    ops_tensor bias = tensor_make(calloc((size_t)j.n_rows, sizeof(float)), OPS_PLACE_HOST, OPS_DTYPE_F32, 1, &j.n_rows);
+    if (!bias.data) return fail(e, STATUS_NO_MEMORY, "weight %s: no memory for its bias", join->parts[0].name);
+    bool has_bias = join_biases(bias.data, ops_activation_dtype(ctx, j.dtype), j.n_rows, m, join);
+    status st = ops_matrix_open_rows(ctx, matrix, &rows, has_bias ? &bias : NULL, model_product(m), e);
     free(bias.data);
     return st;
 }
 
+status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err *e,
+                          const char *name_format, ...) {
+    char name[NAME_BYTES];
+    va_list args;
+    va_start(args, name_format);
+    format_name(name, name_format, args);
+    va_end(args);
+    const device_rows all = device_rows_all(m, name);
+    return device_matrix_join(ctx, matrix, m, &(device_join){&all, 1, false}, e);
+}
+
 /* ---- adapters ------------------------------------------------------------------------------------ */
 
-#define PARTS_MAX 4
-
 /* a: the parts' factors, one below the other; of parts beside each other, each in the columns of its x. */
-static void fill_a(const ops_tensor *a, const adapter_factors *f, const bool *has, const model *m, const device_join *join) {
+static void fill_a(const ops_tensor *a, const adapter_factors *f, const bool *has, const joined_weights *base) {
     int64_t row = 0, column = 0;
-    for (size_t p = 0; p < join->n_parts; p++) {
-        int64_t width = part_weight(m, &join->parts[p]).dims[1], n = has[p] ? f[p].a.dims[0] * width : 0;
+    for (size_t p = 0; p < base->join->n_parts; p++) {
+        int64_t width = base->stored[p].dims[1], n = has[p] ? f[p].a.dims[0] * width : 0;
         for (int64_t i = 0; i < n; i++)
             tensor_set_value(a, (row + i / width) * a->dims[1] + column + i % width, tensor_value(&f[p].a, i));
         if (has[p]) row += f[p].a.dims[0];
-        if (join->is_beside) column += width;
+        if (base->join->is_beside) column += width;
     }
 }
 
@@ -161,11 +167,10 @@ static void fill_b(const ops_tensor *b, const adapter_factors *f, const bool *ha
 
 status device_low_rank_open(ops_ctx *ctx, ops_dtype dtype, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
                             int served, const device_join *join, err *e) {
-    CHECK(join->n_parts >= 1 && join->n_parts <= PARTS_MAX, "a matrix is joined of few parts");
     adapter_factors f[PARTS_MAX];
     bool has[PARTS_MAX];
-    const ops_tensor shape = joined_shape(m, join);
-    const int64_t n_out = shape.dims[0], n_in = shape.dims[1];
+    const joined_weights base = joined_from(m, join);
+    const int64_t n_out = base.n_rows, n_in = base.n_columns;
     *a = *b = NULL;
     *rank = 0;
     for (size_t p = 0; p < join->n_parts; p++) {
@@ -181,7 +186,7 @@ status device_low_rank_open(ops_ctx *ctx, ops_dtype dtype, ops_matrix **a, ops_m
     status st = wide.data && tall.data ? STATUS_OK
                                        : fail(e, STATUS_NO_MEMORY, "adapter: no memory for %s", join->parts[0].name);
     if (st == STATUS_OK) {
-        fill_a(&wide, f, has, m, join);
+        fill_a(&wide, f, has, &base);
         fill_b(&tall, f, has, join);
         st = ops_matrix_open(ctx, a, &wide, NULL, e);
     }

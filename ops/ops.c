@@ -347,28 +347,42 @@ const char *ops_product_name(ops_product product) {
     return (unsigned)product < OPS_PRODUCT_COUNT ? NAMES[product] : "unknown";
 }
 
-status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
-                          ops_product product, err *e) {
+status ops_matrix_open_rows(ops_ctx *ctx, ops_matrix **matrix, const ops_rows *rows, const ops_tensor *bias,
+                            ops_product product, err *e) {
     *matrix = NULL;
     TRY(open_not_recording(ctx, e));
     if ((unsigned)product >= OPS_PRODUCT_COUNT) return fail(e, STATUS_BAD_ARGUMENT, "ops: product %d", (int)product);
-    if (w->place != OPS_PLACE_HOST || (bias && bias->place != OPS_PLACE_HOST))
-        return fail(e, STATUS_UNSUPPORTED, "ops: a matrix is packed from host memory");
-    if ((!is_storage_dtype(w->dtype) && !dtype_is_quantized(w->dtype)) || (bias && !is_storage_dtype(bias->dtype)))
+    if (bias && bias->place != OPS_PLACE_HOST) return fail(e, STATUS_UNSUPPORTED, "ops: a matrix is packed from host memory");
+    if ((!is_storage_dtype(rows->dtype) && !dtype_is_quantized(rows->dtype)) || (bias && !is_storage_dtype(bias->dtype)))
         return fail(e, STATUS_UNSUPPORTED, "ops: a matrix of %s with bias of %s, need f32, f16 or bf16, or a matrix of q8 or q4",
-                    dtype_name(w->dtype), bias ? dtype_name(bias->dtype) : "none");
+                    dtype_name(rows->dtype), bias ? dtype_name(bias->dtype) : "none");
     int64_t bytes;
-    if (w->n_dims != 2 || w->dims[0] < 1 || w->dims[1] < 1 ||
-        __builtin_mul_overflow(w->dims[0], w->dims[1], &bytes) ||
-        __builtin_mul_overflow(bytes, INT64_C(256), &bytes))
-        return fail(e, STATUS_BAD_SHAPE, "ops: a matrix with %d dims of %lld x %lld", w->n_dims,
-                    (long long)w->dims[0], (long long)w->dims[1]);
-    if (bias && (bias->n_dims != 1 || bias->dims[0] != w->dims[0]))
+    if (rows->n_out < 1 || rows->n_in < 1 || rows->n_in > OPS_INPUTS_MAX ||
+        __builtin_mul_overflow(rows->n_out, rows->n_in, &bytes) || __builtin_mul_overflow(bytes, INT64_C(256), &bytes))
+        return fail(e, STATUS_BAD_SHAPE, "ops: a matrix of %lld x %lld, need at most %lld inputs", (long long)rows->n_out,
+                    (long long)rows->n_in, (long long)OPS_INPUTS_MAX);
+    if (bias && (bias->n_dims != 1 || bias->dims[0] != rows->n_out))
         return fail(e, STATUS_BAD_SHAPE, "ops: a bias with %d dims of %lld, need 1 of %lld",
-                    bias->n_dims, (long long)bias->dims[0], (long long)w->dims[0]);
-    if (!w->data || (bias && !bias->data))
-        return fail(e, STATUS_BAD_ARGUMENT, "ops: a matrix without data");
-    return ctx->backend->matrix_open(ctx->state, matrix, w, bias, product, e);
+                    bias->n_dims, (long long)bias->dims[0], (long long)rows->n_out);
+    if (bias && !bias->data) return fail(e, STATUS_BAD_ARGUMENT, "ops: a bias without data");
+    return ctx->backend->matrix_open(ctx->state, matrix, rows, bias, product, e);
+}
+
+static void read_tensor(const void *user, unsigned char *out, size_t stride, int64_t first, int64_t n) {
+    const ops_tensor *w = user;
+    size_t row_bytes = dtype_row_bytes(w->dtype, w->dims[1]);
+    const unsigned char *from = (const unsigned char *)w->data + (size_t)first * row_bytes;
+    for (int64_t r = 0; r < n; r++) memcpy(out + (size_t)r * stride, from + (size_t)r * row_bytes, row_bytes);
+}
+
+status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
+                          ops_product product, err *e) {
+    *matrix = NULL;
+    if (w->place != OPS_PLACE_HOST) return fail(e, STATUS_UNSUPPORTED, "ops: a matrix is packed from host memory");
+    if (w->n_dims != 2) return fail(e, STATUS_BAD_SHAPE, "ops: a matrix with %d dims, need 2", w->n_dims);
+    if (!w->data) return fail(e, STATUS_BAD_ARGUMENT, "ops: a matrix without data");
+    const ops_rows rows = {w->dtype, w->dims[0], w->dims[1], read_tensor, w};
+    return ops_matrix_open_rows(ctx, matrix, &rows, bias, product, e);
 }
 
 void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix) {

@@ -125,6 +125,8 @@ void ops_graph_close(ops_ctx *ctx, ops_graph **graph); /* NULL inside is fine */
 /* A weight matrix in the form the backend multiplies fastest; opaque. */
 typedef struct ops_matrix ops_matrix;
 
+#define OPS_INPUTS_MAX (INT64_C(1) << 19) /* n_in of a matrix */
+
 /* Packs w [n_out, n_in] (host, f32, f16, bf16, q8 or q4; unaligned data is fine) and bias [n_out] (host, f32, f16 or
  * bf16, or NULL). Values are kept exactly. w may be unmapped afterwards. Errors: NO_MEMORY, BAD_SHAPE. */
 MUST_USE status ops_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w,
@@ -147,6 +149,21 @@ const char *ops_product_name(ops_product product); /* "f32", "bf16", "int8", "fp
  * Errors: UNSUPPORTED where the device has no such product. */
 MUST_USE status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
                                    ops_product product, err *e);
+
+/* The weights of a matrix that lies in several places: what asks for them goes from there to where the device wants them,
+ * and the matrix is never in memory as a whole. */
+typedef struct {
+    ops_dtype dtype; /* f32, f16, bf16, q8 or q4 */
+    int64_t n_out, n_in;
+    /* Writes the weights of outputs [first, first + n) to out, one output `stride` bytes behind the other, and nothing else.
+     * Several threads ask at once, in any order, within the call that opens the matrix. */
+    void (*read)(const void *user, unsigned char *out, size_t stride, int64_t first, int64_t n);
+    const void *user;
+} ops_rows;
+
+/* ops_matrix_open_as of such weights. */
+MUST_USE status ops_matrix_open_rows(ops_ctx *ctx, ops_matrix **matrix, const ops_rows *rows, const ops_tensor *bias,
+                                     ops_product product, err *e);
 void ops_matrix_close(ops_ctx *ctx, ops_matrix **matrix);
 size_t ops_matrix_bytes(const ops_matrix *matrix);
 

@@ -56,7 +56,7 @@ typedef struct {
     void (*graph_close)(void *state, ops_graph *graph);
 
     /* a product the backend does not have is UNSUPPORTED */
-    status (*matrix_open)(void *state, ops_matrix **matrix, const ops_tensor *w,
+    status (*matrix_open)(void *state, ops_matrix **matrix, const ops_rows *rows,
                           const ops_tensor *bias, ops_product product, err *e);
     void (*matrix_close)(void *state, ops_matrix *matrix);
 

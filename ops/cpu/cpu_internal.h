@@ -58,9 +58,9 @@ static inline size_t row_scales_bytes(const linear_call *c) {
 /* What follows a sum: sums of some rows and columns, rows stride apart, become results where they stand. */
 void cpu_linear_finish(const linear_call *c, float *sums, int64_t stride, int64_t row, int n_rows, int64_t col, int n_cols);
 
-/* Packs the panels of a matrix with reduced kernels, and multiplies with it. m is otherwise set up, its memory zeroed. */
+/* Packs a zeroed panel of a matrix with reduced kernels from the weights of its outputs, and multiplies with it. */
 size_t cpu_reduced_panel_bytes(ops_dtype dtype, int64_t n_in);
-void cpu_reduced_pack(cpu_state *s, cpu_matrix *m, const ops_tensor *w);
+void cpu_reduced_pack(const cpu_matrix *m, unsigned char *panel, const ops_tensor *w);
 status cpu_reduced_linear(cpu_state *s, const linear_call *c);
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -70,7 +70,7 @@ static inline size_t align_up(size_t bytes) { return (bytes + 63) & ~(size_t)63;
 /* True when every one of the n indices is in [0, limit). */
 bool cpu_indices_fit(const int32_t *index, int64_t n, int64_t limit);
 
-status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
+status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_rows *rows,
                        const ops_tensor *bias, ops_product product, err *e);
 void cpu_matrix_close(void *state, ops_matrix *matrix);
 status cpu_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,

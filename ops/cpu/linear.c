@@ -27,15 +27,6 @@
 
 /* ---- packing the matrix -------------------------------------------------------------------- */
 
-typedef struct {
-    unsigned char *panels;
-    const unsigned char *w;
-    const ops_tensor *tensor; /* the same */
-    size_t panel_bytes;
-    int64_t n_out, n_in;
-    ops_dtype dtype;
-} pack_job;
-
 /* Codes of one packed block. */
 static size_t quant_codes_bytes(ops_dtype dtype) {
     return (size_t)QUANT_BLOCK * PANEL_COLS / (dtype == OPS_DTYPE_Q8 ? 1 : 2);
@@ -50,18 +41,15 @@ static size_t panel_offset(ops_dtype dtype, int64_t k) {
 }
 
 /* Turns blocks of rows into blocks of a panel: the scales of its columns, then the codes row by row. */
-static void pack_quantized_panel(void *arg, int64_t panel, int thread) {
-    const pack_job *j = arg;
-    (void)thread;
-    size_t row_bytes = dtype_row_bytes(j->dtype, j->n_in), in_bytes = dtype_row_bytes(j->dtype, QUANT_BLOCK);
-    int64_t n_cols = min_i64(PANEL_COLS, j->n_out - panel * PANEL_COLS);
-    for (int64_t b = 0; b < ceil_div(j->n_in, QUANT_BLOCK); b++) {
-        unsigned char *out = j->panels + (size_t)panel * j->panel_bytes + panel_offset(j->dtype, b * QUANT_BLOCK);
-        for (int64_t c = 0; c < n_cols; c++) {
-            const unsigned char *in = j->w + (size_t)(panel * PANEL_COLS + c) * row_bytes + (size_t)b * in_bytes;
+static void pack_blocks(unsigned char *panel, const ops_tensor *w) {
+    size_t row_bytes = dtype_row_bytes(w->dtype, w->dims[1]), in_bytes = dtype_row_bytes(w->dtype, QUANT_BLOCK);
+    for (int64_t b = 0; b < ceil_div(w->dims[1], QUANT_BLOCK); b++) {
+        unsigned char *out = panel + panel_offset(w->dtype, b * QUANT_BLOCK);
+        for (int64_t c = 0; c < w->dims[0]; c++) {
+            const unsigned char *in = (const unsigned char *)w->data + (size_t)c * row_bytes + (size_t)b * in_bytes;
             memcpy(out + 2 * c, in, 2);
             for (int k = 0; k < QUANT_BLOCK; k++) {
-                if (j->dtype == OPS_DTYPE_Q8) {
+                if (w->dtype == OPS_DTYPE_Q8) {
                     out[QUANT_HEAD + k * PANEL_COLS + c] = in[2 + k];
                     continue;
                 }
@@ -74,30 +62,22 @@ static void pack_quantized_panel(void *arg, int64_t panel, int thread) {
 }
 
 /* Weights of any type, each rounded to bf16. */
-static void pack_rounded_panel(void *arg, int64_t panel, int thread) {
-    const pack_job *j = arg;
-    (void)thread;
-    int64_t n_cols = min_i64(PANEL_COLS, j->n_out - panel * PANEL_COLS);
-    unsigned char *out = j->panels + (size_t)panel * j->panel_bytes;
-    for (int64_t c = 0; c < n_cols; c++)
-        for (int64_t k = 0; k < j->n_in; k++) {
-            uint16_t v = f32_to_bf16(tensor_value(j->tensor, (panel * PANEL_COLS + c) * j->n_in + k));
-            memcpy(out + (k * PANEL_COLS + c) * 2, &v, sizeof v);
+static void pack_rounded(unsigned char *panel, const ops_tensor *w) {
+    for (int64_t c = 0; c < w->dims[0]; c++)
+        for (int64_t k = 0; k < w->dims[1]; k++) {
+            uint16_t v = f32_to_bf16(tensor_value(w, c * w->dims[1] + k));
+            memcpy(panel + (k * PANEL_COLS + c) * 2, &v, sizeof v);
         }
 }
 
-static void pack_panel(void *arg, int64_t panel, int thread) {
-    const pack_job *j = arg;
-    (void)thread;
-    size_t size = dtype_bytes(j->dtype);
-    int64_t n_cols = min_i64(PANEL_COLS, j->n_out - panel * PANEL_COLS);
-    unsigned char *out = j->panels + (size_t)panel * j->panel_bytes;
-    const unsigned char *w = j->w + (size_t)(panel * PANEL_COLS * j->n_in) * size;
-    for (int64_t k0 = 0; k0 < j->n_in; k0 += PACK_K) {
-        int64_t k1 = min_i64(k0 + PACK_K, j->n_in);
-        for (int64_t c = 0; c < n_cols; c++) {
-            const unsigned char *from = w + (size_t)(c * j->n_in + k0) * size;
-            unsigned char *to = out + (size_t)(k0 * PANEL_COLS + c) * size;
+static void pack_values(unsigned char *panel, const ops_tensor *w) {
+    size_t size = dtype_bytes(w->dtype);
+    int64_t n_in = w->dims[1];
+    for (int64_t k0 = 0; k0 < n_in; k0 += PACK_K) {
+        int64_t k1 = min_i64(k0 + PACK_K, n_in);
+        for (int64_t c = 0; c < w->dims[0]; c++) {
+            const unsigned char *from = (const unsigned char *)w->data + (size_t)(c * n_in + k0) * size;
+            unsigned char *to = panel + (size_t)(k0 * PANEL_COLS + c) * size;
             if (size == 2)
                 for (int64_t k = k0; k < k1; k++, from += 2, to += 2 * PANEL_COLS)
                     memcpy(to, from, 2);
@@ -108,57 +88,83 @@ static void pack_panel(void *arg, int64_t panel, int thread) {
     }
 }
 
+/* Outputs' scales, and as bf16 what the codes of their weights stand for. row: room for n_in. */
+static void code_outputs(float *scales, const ops_tensor *codes, const ops_tensor *w, float *row) {
+    int64_t n_in = w->dims[1];
+    float factor;
+    for (int64_t o = 0; o < w->dims[0]; o++) {
+        for (int64_t k = 0; k < n_in; k++) row[k] = tensor_value(w, o * n_in + k);
+        scales[o] = e4m3_scale(row, n_in, &factor);
+        e4m3_round(row, row, n_in, factor);
+        for (int64_t k = 0; k < n_in; k++) tensor_set_value(codes, o * n_in + k, row[k]);
+    }
+}
+
+/* What a thread packs a panel with. */
+typedef struct {
+    unsigned char *rows, *codes; /* as they are read; as bf16, OPS_PRODUCT_FP8 only */
+    float *row;                  /* the same only */
+} pack_space;
+
+typedef struct {
+    cpu_matrix *m;
+    const ops_rows *from;
+    unsigned char *spaces; /* one for each thread */
+    size_t space_bytes;
+} pack_job;
+
+static pack_space space_of(const pack_job *j, int thread) {
+    int64_t n_in = j->from->n_in;
+    unsigned char *at = j->spaces + (size_t)thread * j->space_bytes;
+    pack_space s = {.row = (float *)(void *)at};
+    s.codes = at + align_up((size_t)n_in * sizeof(float));
+    s.rows = s.codes + align_up((size_t)(PANEL_COLS * n_in) * sizeof(uint16_t));
+    return s;
+}
+
+static void pack_panel(void *arg, int64_t panel, int thread) {
+    const pack_job *j = arg;
+    cpu_matrix *m = j->m;
+    pack_space space = space_of(j, thread);
+    int64_t first = panel * PANEL_COLS, n_in = m->head.n_in, n = min_i64(PANEL_COLS, m->head.n_out - first);
+    unsigned char *out = m->panels + (size_t)panel * m->panel_bytes;
+    ops_tensor w = tensor_make(space.rows, OPS_PLACE_HOST, j->from->dtype, 2, (int64_t[]){n, n_in});
+    j->from->read(j->from->user, space.rows, dtype_row_bytes(w.dtype, n_in), first, n);
+    if (m->scales) {
+        ops_tensor codes = tensor_make(space.codes, OPS_PLACE_HOST, OPS_DTYPE_BF16, 2, w.dims);
+        code_outputs(m->scales + first, &codes, &w, space.row);
+        w = codes;
+    }
+    if (m->reduced) cpu_reduced_pack(m, out, &w);
+    else if (w.dtype != m->head.dtype) pack_rounded(out, &w);
+    else if (dtype_is_quantized(w.dtype)) pack_blocks(out, &w);
+    else pack_values(out, &w);
+}
+
+static status pack_matrix(cpu_state *s, cpu_matrix *m, const ops_rows *from, err *e) {
+    pack_job j = {.m = m, .from = from};
+    j.space_bytes = align_up((size_t)from->n_in * sizeof(float)) + align_up((size_t)(PANEL_COLS * from->n_in) * sizeof(uint16_t)) +
+                    align_up(PANEL_COLS * dtype_row_bytes(from->dtype, from->n_in));
+    j.spaces = malloc((size_t)pool_threads(s->pool) * j.space_bytes);
+    if (!j.spaces) return fail(e, STATUS_NO_MEMORY, "ops: no memory to pack a matrix");
+    pool_run(s->pool, m->n_panels, pack_panel, &j);
+    free(j.spaces);
+    return STATUS_OK;
+}
+
 /* What the weights of a matrix are kept as. */
 static ops_dtype held_dtype(ops_dtype dtype, ops_product product) {
     if (product == OPS_PRODUCT_BF16 || product == OPS_PRODUCT_FP8) return OPS_DTYPE_BF16;
     return product == OPS_PRODUCT_INT8 && !dtype_is_quantized(dtype) ? OPS_DTYPE_Q8 : dtype;
 }
 
-typedef struct {
-    const ops_tensor *w, *codes;
-    float *scales, *rows; /* rows: one for each thread */
-} code_job;
-
-static void code_output(void *arg, int64_t o, int thread) {
-    const code_job *j = arg;
-    int64_t n_in = j->w->dims[1];
-    float *row = j->rows + thread * n_in, factor;
-    for (int64_t k = 0; k < n_in; k++) row[k] = tensor_value(j->w, o * n_in + k);
-    j->scales[o] = e4m3_scale(row, n_in, &factor);
-    e4m3_round(row, row, n_in, factor);
-    for (int64_t k = 0; k < n_in; k++) tensor_set_value(j->codes, o * n_in + k, row[k]);
-}
-
-static void pack_matrix(cpu_state *s, cpu_matrix *m, const ops_tensor *w) {
-    pack_job j = {.panels = m->panels, .w = w->data, .tensor = w, .panel_bytes = m->panel_bytes,
-                  .n_out = m->head.n_out, .n_in = m->head.n_in, .dtype = w->dtype};
-    if (m->reduced) cpu_reduced_pack(s, m, w);
-    else if (w->dtype != m->head.dtype) pool_run(s->pool, m->n_panels, pack_rounded_panel, &j);
-    else pool_run(s->pool, m->n_panels, dtype_is_quantized(w->dtype) ? pack_quantized_panel : pack_panel, &j);
-}
-
-/* OPS_PRODUCT_FP8: the scales, and what the codes stand for as a matrix of bf16 to be packed. */
-static status pack_codes(cpu_state *s, cpu_matrix *m, const ops_tensor *w, err *e) {
-    size_t n = (size_t)tensor_elements(w), n_rows = (size_t)pool_threads(s->pool);
-    ops_tensor codes = tensor_make(malloc(n * sizeof(uint16_t)), OPS_PLACE_HOST, OPS_DTYPE_BF16, 2, w->dims);
-    code_job j = {w, &codes, m->scales, malloc(n_rows * (size_t)w->dims[1] * sizeof(float))};
-    bool has_memory = codes.data && j.rows;
-    if (has_memory) {
-        pool_run(s->pool, w->dims[0], code_output, &j);
-        pack_matrix(s, m, &codes);
-    }
-    free(codes.data);
-    free(j.rows);
-    return has_memory ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "ops: no memory to code a matrix");
-}
-
-status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
+status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_rows *rows,
                        const ops_tensor *bias, ops_product product, err *e) {
     cpu_state *s = state;
     cpu_matrix *m = calloc(1, sizeof *m);
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
-    ops_dtype dtype = held_dtype(w->dtype, product);
-    m->head = (ops_matrix){.n_out = w->dims[0], .n_in = w->dims[1], .dtype = dtype, .product = product};
+    ops_dtype dtype = held_dtype(rows->dtype, product);
+    m->head = (ops_matrix){.n_out = rows->n_out, .n_in = rows->n_in, .dtype = dtype, .product = product};
     bool is_fp8 = product == OPS_PRODUCT_FP8;
     m->reduced = product == OPS_PRODUCT_INT8 ? s->simd->int8 : product == OPS_PRODUCT_BF16 || is_fp8 ? s->simd->bf16 : NULL;
     m->n_panels = ceil_div(m->head.n_out, PANEL_COLS);
@@ -178,8 +184,7 @@ status cpu_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w,
     m->panels = (unsigned char *)data + bias_bytes + scale_bytes;
     if (bias)
         for (int64_t i = 0; i < m->head.n_out; i++) m->bias[i] = tensor_value(bias, i);
-    if (is_fp8) st = pack_codes(s, m, w, e);
-    else pack_matrix(s, m, w);
+    st = pack_matrix(s, m, rows, e);
     if (st == STATUS_OK) *matrix = &m->head;
     else cpu_matrix_close(s, &m->head);
     return st;

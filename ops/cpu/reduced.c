@@ -28,11 +28,6 @@ static size_t block_bytes(ops_dtype dtype) {
     return dtype == OPS_DTYPE_BF16 ? BF16_BYTES : dtype == OPS_DTYPE_Q4 ? Q4_BYTES : Q8_BYTES;
 }
 
-typedef struct {
-    const cpu_matrix *m;
-    const ops_tensor *w;
-} pack_job;
-
 /* Column c of a block from 32 weights in q8 or q4. */
 static void put_codes(unsigned char *out, const simd_reduced *kernels, ops_dtype dtype, int c, const unsigned char *in) {
     int dot_k = kernels->dot_k;
@@ -56,26 +51,24 @@ static void put_bf16(unsigned char *out, int c, const float *values) {
     }
 }
 
-static void pack_panel(void *arg, int64_t panel, int thread) {
-    const pack_job *j = arg;
-    const cpu_matrix *m = j->m;
-    (void)thread;
-    int64_t n_in = m->head.n_in, n_cols = min_i64(PANEL_COLS, m->head.n_out - panel * PANEL_COLS);
-    size_t row_bytes = dtype_row_bytes(j->w->dtype, n_in), in_bytes = dtype_row_bytes(j->w->dtype, QUANT_BLOCK);
-    bool is_stored = j->w->dtype == m->head.dtype && dtype_is_quantized(m->head.dtype);
-    for (int64_t b = 0; b * QUANT_BLOCK < n_in; b++) {
-        unsigned char *out = m->panels + (size_t)panel * m->panel_bytes + (size_t)b * block_bytes(m->head.dtype);
-        for (int64_t c = 0; c < n_cols; c++) {
-            int64_t row = panel * PANEL_COLS + c, n = min_i64(QUANT_BLOCK, n_in - b * QUANT_BLOCK);
+void cpu_reduced_pack(const cpu_matrix *m, unsigned char *panel, const ops_tensor *w) {
+    const ops_dtype dtype = m->head.dtype;
+    int64_t n_in = w->dims[1];
+    size_t row_bytes = dtype_row_bytes(w->dtype, n_in), in_bytes = dtype_row_bytes(w->dtype, QUANT_BLOCK);
+    bool is_stored = w->dtype == dtype && dtype_is_quantized(dtype);
+    for (int64_t k0 = 0; k0 < n_in; k0 += QUANT_BLOCK) {
+        unsigned char *out = panel + (size_t)(k0 / QUANT_BLOCK) * block_bytes(dtype);
+        int64_t n = min_i64(QUANT_BLOCK, n_in - k0);
+        for (int64_t c = 0; c < w->dims[0]; c++) {
             if (is_stored) {
-                const unsigned char *in = (const unsigned char *)j->w->data + (size_t)row * row_bytes + (size_t)b * in_bytes;
-                put_codes(out, m->reduced, m->head.dtype, (int)c, in);
+                const unsigned char *row = (const unsigned char *)w->data + (size_t)c * row_bytes;
+                put_codes(out, m->reduced, dtype, (int)c, row + (size_t)(k0 / QUANT_BLOCK) * in_bytes);
                 continue;
             }
             float values[QUANT_BLOCK] = {0};
             unsigned char codes[2 + QUANT_BLOCK];
-            for (int64_t k = 0; k < n; k++) values[k] = tensor_value(j->w, row * n_in + b * QUANT_BLOCK + k);
-            if (m->head.dtype == OPS_DTYPE_BF16) {
+            for (int64_t k = 0; k < n; k++) values[k] = tensor_value(w, c * n_in + k0 + k);
+            if (dtype == OPS_DTYPE_BF16) {
                 put_bf16(out, (int)c, values);
             } else {
                 quantize_row(codes, OPS_DTYPE_Q8, values, QUANT_BLOCK);
@@ -83,11 +76,6 @@ static void pack_panel(void *arg, int64_t panel, int thread) {
             }
         }
     }
-}
-
-void cpu_reduced_pack(cpu_state *s, cpu_matrix *m, const ops_tensor *w) {
-    pack_job j = {m, w};
-    pool_run(s->pool, m->n_panels, pack_panel, &j);
 }
 
 size_t cpu_reduced_panel_bytes(ops_dtype dtype, int64_t n_in) {

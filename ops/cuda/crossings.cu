@@ -1,7 +1,7 @@
 /* Crossings between host and device, and the host memory they need no help with.
  *
  * The bus is fast for pinned memory only. What lies in memory of ops_host_open crosses in one copy, which the stream
- * does on its own. From other memory an upload goes in pieces: a lane copies one into its pinned memory and sends it
+ * does on its own. Anything else goes up in pieces of rows: a lane copies one (or makes it) in its pinned memory and sends it
  * while it copies the next. One thread copies a fraction of what the bus takes (and from a mapped file it meets the
  * page faults), so a large upload has several lanes, each with a thread that lives as long as the upload: starting one
  * costs a fraction of copying a piece. Whichever is free takes the next piece. A download has one lane. */
@@ -95,22 +95,26 @@ static status next_half(cuda_lane *lane, unsigned char **half) {
 
 typedef struct {
     cuda_state *s;
-    unsigned char *device;
-    const unsigned char *host;
-    size_t bytes;
-    size_t taken; /* bytes of pieces that a lane has, atomically */
+    const cuda_rows_upload *u;
+    int64_t rows_a_piece;
+    int64_t taken; /* rows of pieces that a lane has, atomically */
 } crossing;
 
 static status send_pieces(crossing *c, cuda_lane *lane) {
+    const cuda_rows_upload *u = c->u;
     TRY(cuda_use_device(c->s));
     for (;;) {
-        size_t at = __atomic_fetch_add(&c->taken, PIECE_BYTES, __ATOMIC_RELAXED);
-        if (at >= c->bytes) return STATUS_OK;
-        size_t n = c->bytes - at < PIECE_BYTES ? c->bytes - at : PIECE_BYTES;
+        int64_t first = __atomic_fetch_add(&c->taken, c->rows_a_piece, __ATOMIC_RELAXED);
+        if (first >= u->n_rows) return STATUS_OK;
+        int64_t n = u->n_rows - first < c->rows_a_piece ? u->n_rows - first : c->rows_a_piece;
         unsigned char *half;
         TRY(next_half(lane, &half));
-        memcpy(half, c->host + at, n);
-        CUDA_TRY(cudaMemcpyAsync(c->device + at, half, n, cudaMemcpyHostToDevice, c->s->stream));
+        u->fill(u->user, half, first, n);
+        for (int i = 0; i < 2 && u->row_bytes[i]; i++) {
+            size_t bytes = (size_t)n * u->row_bytes[i];
+            CUDA_TRY(cudaMemcpyAsync(u->to[i] + (size_t)first * u->row_bytes[i], half, bytes, cudaMemcpyHostToDevice, c->s->stream));
+            half += bytes;
+        }
         CUDA_TRY(cudaEventRecord(lane->sent[lane->half], c->s->stream));
     }
 }
@@ -130,17 +134,13 @@ static void *help(void *arg) {
 
 /* ---- the crossings ------------------------------------------------------------------------- */
 
-status cuda_upload(void *state, void *device, const void *host, size_t bytes) {
-    cuda_state *s = static_cast<cuda_state *>(state);
+status cuda_upload_rows(cuda_state *s, const cuda_rows_upload *u) {
     TRY(cuda_use_device(s));
-    if (is_direct(s, host, bytes)) {
-        CUDA_TRY(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, s->stream));
-        return STATUS_OK;
-    }
-    crossing c = {s, static_cast<unsigned char *>(device), static_cast<const unsigned char *>(host), bytes, 0};
+    crossing c = {s, u, (int64_t)((PIECE_BYTES - u->spare_bytes) / (u->row_bytes[0] + u->row_bytes[1])), 0};
+    CHECK(u->spare_bytes < PIECE_BYTES && c.rows_a_piece > 0, "a row fits a piece");
     helper helpers[CUDA_LANES_MAX];
     int n = 0;
-    for (; n + 1 < s->n_lanes && (size_t)(n + 1) * PIECE_BYTES < bytes; n++) {
+    for (; n + 1 < s->n_lanes && (n + 1) * c.rows_a_piece < u->n_rows; n++) {
         helpers[n] = helper{{}, &c, &s->lanes[n + 1], STATUS_OK};
         if (pthread_create(&helpers[n].thread, NULL, help, &helpers[n]) != 0) break; /* then with fewer */
     }
@@ -150,6 +150,22 @@ status cuda_upload(void *state, void *device, const void *host, size_t bytes) {
         if (st == STATUS_OK) st = helpers[i].sent;
     }
     return st;
+}
+
+/* Rows of a byte. */
+static void copy_bytes(const void *user, unsigned char *pinned, int64_t first, int64_t n) {
+    memcpy(pinned, static_cast<const unsigned char *>(user) + first, (size_t)n);
+}
+
+status cuda_upload(void *state, void *device, const void *host, size_t bytes) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(cuda_use_device(s));
+    if (is_direct(s, host, bytes)) {
+        CUDA_TRY(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, s->stream));
+        return STATUS_OK;
+    }
+    const cuda_rows_upload u = {copy_bytes, host, (int64_t)bytes, {static_cast<unsigned char *>(device), NULL}, {1, 0}, 0};
+    return cuda_upload_rows(s, &u);
 }
 
 status cuda_download(void *state, void *host, const void *device, size_t bytes) {

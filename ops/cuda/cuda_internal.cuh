@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 #include <math.h>
 
+#include "base/check.h"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/reduce.cuh"
 #include "ops/cuda/vec.cuh"
@@ -96,6 +97,18 @@ void cuda_host_close(void *state, void *host, size_t bytes);
 status cuda_upload(void *state, void *device, const void *host, size_t bytes);
 status cuda_download(void *state, void *host, const void *device, size_t bytes);
 
+/* An upload of rows that are made where they cross: `fill` writes n of them, from `first`, to pinned memory, all their bytes
+ * for to[0] and behind those all for to[1]. Several threads call it at once. */
+typedef struct {
+    void (*fill)(const void *user, unsigned char *pinned, int64_t first, int64_t n);
+    const void *user;
+    int64_t n_rows;
+    unsigned char *to[2]; /* of the device */
+    size_t row_bytes[2];  /* there; 0: there is no second place */
+    size_t spare_bytes;   /* behind what fill writes, for its own use */
+} cuda_rows_upload;
+MUST_USE status cuda_upload_rows(cuda_state *s, const cuda_rows_upload *u);
+
 /* graphs.cu */
 status cuda_graph_begin(void *state, err *e);
 status cuda_graph_end(void *state, ops_graph **graph, err *e);
@@ -158,7 +171,7 @@ static __device__ inline float activation(float x, ops_act act) {
     }
 }
 
-status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias,
+status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_rows *rows, const ops_tensor *bias,
                         ops_product product, err *e);
 void cuda_matrix_close(void *state, ops_matrix *matrix);
 status cuda_linear(void *state, ops_tensor *out, const ops_tensor *x, const ops_matrix *matrix,

@@ -14,7 +14,8 @@
  * it is the plain version, and the one for f32 rows of a kind that comes in small numbers.
  *
  * Opening: a row of the file goes to a row here, filled up with zeros to a multiple of 64 elements; blocks of q8 and q4
- * are taken apart into codes and scales, because 34 or 18 bytes have no alignment. */
+ * are taken apart into codes and scales, because 34 or 18 bytes have no alignment. Both happens in the pinned memory that
+ * rows cross in, so nothing lies in host memory in between. */
 #include "ops/cuda/linear.cuh"
 
 #include <stdlib.h>
@@ -35,21 +36,48 @@ static size_t row_bytes_here(const cuda_matrix *m) {
     return (size_t)m->row_elements * dtype_bytes(m->head.dtype);
 }
 
-/* Codes and scales of rows, or rows filled up with zeros: codes is zeroed. */
-static void take_rows_apart(const cuda_matrix *m, unsigned char *codes, unsigned char *scales, const ops_tensor *w) {
-    size_t from_bytes = dtype_row_bytes(w->dtype, m->head.n_in), to_bytes = row_bytes_here(m);
-    const unsigned char *from = static_cast<const unsigned char *>(w->data);
-    if (!dtype_is_quantized(w->dtype)) {
-        for (int64_t r = 0; r < m->head.n_out; r++, from += from_bytes, codes += to_bytes) memcpy(codes, from, from_bytes);
-        return;
-    }
-    size_t code_bytes = w->dtype == OPS_DTYPE_Q8 ? QUANT_BLOCK : QUANT_BLOCK / 2;
-    int64_t n_blocks = ceil_div(m->head.n_in, QUANT_BLOCK);
-    for (int64_t r = 0; r < m->head.n_out; r++, codes += to_bytes, scales += m->row_elements / QUANT_BLOCK * 2)
-        for (int64_t b = 0; b < n_blocks; b++, from += 2 + code_bytes) {
-            memcpy(scales + 2 * b, from, 2);
-            memcpy(codes + (size_t)b * code_bytes, from + 2, code_bytes);
+static size_t scale_bytes_here(const cuda_matrix *m) { return (size_t)(m->row_elements / QUANT_BLOCK) * 2; }
+
+/* What crosses: weights, and where they are made. */
+typedef struct {
+    const cuda_matrix *m;
+    const ops_rows *from;
+} weights_crossing;
+
+static void fill_rows(const void *user, unsigned char *pinned, int64_t first, int64_t n) {
+    const weights_crossing *w = static_cast<const weights_crossing *>(user);
+    size_t filled = dtype_row_bytes(w->from->dtype, w->from->n_in), bytes = row_bytes_here(w->m);
+    w->from->read(w->from->user, pinned, bytes, first, n);
+    for (int64_t r = 0; r < n; r++) memset(pinned + (size_t)r * bytes + filled, 0, bytes - filled);
+}
+
+/* Codes of all rows, then their scales; a row with its blocks whole is read behind them. */
+static void fill_blocks(const void *user, unsigned char *pinned, int64_t first, int64_t n) {
+    const weights_crossing *w = static_cast<const weights_crossing *>(user);
+    size_t code_bytes = dtype_row_bytes(w->from->dtype, QUANT_BLOCK) - 2;
+    unsigned char *codes = pinned, *scales = codes + (size_t)n * row_bytes_here(w->m);
+    unsigned char *row = scales + (size_t)n * scale_bytes_here(w->m);
+    memset(pinned, 0, (size_t)(row - pinned));
+    for (int64_t r = 0; r < n; r++, codes += row_bytes_here(w->m), scales += scale_bytes_here(w->m)) {
+        w->from->read(w->from->user, row, 0, first + r, 1);
+        const unsigned char *block = row;
+        for (int64_t b = 0; b < ceil_div(w->from->n_in, QUANT_BLOCK); b++, block += 2 + code_bytes) {
+            memcpy(scales + 2 * b, block, 2);
+            memcpy(codes + (size_t)b * code_bytes, block + 2, code_bytes);
         }
+    }
+}
+
+static status upload_weights(cuda_state *s, cuda_matrix *m, const ops_rows *from) {
+    const weights_crossing w = {m, from};
+    cuda_rows_upload u = {fill_rows, &w, m->head.n_out, {m->weights, NULL}, {row_bytes_here(m), 0}, 0};
+    if (m->scales) {
+        u.fill = fill_blocks;
+        u.to[1] = reinterpret_cast<unsigned char *>(m->scales);
+        u.row_bytes[1] = scale_bytes_here(m);
+        u.spare_bytes = dtype_row_bytes(from->dtype, from->n_in);
+    }
+    return cuda_upload_rows(s, &u);
 }
 
 /* bias in f32, and in the weights' dtype where all its values are exact in it. */
@@ -73,28 +101,11 @@ static status upload_bias(cuda_state *s, cuda_matrix *m, const ops_tensor *bias)
     return st;
 }
 
-static status upload_weights(cuda_state *s, cuda_matrix *m, const ops_tensor *w) {
-    size_t bytes = (size_t)m->head.n_out * row_bytes_here(m);
-    if (!dtype_is_quantized(w->dtype) && m->row_elements == m->head.n_in) return cuda_upload(s, m->weights, w->data, bytes);
-    size_t scale_bytes = (size_t)(m->head.n_out * (m->row_elements / QUANT_BLOCK)) * 2;
-    unsigned char *codes = static_cast<unsigned char *>(calloc(bytes, 1));
-    unsigned char *scales = static_cast<unsigned char *>(calloc(scale_bytes, 1));
-    status st = codes && scales ? STATUS_OK : STATUS_NO_MEMORY;
-    if (st == STATUS_OK) {
-        take_rows_apart(m, codes, scales, w);
-        st = cuda_upload(s, m->weights, codes, bytes);
-    }
-    if (st == STATUS_OK && m->scales) st = cuda_upload(s, m->scales, scales, scale_bytes);
-    free(codes);
-    free(scales);
-    return st;
-}
-
 static status open_memory(cuda_matrix *m, int device) {
     size_t weights = align_part((size_t)m->head.n_out * row_bytes_here(m));
     bool is_coded = m->head.dtype == OPS_DTYPE_E4M3;
     size_t scales = is_coded ? align_part((size_t)m->head.n_out * sizeof(float))
-                    : dtype_is_quantized(m->head.dtype) ? align_part((size_t)(m->head.n_out * m->row_elements / QUANT_BLOCK) * 2) : 0;
+                    : dtype_is_quantized(m->head.dtype) ? align_part((size_t)m->head.n_out * scale_bytes_here(m)) : 0;
     size_t bias = align_part((size_t)m->head.n_out * sizeof(float)), own = align_part((size_t)m->head.n_out * 2);
     m->head.bytes = weights + scales + bias + own;
     void *data;
@@ -113,20 +124,20 @@ static status open_memory(cuda_matrix *m, int device) {
 }
 
 /* Products are of the activations' type as they are: bf16 where weights are bf16. */
-status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_tensor *w, const ops_tensor *bias, ops_product product,
+status cuda_matrix_open(void *state, ops_matrix **matrix, const ops_rows *rows, const ops_tensor *bias, ops_product product,
                         err *e) {
     cuda_state *s = static_cast<cuda_state *>(state);
     if (product == OPS_PRODUCT_INT8)
         return fail(e, STATUS_UNSUPPORTED, "ops: device cuda:%d has no products in int8, need f32, bf16 or fp8", s->device);
     cuda_matrix *m = static_cast<cuda_matrix *>(calloc(1, sizeof *m));
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a matrix");
-    m->head.n_out = w->dims[0];
-    m->head.n_in = w->dims[1];
+    m->head.n_out = rows->n_out;
+    m->head.n_in = rows->n_in;
     m->head.product = product;
-    m->head.dtype = product == OPS_PRODUCT_FP8 ? OPS_DTYPE_E4M3 : w->dtype;
+    m->head.dtype = product == OPS_PRODUCT_FP8 ? OPS_DTYPE_E4M3 : rows->dtype;
     m->row_elements = ceil_div(m->head.n_in, ROW_MULTIPLE) * ROW_MULTIPLE;
     status st = open_memory(m, s->device);
-    if (st == STATUS_OK) st = product == OPS_PRODUCT_FP8 ? cuda_fp8_pack(s, m, w) : upload_weights(s, m, w);
+    if (st == STATUS_OK) st = product == OPS_PRODUCT_FP8 ? cuda_fp8_pack(s, m, rows) : upload_weights(s, m, rows);
     if (st == STATUS_OK) st = upload_bias(s, m, bias);
     if (st == STATUS_OK) st = cuda_many_choose(s, m);
     if (st != STATUS_OK) {

@@ -85,7 +85,7 @@ MUST_USE status cuda_many_run(cuda_state *s, const linear_job *j); /* cuda_many_
 MUST_USE status cuda_many_run_codes(cuda_state *s, const linear_job *j); /* has_many, x codes of many_dtype */
 
 /* OPS_PRODUCT_FP8: codes and scales of the weights; a product, rows of any dtype, size and alignment. */
-MUST_USE status cuda_fp8_pack(cuda_state *s, cuda_matrix *m, const ops_tensor *w);
+MUST_USE status cuda_fp8_pack(cuda_state *s, cuda_matrix *m, const ops_rows *from);
 MUST_USE status cuda_fp8_run(cuda_state *s, const linear_job *j, bool is_few);
 
 #endif

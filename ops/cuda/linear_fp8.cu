@@ -9,7 +9,7 @@
  * Codes are filled up with zeros to the length of the weights' rows: no product has to care about n_in. */
 #include "ops/cuda/linear.cuh"
 
-#include <stdlib.h>
+#include <string.h>
 
 #define THREADS      128
 #define E4M3_MAX     448.0f
@@ -82,36 +82,52 @@ static status code_rows(cuda_state *s, void *codes, ops_dtype dtype, float *scal
 
 /* ---- opening ------------------------------------------------------------------------------- */
 
-/* n outputs from `first`; values: room for them where the weights are blocks. */
-static status pack_outputs(cuda_state *s, cuda_matrix *m, const ops_tensor *w, float *values, int64_t first, int64_t n) {
-    ops_tensor part = tensor_rows(w, first, n);
-    const void *host = part.data;
-    plain_rows r = {NULL, w->dtype, n, m->head.n_in, m->head.n_in};
-    if (values) {
-        for (int64_t i = 0; i < n * m->head.n_in; i++) values[i] = tensor_value(&part, i);
-        host = values;
-        r.dtype = OPS_DTYPE_F32;
-    }
-    size_t bytes = (size_t)(n * m->head.n_in) * dtype_bytes(r.dtype);
-    void *rows;
-    TRY(cuda_scratch(s, &rows, bytes));
-    TRY(cuda_upload(s, rows, host, bytes));
-    r.x = rows;
-    return code_rows(s, m->weights + first * m->row_elements, OPS_DTYPE_E4M3, m->output_scales + first, &r, m->row_elements);
+/* Some outputs of a matrix. */
+typedef struct {
+    const ops_rows *from;
+    int64_t first;
+} outputs;
+
+static void fill_outputs(const void *user, unsigned char *pinned, int64_t first, int64_t n) {
+    const outputs *o = static_cast<const outputs *>(user);
+    o->from->read(o->from->user, pinned, dtype_row_bytes(o->from->dtype, o->from->n_in), o->first + first, n);
 }
 
-status cuda_fp8_pack(cuda_state *s, cuda_matrix *m, const ops_tensor *w) {
-    int64_t at_once = m->head.n_out < PACK_OUTPUTS ? m->head.n_out : PACK_OUTPUTS;
-    float *values = NULL;
-    if (dtype_is_quantized(w->dtype)) {
-        values = static_cast<float *>(malloc((size_t)(at_once * m->head.n_in) * sizeof *values));
-        if (!values) return STATUS_NO_MEMORY;
+/* Blocks become f32; a row of them is read behind the values. */
+static void fill_values(const void *user, unsigned char *pinned, int64_t first, int64_t n) {
+    const outputs *o = static_cast<const outputs *>(user);
+    const int64_t dims[2] = {1, o->from->n_in};
+    size_t row_bytes = (size_t)dims[1] * sizeof(float);
+    const ops_tensor row = tensor_make(pinned + (size_t)n * row_bytes, OPS_PLACE_HOST, o->from->dtype, 2, dims);
+    for (int64_t r = 0; r < n; r++, pinned += row_bytes) {
+        o->from->read(o->from->user, static_cast<unsigned char *>(row.data), 0, o->first + first + r, 1);
+        for (int64_t k = 0; k < dims[1]; k++) {
+            float value = tensor_value(&row, k);
+            memcpy(pinned + (size_t)k * sizeof value, &value, sizeof value);
+        }
     }
-    status st = STATUS_OK;
-    for (int64_t first = 0; st == STATUS_OK && first < m->head.n_out; first += at_once)
-        st = pack_outputs(s, m, w, values, first, m->head.n_out - first < at_once ? m->head.n_out - first : at_once);
-    free(values);
-    return st;
+}
+
+static status pack_outputs(cuda_state *s, cuda_matrix *m, const outputs *o, int64_t n) {
+    bool is_blocks = dtype_is_quantized(o->from->dtype);
+    plain_rows r = {NULL, is_blocks ? OPS_DTYPE_F32 : o->from->dtype, n, m->head.n_in, m->head.n_in};
+    size_t row_bytes = dtype_row_bytes(r.dtype, r.n_in);
+    void *rows;
+    TRY(cuda_scratch(s, &rows, (size_t)n * row_bytes));
+    cuda_rows_upload u = {fill_outputs, o, n, {static_cast<unsigned char *>(rows), NULL}, {row_bytes, 0}, 0};
+    if (is_blocks) {
+        u.fill = fill_values;
+        u.spare_bytes = dtype_row_bytes(o->from->dtype, r.n_in);
+    }
+    TRY(cuda_upload_rows(s, &u));
+    r.x = rows;
+    return code_rows(s, m->weights + o->first * m->row_elements, OPS_DTYPE_E4M3, m->output_scales + o->first, &r, m->row_elements);
+}
+
+status cuda_fp8_pack(cuda_state *s, cuda_matrix *m, const ops_rows *from) {
+    for (outputs o = {from, 0}; o.first < from->n_out; o.first += PACK_OUTPUTS)
+        TRY(pack_outputs(s, m, &o, from->n_out - o.first < PACK_OUTPUTS ? from->n_out - o.first : PACK_OUTPUTS));
+    return STATUS_OK;
 }
 
 /* ---- running ------------------------------------------------------------------------------- */

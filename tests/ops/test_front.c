@@ -212,7 +212,8 @@ static void matrices_refuse_bad_weights(void **state) {
     REFUSE(STATUS_BAD_SHAPE, b, b);
     REFUSE(STATUS_BAD_ARGUMENT, with_data(w, NULL), b);
     REFUSE(STATUS_BAD_ARGUMENT, w, with_data(b, NULL));
-    REFUSE(STATUS_NO_MEMORY, with_dim(with_dim(w, 1, INT64_C(1) << 40), 0, 4), b);
+    REFUSE(STATUS_BAD_SHAPE, with_dim(w, 1, OPS_INPUTS_MAX + 1), b);
+    REFUSE(STATUS_NO_MEMORY, with_dim(w, 0, INT64_C(1) << 40), with_dim(b, 0, INT64_C(1) << 40));
 #undef REFUSE
     ops_matrix_close(ctx, &m);
 }
