@@ -66,7 +66,7 @@ static bool write_blocks(FILE *f, const job *j, size_t i) {
     unsigned char *blocks = malloc(n_bytes);
     bool ok = values && blocks;
     for (int64_t r = 0; r < row->dims[0] && ok; r++) {
-        for (int64_t c = 0; c < row->dims[1]; c++) values[c] = tensor_value(&w, r * row->dims[1] + c);
+        tensor_row_values(values, &w, r);
         quantize_row(blocks, j->s->dtype, values, row->dims[1]);
         ok = fwrite(blocks, 1, n_bytes, f) == n_bytes;
     }

@@ -1,5 +1,6 @@
 #include "ops/tensor.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -201,8 +202,18 @@ float e4m3_scale(const float *x, int64_t n, float *factor) {
     return top / 448.0f;
 }
 
+/* What the code of v stands for, without a branch on the way. */
+static float rounded_to_e4m3(float v) {
+    uint32_t bits = bits_of_float(v), magnitude = bits & 0x7fffffffu;
+    uint32_t kept = magnitude < 0x43e00000u ? magnitude : 0x43e00000u; /* 448 */
+    float small = float_of_bits(kept) + 0x1p14f - 0x1p14f; /* the sum's last bit is 2^-9, as that of codes below 2^-6 */
+    uint32_t large = (kept + 0x7ffffu + (kept >> 20 & 1u)) & 0xfff00000u;
+    uint32_t rounded = (kept < 0x3c800000u ? bits_of_float(small) : large) | (bits & 0x80000000u);
+    return float_of_bits(magnitude > 0x7f800000u ? 0x7fc00000u : rounded);
+}
+
 void e4m3_round(float *out, const float *x, int64_t n, float factor) {
-    for (int64_t i = 0; i < n; i++) out[i] = e4m3_to_f32(f32_to_e4m3(x[i] * factor));
+    for (int64_t i = 0; i < n; i++) out[i] = rounded_to_e4m3(x[i] * factor);
 }
 
 /* ---- blocks -------------------------------------------------------------------------------- */
@@ -216,14 +227,21 @@ static float block_value(const unsigned char *block, ops_dtype dtype, int j) {
     return (float)(half - 8) * bf16_to_f32(scale);
 }
 
-static float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
+/* v, which is below 2^22, to the nearest whole number (in the sum the last bit is 1), and that between the two. */
+static int whole_between(float v, int low, int high) {
+    int whole = (int)(v + 0x1.8p23f - 0x1.8p23f);
+    return whole < low ? low : whole > high ? high : whole;
+}
+
+/* What values are divided by: no step, no codes. */
+static float divisor(float step) { return step != 0.0f ? step : INFINITY; }
 
 /* The codes of a block with this step; returns the sum of squared errors. */
-static double code_block(float codes[QUANT_BLOCK], const float x[QUANT_BLOCK], float step, float low, float high) {
+static double code_block(int codes[QUANT_BLOCK], const float x[QUANT_BLOCK], float step, int low, int high) {
     double sum = 0.0;
+    for (int j = 0; j < QUANT_BLOCK; j++) codes[j] = whole_between(x[j] / divisor(step), low, high);
     for (int j = 0; j < QUANT_BLOCK; j++) {
-        codes[j] = step != 0.0f ? clamp(rintf(x[j] / step), low, high) : 0.0f;
-        double error = (double)x[j] - (double)(codes[j] * step);
+        double error = (double)x[j] - (double)((float)codes[j] * step);
         sum += error * error;
     }
     return sum;
@@ -239,22 +257,27 @@ static float largest(const float x[QUANT_BLOCK]) {
 #define STEPS_TRIED 9
 
 static void quantize_block_q8(unsigned char *out, const float x[QUANT_BLOCK]) {
-    float codes[QUANT_BLOCK];
-    uint16_t scale = f32_to_bf16(fabsf(largest(x)) / 127.0f);
-    (void)code_block(codes, x, bf16_to_f32(scale), -127.0f, 127.0f);
+    uint32_t most = 0; /* as whole numbers */
+    for (int j = 0; j < QUANT_BLOCK; j++) {
+        uint32_t magnitude = bits_of_float(x[j]) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+    }
+    uint16_t scale = f32_to_bf16(float_of_bits(most) / 127.0f);
+    const float step = bf16_to_f32(scale);
     memcpy(out, &scale, sizeof scale);
-    for (int j = 0; j < QUANT_BLOCK; j++) out[sizeof scale + (size_t)j] = (unsigned char)(int8_t)codes[j];
+    for (int j = 0; j < QUANT_BLOCK; j++)
+        out[sizeof scale + (size_t)j] = (unsigned char)whole_between(x[j] / divisor(step), -127, 127);
 }
 
 /* There is one code more below zero than above: the largest value gets it, so a step may be negative. */
 static void quantize_block_q4(unsigned char *out, const float x[QUANT_BLOCK]) {
-    float codes[QUANT_BLOCK], best_codes[QUANT_BLOCK];
+    int codes[QUANT_BLOCK], best_codes[QUANT_BLOCK];
     float top = largest(x) / -8.0f;
     double best = INFINITY;
     uint16_t scale = 0;
     for (int i = 0; i < STEPS_TRIED; i++) {
         uint16_t tried = f32_to_bf16(top * (0.8f + 0.04f * (float)i));
-        double sum = code_block(codes, x, bf16_to_f32(tried), -8.0f, 7.0f);
+        double sum = code_block(codes, x, bf16_to_f32(tried), -8, 7);
         if (i > 0 && sum >= best) continue;
         best = sum;
         scale = tried;
@@ -262,7 +285,7 @@ static void quantize_block_q4(unsigned char *out, const float x[QUANT_BLOCK]) {
     }
     memcpy(out, &scale, sizeof scale);
     for (int j = 0; j < QUANT_BLOCK / 2; j++)
-        out[sizeof scale + (size_t)j] = (unsigned char)((int)best_codes[j] + 8 + ((int)best_codes[j + QUANT_BLOCK / 2] + 8) * 16);
+        out[sizeof scale + (size_t)j] = (unsigned char)(best_codes[j] + 8 + (best_codes[j + QUANT_BLOCK / 2] + 8) * 16);
 }
 
 void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n) {
@@ -270,7 +293,9 @@ void quantize_row(void *out, ops_dtype dtype, const float *x, int64_t n) {
     unsigned char *to = out;
     for (int64_t i = 0; i < n; i += QUANT_BLOCK, to += block_bytes(dtype)) {
         float block[QUANT_BLOCK] = {0};
-        for (int64_t j = 0; j < QUANT_BLOCK && i + j < n; j++) block[j] = isfinite(x[i + j]) ? x[i + j] : 0.0f;
+        if (n - i >= QUANT_BLOCK) memcpy(block, x + i, sizeof block);
+        else memcpy(block, x + i, (size_t)(n - i) * sizeof *block);
+        for (int j = 0; j < QUANT_BLOCK; j++) block[j] = fabsf(block[j]) <= FLT_MAX ? block[j] : 0.0f;
         if (dtype == OPS_DTYPE_Q8) quantize_block_q8(to, block);
         else quantize_block_q4(to, block);
     }
@@ -307,4 +332,27 @@ float tensor_value(const ops_tensor *t, int64_t i) {
     if (t->dtype == OPS_DTYPE_E4M3) return e4m3_to_f32(*at);
     memcpy(&half, at, sizeof half);
     return t->dtype == OPS_DTYPE_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
+void tensor_row_values(float *out, const ops_tensor *t, int64_t r) {
+    const int64_t n = t->dims[1];
+    const unsigned char *row = (const unsigned char *)t->data + (size_t)r * dtype_row_bytes(t->dtype, n);
+    uint16_t half;
+    if (t->dtype == OPS_DTYPE_F32) {
+        memcpy(out, row, (size_t)n * sizeof *out);
+    } else if (dtype_is_quantized(t->dtype)) {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = block_value(row + (size_t)(i / QUANT_BLOCK) * block_bytes(t->dtype), t->dtype, (int)(i % QUANT_BLOCK));
+    } else if (t->dtype == OPS_DTYPE_BF16) {
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(&half, row + 2 * i, sizeof half);
+            out[i] = bf16_to_f32(half);
+        }
+    } else {
+        CHECK(t->dtype == OPS_DTYPE_F16, "a row of numbers");
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(&half, row + 2 * i, sizeof half);
+            out[i] = f16_to_f32(half);
+        }
+    }
 }

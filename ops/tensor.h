@@ -68,6 +68,9 @@ ops_tensor tensor_reshape(const ops_tensor *t, int n_dims, const int64_t *dims);
 /* Element i as f32; of f32, f16, bf16 or a quantized matrix on the host, at any alignment. */
 float tensor_value(const ops_tensor *t, int64_t i);
 
+/* Row r of two dims as f32, of such a tensor. */
+void tensor_row_values(float *out, const ops_tensor *t, int64_t r);
+
 /* Element i of an f32, f16 or bf16 tensor on the host, at any alignment, rounded to nearest even. */
 void tensor_set_value(const ops_tensor *t, int64_t i, float value);
 

@@ -61,15 +61,6 @@ static void pack_blocks(unsigned char *panel, const ops_tensor *w) {
     }
 }
 
-/* Weights of any type, each rounded to bf16. */
-static void pack_rounded(unsigned char *panel, const ops_tensor *w) {
-    for (int64_t c = 0; c < w->dims[0]; c++)
-        for (int64_t k = 0; k < w->dims[1]; k++) {
-            uint16_t v = f32_to_bf16(tensor_value(w, c * w->dims[1] + k));
-            memcpy(panel + (k * PANEL_COLS + c) * 2, &v, sizeof v);
-        }
-}
-
 static void pack_values(unsigned char *panel, const ops_tensor *w) {
     size_t size = dtype_bytes(w->dtype);
     int64_t n_in = w->dims[1];
@@ -88,63 +79,52 @@ static void pack_values(unsigned char *panel, const ops_tensor *w) {
     }
 }
 
-/* Outputs' scales, and as bf16 what the codes of their weights stand for. row: room for n_in. */
-static void code_outputs(float *scales, const ops_tensor *codes, const ops_tensor *w, float *row) {
-    int64_t n_in = w->dims[1];
-    float factor;
-    for (int64_t o = 0; o < w->dims[0]; o++) {
-        for (int64_t k = 0; k < n_in; k++) row[k] = tensor_value(w, o * n_in + k);
-        scales[o] = e4m3_scale(row, n_in, &factor);
-        e4m3_round(row, row, n_in, factor);
-        for (int64_t k = 0; k < n_in; k++) tensor_set_value(codes, o * n_in + k, row[k]);
-    }
-}
-
-/* What a thread packs a panel with. */
 typedef struct {
-    unsigned char *rows, *codes; /* as they are read; as bf16, OPS_PRODUCT_FP8 only */
-    float *row;                  /* the same only */
-} pack_space;
-
-typedef struct {
+    const simd_kernels *simd;
     cpu_matrix *m;
     const ops_rows *from;
-    unsigned char *spaces; /* one for each thread */
-    size_t space_bytes;
+    unsigned char *spaces; /* for each thread: a row as f32, a panel's rows as the matrix holds them, and as they are read */
+    size_t values_bytes, held_bytes, space_bytes;
 } pack_job;
 
-static pack_space space_of(const pack_job *j, int thread) {
-    int64_t n_in = j->from->n_in;
-    unsigned char *at = j->spaces + (size_t)thread * j->space_bytes;
-    pack_space s = {.row = (float *)(void *)at};
-    s.codes = at + align_up((size_t)n_in * sizeof(float));
-    s.rows = s.codes + align_up((size_t)(PANEL_COLS * n_in) * sizeof(uint16_t));
-    return s;
+/* The weights of output o in the dtype that the matrix holds. values: room for them. */
+static void hold_row(const pack_job *j, void *held, float *values, const ops_tensor *w, int64_t row, int64_t o) {
+    const int64_t n_in = w->dims[1];
+    const cpu_matrix *m = j->m;
+    float factor;
+    if (dtype_is_quantized(w->dtype)) tensor_row_values(values, w, row);
+    else j->simd->widen(values, (const unsigned char *)w->data + (size_t)row * dtype_row_bytes(w->dtype, n_in), w->dtype, n_in);
+    if (m->scales) {
+        m->scales[o] = e4m3_scale(values, n_in, &factor);
+        e4m3_round(values, values, n_in, factor);
+    }
+    if (dtype_is_quantized(m->head.dtype)) quantize_row(held, m->head.dtype, values, n_in);
+    else j->simd->narrow(held, values, m->head.dtype, n_in);
 }
 
 static void pack_panel(void *arg, int64_t panel, int thread) {
     const pack_job *j = arg;
-    cpu_matrix *m = j->m;
-    pack_space space = space_of(j, thread);
+    const cpu_matrix *m = j->m;
     int64_t first = panel * PANEL_COLS, n_in = m->head.n_in, n = min_i64(PANEL_COLS, m->head.n_out - first);
-    unsigned char *out = m->panels + (size_t)panel * m->panel_bytes;
-    ops_tensor w = tensor_make(space.rows, OPS_PLACE_HOST, j->from->dtype, 2, (int64_t[]){n, n_in});
-    j->from->read(j->from->user, space.rows, dtype_row_bytes(w.dtype, n_in), first, n);
-    if (m->scales) {
-        ops_tensor codes = tensor_make(space.codes, OPS_PLACE_HOST, OPS_DTYPE_BF16, 2, w.dims);
-        code_outputs(m->scales + first, &codes, &w, space.row);
-        w = codes;
+    size_t row_bytes = dtype_row_bytes(m->head.dtype, n_in);
+    unsigned char *values = j->spaces + (size_t)thread * j->space_bytes, *held = values + j->values_bytes;
+    unsigned char *rows = held + j->held_bytes, *out = m->panels + (size_t)panel * m->panel_bytes;
+    ops_tensor w = tensor_make(rows, OPS_PLACE_HOST, j->from->dtype, 2, (int64_t[]){n, n_in});
+    j->from->read(j->from->user, rows, dtype_row_bytes(w.dtype, n_in), first, n);
+    if (w.dtype != m->head.dtype || m->scales) {
+        for (int64_t r = 0; r < n; r++) hold_row(j, held + (size_t)r * row_bytes, (float *)(void *)values, &w, r, first + r);
+        w = tensor_make(held, OPS_PLACE_HOST, m->head.dtype, 2, w.dims);
     }
     if (m->reduced) cpu_reduced_pack(m, out, &w);
-    else if (w.dtype != m->head.dtype) pack_rounded(out, &w);
     else if (dtype_is_quantized(w.dtype)) pack_blocks(out, &w);
     else pack_values(out, &w);
 }
 
 static status pack_matrix(cpu_state *s, cpu_matrix *m, const ops_rows *from, err *e) {
-    pack_job j = {.m = m, .from = from};
-    j.space_bytes = align_up((size_t)from->n_in * sizeof(float)) + align_up((size_t)(PANEL_COLS * from->n_in) * sizeof(uint16_t)) +
-                    align_up(PANEL_COLS * dtype_row_bytes(from->dtype, from->n_in));
+    pack_job j = {.simd = s->simd, .m = m, .from = from};
+    j.values_bytes = align_up((size_t)from->n_in * sizeof(float));
+    j.held_bytes = align_up(PANEL_COLS * dtype_row_bytes(m->head.dtype, from->n_in));
+    j.space_bytes = j.values_bytes + j.held_bytes + align_up(PANEL_COLS * dtype_row_bytes(from->dtype, from->n_in));
     j.spaces = malloc((size_t)pool_threads(s->pool) * j.space_bytes);
     if (!j.spaces) return fail(e, STATUS_NO_MEMORY, "ops: no memory to pack a matrix");
     pool_run(s->pool, m->n_panels, pack_panel, &j);

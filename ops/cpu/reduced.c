@@ -28,52 +28,46 @@ static size_t block_bytes(ops_dtype dtype) {
     return dtype == OPS_DTYPE_BF16 ? BF16_BYTES : dtype == OPS_DTYPE_Q4 ? Q4_BYTES : Q8_BYTES;
 }
 
-/* Column c of a block from 32 weights in q8 or q4. */
-static void put_codes(unsigned char *out, const simd_reduced *kernels, ops_dtype dtype, int c, const unsigned char *in) {
-    int dot_k = kernels->dot_k;
+/* Column c of a block from 32 weights in q8. */
+static void put_q8(unsigned char *out, const simd_reduced *kernels, int64_t c, const unsigned char *in) {
+    const int dot_k = kernels->dot_k;
+    unsigned char codes[QUANT_BLOCK];
+    for (int k = 0; k < QUANT_BLOCK; k++) codes[k] = (unsigned char)(in[2 + k] + kernels->offset_q8);
     memcpy(out + 2 * c, in, 2);
-    out += QUANT_HEAD;
-    for (int k = 0; k < QUANT_BLOCK; k++) {
-        if (dtype == OPS_DTYPE_Q8) {
-            out[(k / dot_k * PANEL_COLS + c) * dot_k + k % dot_k] = (unsigned char)(in[2 + k] + kernels->offset_q8);
-            continue;
-        }
-        unsigned code = in[2 + k % (QUANT_BLOCK / 2)] >> (k < QUANT_BLOCK / 2 ? 0 : 4) & 15;
-        unsigned char *to = out + (k / dot_k * (PANEL_COLS / 2) + c % (PANEL_COLS / 2)) * dot_k + k % dot_k;
-        *to |= (unsigned char)(code << (c < PANEL_COLS / 2 ? 0 : 4)); /* the memory is zeroed */
+    out += QUANT_HEAD + c * dot_k;
+    for (int k = 0; k < QUANT_BLOCK; k += dot_k) {
+        if (dot_k == 4) memcpy(out + k * PANEL_COLS, codes + k, 4);
+        else memcpy(out + k * PANEL_COLS, codes + k, (size_t)dot_k);
     }
 }
 
-static void put_bf16(unsigned char *out, int c, const float *values) {
-    for (int k = 0; k < QUANT_BLOCK; k++) {
-        uint16_t v = f32_to_bf16(values[k]);
-        memcpy(out + ((k / 2 * PANEL_COLS + c) * 2 + k % 2) * 2, &v, sizeof v);
-    }
+/* The same in q4; the memory is zeroed. */
+static void put_q4(unsigned char *out, const simd_reduced *kernels, int64_t c, const unsigned char *in) {
+    const int dot_k = kernels->dot_k, shift = c < PANEL_COLS / 2 ? 0 : 4;
+    memcpy(out + 2 * c, in, 2);
+    out += QUANT_HEAD + c % (PANEL_COLS / 2) * dot_k;
+    for (int k = 0; k < QUANT_BLOCK; k += dot_k)
+        for (int i = 0; i < dot_k; i++) {
+            unsigned code = in[2 + (k + i) % (QUANT_BLOCK / 2)] >> (k + i < QUANT_BLOCK / 2 ? 0 : 4) & 15;
+            out[k * (PANEL_COLS / 2) + i] |= (unsigned char)(code << shift);
+        }
+}
+
+/* Column c of a block from n values in bf16. */
+static void put_bf16(unsigned char *out, int64_t c, const unsigned char *in, int64_t n) {
+    for (int64_t k = 0; k < n; k++) memcpy(out + (k / 2 * PANEL_COLS * 2 + c * 2 + k % 2) * 2, in + 2 * k, 2);
 }
 
 void cpu_reduced_pack(const cpu_matrix *m, unsigned char *panel, const ops_tensor *w) {
-    const ops_dtype dtype = m->head.dtype;
-    int64_t n_in = w->dims[1];
+    const int64_t n_in = w->dims[1];
     size_t row_bytes = dtype_row_bytes(w->dtype, n_in), in_bytes = dtype_row_bytes(w->dtype, QUANT_BLOCK);
-    bool is_stored = w->dtype == dtype && dtype_is_quantized(dtype);
-    for (int64_t k0 = 0; k0 < n_in; k0 += QUANT_BLOCK) {
-        unsigned char *out = panel + (size_t)(k0 / QUANT_BLOCK) * block_bytes(dtype);
-        int64_t n = min_i64(QUANT_BLOCK, n_in - k0);
-        for (int64_t c = 0; c < w->dims[0]; c++) {
-            if (is_stored) {
-                const unsigned char *row = (const unsigned char *)w->data + (size_t)c * row_bytes;
-                put_codes(out, m->reduced, dtype, (int)c, row + (size_t)(k0 / QUANT_BLOCK) * in_bytes);
-                continue;
-            }
-            float values[QUANT_BLOCK] = {0};
-            unsigned char codes[2 + QUANT_BLOCK];
-            for (int64_t k = 0; k < n; k++) values[k] = tensor_value(w, c * n_in + k0 + k);
-            if (dtype == OPS_DTYPE_BF16) {
-                put_bf16(out, (int)c, values);
-            } else {
-                quantize_row(codes, OPS_DTYPE_Q8, values, QUANT_BLOCK);
-                put_codes(out, m->reduced, OPS_DTYPE_Q8, (int)c, codes);
-            }
+    for (int64_t c = 0; c < w->dims[0]; c++) {
+        const unsigned char *row = (const unsigned char *)w->data + (size_t)c * row_bytes;
+        unsigned char *out = panel;
+        for (int64_t k = 0; k < n_in; k += QUANT_BLOCK, row += in_bytes, out += block_bytes(w->dtype)) {
+            if (w->dtype == OPS_DTYPE_BF16) put_bf16(out, c, row, min_i64(QUANT_BLOCK, n_in - k));
+            else if (w->dtype == OPS_DTYPE_Q8) put_q8(out, m->reduced, c, row);
+            else put_q4(out, m->reduced, c, row);
         }
     }
 }

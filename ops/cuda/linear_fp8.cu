@@ -9,8 +9,6 @@
  * Codes are filled up with zeros to the length of the weights' rows: no product has to care about n_in. */
 #include "ops/cuda/linear.cuh"
 
-#include <string.h>
-
 #define THREADS      128
 #define E4M3_MAX     448.0f
 #define NOT_FINITE   0x7f800000u
@@ -101,10 +99,7 @@ static void fill_values(const void *user, unsigned char *pinned, int64_t first, 
     const ops_tensor row = tensor_make(pinned + (size_t)n * row_bytes, OPS_PLACE_HOST, o->from->dtype, 2, dims);
     for (int64_t r = 0; r < n; r++, pinned += row_bytes) {
         o->from->read(o->from->user, static_cast<unsigned char *>(row.data), 0, o->first + first + r, 1);
-        for (int64_t k = 0; k < dims[1]; k++) {
-            float value = tensor_value(&row, k);
-            memcpy(pinned + (size_t)k * sizeof value, &value, sizeof value);
-        }
+        tensor_row_values(reinterpret_cast<float *>(pinned), &row, 0);
     }
 }
 

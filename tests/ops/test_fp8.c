@@ -60,6 +60,20 @@ static void between_two_codes_the_nearer_is_taken_and_then_the_even_one(void **s
     }
 }
 
+/* Values of every exponent and sign, with each fraction's first eleven bits and what surrounds them. */
+static void a_rounded_row_is_what_its_codes_stand_for(void **state) {
+    (void)state;
+    for (uint32_t high = 0; high < 1u << 20; high++)
+        for (uint32_t low = 0; low < 4; low++) {
+            uint32_t bits = high << 12 | (low == 3 ? 0xfffu : low);
+            float v, rounded;
+            memcpy(&v, &bits, sizeof v);
+            e4m3_round(&rounded, &v, 1, 1.0f);
+            float want = isnan(v) ? NAN : copysignf((float)ref_e4m3_value(ref_e4m3_code(fabs((double)v))), v);
+            if (!same_bits(&want, &rounded, 1)) fail_msg("%a became %a, want %a", (double)v, (double)rounded, (double)want);
+        }
+}
+
 static void a_scale_makes_the_largest_of_a_row_448(void **state) {
     (void)state;
     float row[] = {0.5f, -3.5f, 1.0f, 0x1p-30f}, factor;
@@ -235,6 +249,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_code_is_its_value_and_comes_back),
         cmocka_unit_test(between_two_codes_the_nearer_is_taken_and_then_the_even_one),
+        cmocka_unit_test(a_rounded_row_is_what_its_codes_stand_for),
         cmocka_unit_test(a_scale_makes_the_largest_of_a_row_448),
         cmocka_unit_test(what_is_not_finite_spoils_its_own_row_or_output_only),
         cmocka_unit_test(tiny_rows_are_zeros_and_large_ones_are_not),
