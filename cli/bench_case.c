@@ -58,11 +58,20 @@ double bench_case_units(const bench_case *c) {
 
 /* ---- work ---------------------------------------------------------------------------------------- */
 
+double bench_weight_bytes(ops_dtype stored, ops_product product) {
+    bool is_blocks = dtype_is_quantized(stored);
+    if (product == OPS_PRODUCT_FP8) return 1.0;
+    if (product == OPS_PRODUCT_BF16) return 2.0;
+    if (product == OPS_PRODUCT_INT8 && !is_blocks) stored = OPS_DTYPE_Q8;
+    return (double)dtype_row_bytes(stored, QUANT_BLOCK) / QUANT_BLOCK;
+}
+
 bench_sizes bench_sizes_of(const model *m, size_t kv) {
     const model_decoder_config *d = &model_get_config(m)->decoder;
-    ops_tensor w = model_weight(m, "%slayers.0.%s.weight", d->prefix, d->family->fc2);
-    return (bench_sizes){(double)dtype_bytes(model_tower_dtype(m)),
-                         (double)dtype_row_bytes(w.dtype, w.dims[1]) / (double)w.dims[1], (double)kv};
+    ops_dtype decoder = model_weight(m, "%slayers.0.%s.weight", d->prefix, d->family->fc2).dtype;
+    ops_dtype tower = model_tower_dtype(m);
+    return (bench_sizes){.tower = bench_weight_bytes(tower, model_product(m)), .feature = (double)dtype_bytes(tower),
+                         .decoder = bench_weight_bytes(decoder, model_product(m)), .kv = (double)kv};
 }
 
 static double tower_weights(const model_tower_config *t) {
@@ -119,7 +128,7 @@ bench_work bench_case_work(const bench_case *c, const model_config *m, const ben
     switch (c->kind) {
     case BENCH_ENCODE:
         return (bench_work){n * encode_flops(m),
-                            (tower_weights(&m->tower) + n * m->tower.n_tokens * m->tower.hidden) * each->tower};
+                            tower_weights(&m->tower) * each->tower + n * m->tower.n_tokens * m->tower.hidden * each->feature};
     case BENCH_PREFILL:
         return (bench_work){n * (rows_flops(d, 0, c->tokens, 1) + 2.0 * m->tower.n_tokens * projector_weights(m)),
                             (decoder + projector_weights(m)) * each->decoder + n * c->tokens * kv_row};

@@ -2,7 +2,7 @@
  *
  *     bench_case c;
  *     st = bench_case_parse(&c, "decode 64 800", &e);
- *     bench_work w = bench_case_work(&c, config, &(bench_sizes){2, 2, 2});
+ *     bench_work w = bench_case_work(&c, config, &(bench_sizes){2, 2, 2, 2});
  *
  * Any thread. */
 #ifndef CLI_BENCH_CASE_H
@@ -37,12 +37,15 @@ MUST_USE status bench_case_parse(bench_case *c, const char *text, err *e);
 const char *bench_case_unit(const bench_case *c);
 double bench_case_units(const bench_case *c); /* of one run */
 
-/* Bytes of one stored value. */
+/* Bytes of one weight of the tower or the decoder, one value of a feature, and one of keys and values. */
 typedef struct {
-    double tower, decoder, kv;
+    double tower, decoder, feature, kv;
 } bench_sizes;
 
-/* As the checkpoint stores its weights; kv: of keys and values. */
+/* Of a weight as products of that kind need it: as it is stored, in bf16, as a code with its part of a scale, or as a code. */
+double bench_weight_bytes(ops_dtype stored, ops_product product);
+
+/* kv: of keys and values. */
 bench_sizes bench_sizes_of(const model *m, size_t kv);
 
 /* The least a run must do: multiply-adds times two; weights read once a step, and keys and values as often as they are

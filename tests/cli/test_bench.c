@@ -52,9 +52,17 @@ static model_config mipha_3b(void) {
 static void counts(const char *text, double flops, double bytes) {
     model_config m = mipha_3b();
     bench_case c = parsed(text);
-    bench_work w = bench_case_work(&c, &m, &(bench_sizes){2, 2, 2});
+    bench_work w = bench_case_work(&c, &m, &(bench_sizes){2, 2, 2, 2});
     if (fabs(w.flops / 1e9 - flops) > 0.006 * flops || fabs(w.bytes / 1e9 - bytes) > 0.006 * bytes)
         fail_msg("%s: %.2f GFLOP and %.3f GB, expected %.2f and %.3f", text, w.flops / 1e9, w.bytes / 1e9, flops, bytes);
+}
+
+static void a_weight_counts_as_the_product_reads_it(void **state) {
+    (void)state;
+    assert_true(bench_weight_bytes(OPS_DTYPE_BF16, OPS_PRODUCT_F32) == 2 && bench_weight_bytes(OPS_DTYPE_F32, OPS_PRODUCT_F32) == 4);
+    assert_true(bench_weight_bytes(OPS_DTYPE_Q4, OPS_PRODUCT_F32) == 18.0 / 32 && bench_weight_bytes(OPS_DTYPE_Q4, OPS_PRODUCT_INT8) == 18.0 / 32);
+    assert_true(bench_weight_bytes(OPS_DTYPE_BF16, OPS_PRODUCT_INT8) == 34.0 / 32 && bench_weight_bytes(OPS_DTYPE_Q8, OPS_PRODUCT_BF16) == 2);
+    assert_true(bench_weight_bytes(OPS_DTYPE_BF16, OPS_PRODUCT_FP8) == 1);
 }
 
 static void work_is_what_the_network_needs(void **state) {
@@ -121,6 +129,7 @@ static void what_does_not_fit_is_refused_with_the_number(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cases_are_words_and_numbers),
+        cmocka_unit_test(a_weight_counts_as_the_product_reads_it),
         cmocka_unit_test(work_is_what_the_network_needs),
         cmocka_unit_test(every_kind_of_case_runs_and_says_how_long_it_took),
         cmocka_unit_test(what_does_not_fit_is_refused_with_the_number),
