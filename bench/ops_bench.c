@@ -313,9 +313,9 @@ static void bench_paged(int64_t n_seqs, int64_t rows_each, int64_t length, int64
     c.out = device_floats(&b[1], rows, kw, 2);
     c.k = device_values(&b[2], cached, n_seqs * max_blocks * BLOCK, kw, 3);
     c.v = device_values(&b[3], cached, n_seqs * max_blocks * BLOCK, kw, 4);
-    int64_t cache[3] = {n_seqs * max_blocks, BLOCK, kw};
-    c.k = tensor_reshape(&c.k, 3, cache);
-    c.v = tensor_reshape(&c.v, 3, cache);
+    int64_t cache[4] = {n_seqs * max_blocks, heads, BLOCK, hd};
+    c.k = tensor_reshape(&c.k, 4, cache);
+    c.v = tensor_reshape(&c.v, 4, cache);
     must(ops_block_open(ctx, &bi,
                         ops_cut_bytes(OPS_DTYPE_I32, n_seqs * max_blocks) +
                             2 * ops_cut_bytes(OPS_DTYPE_I32, rows), &e));

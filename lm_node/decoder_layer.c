@@ -105,9 +105,9 @@ status decoder_layer_open(decoder_layer *l, const layer_source *from, int layer,
     CHECK(!f->is_parallel || !f->is_gated, "no parallel family has a gate");
     TRY(open_attention(l, from, prefix, layer + 1 == from->c->n_layers, e));
     if (!f->is_parallel) TRY(open_mlp(l, from, prefix, e));
-    const int64_t dims[3] = {from->kv_blocks, KV_BLOCK_TOKENS, decoder_kv_width(from->c)};
-    l->keys = ops_block_cut(from->kv, from->dtype, 3, dims);
-    l->values = ops_block_cut(from->kv, from->dtype, 3, dims);
+    const int64_t dims[4] = {from->kv_blocks, from->c->n_kv_heads, KV_BLOCK_TOKENS, from->c->head_size};
+    l->keys = ops_block_cut(from->kv, from->dtype, 4, dims);
+    l->values = ops_block_cut(from->kv, from->dtype, 4, dims);
     return STATUS_OK;
 }
 

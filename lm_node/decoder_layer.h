@@ -19,7 +19,7 @@ typedef struct {
     adapted_matrix kv;       /* k, v: of the last layer only */
     adapted_matrix out;      /* out, and beside it, of a parallel layer, fc2 */
     adapted_matrix fc1, fc2; /* where they are not in those; fc1 of a gated MLP: gate above up */
-    ops_tensor keys, values; /* [kv_blocks, KV_BLOCK_TOKENS, kv_width] */
+    ops_tensor keys, values; /* [kv_blocks, n_kv_heads, KV_BLOCK_TOKENS, head_size] */
 } decoder_layer;
 
 /* Where layers come from, and the memory they are put into. */

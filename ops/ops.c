@@ -220,8 +220,8 @@ static bool same_dims(const ops_tensor *a, const ops_tensor *b) {
 /* Keys and values of a layer, for activations of a dtype. */
 static status rule_caches(const ops_ctx *ctx, const ops_tensor *k, const ops_tensor *v, ops_dtype activations) {
     if (!ops_takes_cache(ctx, activations, k->dtype)) return STATUS_UNSUPPORTED;
-    TRY(rule_device(k, k->dtype, 3));
-    TRY(rule_device(v, k->dtype, 3));
+    TRY(rule_device(k, k->dtype, 4));
+    TRY(rule_device(v, k->dtype, 4));
     return same_dims(k, v) ? STATUS_OK : STATUS_BAD_SHAPE;
 }
 
@@ -635,7 +635,8 @@ status ops_kv_append(ops_ctx *ctx, ops_tensor *k_cache, ops_tensor *v_cache, con
     TRY(rule_turned(ctx, k, at->cos, at->sin, at->positions, n_kv_heads));
     TRY(rule_view(v, k->dtype, 2));
     TRY(rule_device(at->slots, OPS_DTYPE_I32, 1));
-    if (!same_dims(k, v) || k_cache->dims[2] != k->dims[1] || at->slots->dims[0] != k->dims[0]) return STATUS_BAD_SHAPE;
+    if (!same_dims(k, v) || at->slots->dims[0] != k->dims[0]) return STATUS_BAD_SHAPE;
+    if (k_cache->dims[1] != n_kv_heads || k_cache->dims[3] != k->dims[1] / n_kv_heads) return STATUS_BAD_SHAPE;
     const ops_tensor *read[] = {k, v, at->slots};
     ops_tensor *written[] = {k_cache, v_cache, q};
     TRY(rule_apart(k_cache, v_cache));
@@ -656,7 +657,7 @@ status ops_kv_append(ops_ctx *ctx, ops_tensor *k_cache, ops_tensor *v_cache, con
 
 status ops_kv_copy_block(ops_ctx *ctx, ops_tensor *cache, int64_t to, int64_t from) {
     if (!((ctx->backend->activations | ctx->backend->caches) & OPS_DTYPE_BIT(cache->dtype))) return STATUS_UNSUPPORTED;
-    TRY(rule_device(cache, cache->dtype, 3));
+    TRY(rule_device(cache, cache->dtype, 4));
     if (to < 0 || from < 0 || to >= cache->dims[0] || from >= cache->dims[0])
         return STATUS_BAD_ARGUMENT;
     if (is_empty(cache) || to == from) return STATUS_OK;
@@ -675,7 +676,8 @@ status ops_attention_paged(ops_ctx *ctx, ops_tensor *out, const ops_tensor *q,
     if (!same_dims(out, q)) return STATUS_BAD_SHAPE;
     if (row_seq->dims[0] != q->dims[0] || row_pos->dims[0] != q->dims[0]) return STATUS_BAD_SHAPE;
     if (q->dims[0] > INT32_MAX || tables->dims[0] > INT32_MAX) return STATUS_BAD_SHAPE;
-    TRY(rule_heads(params, q->dims[1], k_cache->dims[2]));
+    TRY(rule_heads(params, q->dims[1], params->n_kv_heads * k_cache->dims[3]));
+    if (k_cache->dims[1] != params->n_kv_heads) return STATUS_BAD_SHAPE;
     TRY(rule_apart_or_same(out, q));
     TRY(rule_apart(out, k_cache));
     TRY(rule_apart(out, v_cache));

@@ -315,8 +315,9 @@ typedef struct {
     const ops_tensor *slots;                 /* [rows] i32: block * block_tokens + offset */
 } ops_kv_places;
 
-/* Paged keys and values of one layer: caches [n_blocks, block_tokens, n_kv_heads*hd], both of one dtype; what is written
- * is rounded to it (nearest even; e4m3 makes 448 of what is larger), what is read is exact.
+/* Paged keys and values of one layer: caches [n_blocks, n_kv_heads, block_tokens, hd], both of one dtype; what is written
+ * is rounded to it (nearest even; e4m3 makes 448 of what is larger), what is read is exact. What a head has of a block
+ * stands together, because that is what attention reads in one go.
  * Writes k [rows, n_kv_heads*hd], rotated, and v as it is, at the rows' slots, and rotates q [rows, n_heads*hd] in place;
  * q NULL: none. k, v and q are views; k is left as it was. A row whose slot or position is outside is not written, and
  * BAD_ARGUMENT is answered here, or by the next ops_sync. */

@@ -9,8 +9,10 @@
  * calls changes a bit. With a window, chunks that lie wholly before it are left out, and in its first chunk the keys
  * before it get weight 0.
  *
- * A task is one head and up to 192 rows. For each chunk, the rows whose keys lie in the same memory are served together:
- * all rows of one sequence, and rows of several sequences that share the block, as the questions on one image do.
+ * A task is up to 192 rows of one head, or of some heads beside each other where rows are few: what is found out about
+ * a chunk is used for all of them, and a block of the cache is read from its front to its end. For each chunk, the rows
+ * whose keys lie in the same memory are served together: all rows of one sequence, and rows of several sequences that
+ * share the block, as the questions on one image do.
  *
  *     many rows   keys are transposed to [d][64] and values copied to [64][hd], once; then tiles of rows go through the
  *                 same micro-kernels as ops_linear. s[j] sums over d in order, in blocks of 256 that reload their
@@ -23,7 +25,9 @@
 
 #include "ops/cpu/cpu_internal.h"
 
-#define ROWS_A_TASK 192
+#define ROWS_A_TASK  192
+#define HEADS_A_TASK 8           /* of few rows */
+#define HEADS_BYTES  (128 << 10) /* of their sums */
 
 typedef struct {
     const simd_kernels *simd;
@@ -34,21 +38,22 @@ typedef struct {
     size_t kv_bytes;
     const int32_t *tables, *row_seq, *row_pos;
     int64_t n_rows, max_blocks, block_tokens;
-    int64_t q_stride, out_stride, kv_stride; /* from row to row, from key to key */
+    int64_t q_stride, out_stride;                  /* from row to row */
+    int64_t block_stride, head_stride, key_stride; /* of k and v; of a block, head_stride is of key heads */
     int64_t head_dim, padded_dim;            /* padded_dim: up to a multiple of 32 */
     int heads_a_kv, n_heads, window;
     float scale;
     bool is_few;
-    int64_t rows_a_task;
+    int64_t rows_a_task, heads_a_task;
     unsigned char *scratch;
     size_t thread_bytes;
 } attention_job;
 
 /* What one thread works with; cut from its part of the scratch. */
 typedef struct {
-    float *acc;     /* [rows, padded_dim]: sum of p v so far */
-    float *max;     /* [rows] */
-    float *sum;     /* [rows] */
+    float *acc;     /* [heads, rows, padded_dim]: sum of p v so far */
+    float *max;     /* [heads, rows] */
+    float *sum;     /* [heads, rows] */
     float *keys;    /* [KEY_CHUNK, padded_dim] */
     float *keys_t;  /* [head_dim, KEY_CHUNK] */
     float *values;  /* [KEY_CHUNK, padded_dim] */
@@ -61,15 +66,15 @@ typedef struct {
 
 /* Cuts the parts from base, or with NULL only adds them up. */
 static size_t workspace_cut(const attention_job *j, unsigned char *base, workspace *w) {
-    size_t used = 0, rows = (size_t)j->rows_a_task, dim = (size_t)j->padded_dim;
+    size_t used = 0, rows = (size_t)j->rows_a_task, heads = (size_t)j->heads_a_task, dim = (size_t)j->padded_dim;
 #define CUT(field, n)                                                                              \
     do {                                                                                           \
         if (base) w->field = (void *)(base + used);                                                \
         used += align_up((n) * sizeof *w->field);                                                  \
     } while (0)
-    CUT(acc, rows * dim);
-    CUT(max, rows);
-    CUT(sum, rows);
+    CUT(acc, heads * rows * dim);
+    CUT(max, heads * rows);
+    CUT(sum, heads * rows);
     CUT(keys, KEY_CHUNK * dim);
     CUT(keys_t, dim * KEY_CHUNK);
     CUT(values, KEY_CHUNK * dim);
@@ -109,39 +114,49 @@ static bool same_keys(const attention_job *j, int64_t a, int64_t b, int64_t star
     return true;
 }
 
-/* Rows that see the same keys of a chunk, and where a head's keys and values lie. */
+/* Rows that see the same keys of a chunk, and where those are. */
 typedef struct {
     int64_t start; /* position of the chunk */
     int32_t *rows; /* relative to the task's first */
     int64_t n_rows;
-    const void *keys[KEY_CHUNK], *values[KEY_CHUNK];
-    ops_dtype dtype;
+    size_t at[KEY_CHUNK]; /* bytes from k and v to what the first head has of a key; behind the last, the last again */
     int n; /* keys */
 } group;
+
+/* What one head has of them. */
+typedef struct {
+    const void *keys[KEY_CHUNK], *values[KEY_CHUNK];
+    ops_dtype dtype;
+} group_head;
 
 /* A task on its way through chunks, and in a chunk through its groups. */
 typedef struct {
     const attention_job *j;
     bool *served; /* [n_rows] in this chunk */
-    int64_t first, n_rows, kv_offset;
+    int64_t first, n_rows;
     int64_t start, last_pos, leader;
 } group_walk;
 
-/* The n keys of row r from position start; behind them, the last of them again. */
-static void find_keys(const attention_job *j, group *g, int64_t r, int64_t kv_offset) {
+/* The n keys of row r from position start. */
+static void find_keys(const attention_job *j, group *g, int64_t r) {
     const int32_t *block = blocks_of(j, r) + g->start / j->block_tokens;
     int64_t in_block = g->start % j->block_tokens;
-    g->dtype = j->kv_dtype;
     for (int i = 0; i < KEY_CHUNK; i++, in_block++) {
         if (i >= g->n) {
-            g->keys[i] = g->keys[i - 1];
-            g->values[i] = g->values[i - 1];
+            g->at[i] = g->at[i - 1];
             continue;
         }
         if (in_block == j->block_tokens) block++, in_block = 0;
-        size_t at = (size_t)((*block * j->block_tokens + in_block) * j->kv_stride + kv_offset) * j->kv_bytes;
-        g->keys[i] = j->k + at;
-        g->values[i] = j->v + at;
+        g->at[i] = (size_t)(*block * j->block_stride + in_block * j->key_stride) * j->kv_bytes;
+    }
+}
+
+static void find_head(const attention_job *j, group_head *h, const group *g, int64_t head) {
+    size_t offset = (size_t)(head / j->heads_a_kv * j->head_stride) * j->kv_bytes;
+    h->dtype = j->kv_dtype;
+    for (int i = 0; i < KEY_CHUNK; i++) {
+        h->keys[i] = j->k + g->at[i] + offset;
+        h->values[i] = j->v + g->at[i] + offset;
     }
 }
 
@@ -162,7 +177,7 @@ static void find_group(group_walk *at, group *g) {
         at->served[r] = true;
         g->rows[g->n_rows++] = (int32_t)r;
     }
-    find_keys(j, g, first + longest, at->kv_offset);
+    find_keys(j, g, first + longest);
 }
 
 /* False: there is none any more. */
@@ -181,21 +196,21 @@ static bool next_group(group_walk *at, group *g) {
 
 /* Makes f32 of them, in lines of padded_dim. They are a few lines each, far from each other, which no processor foresees:
  * all are asked for beforehand. */
-static void widen_keys(const attention_job *j, workspace *w, group *g) {
-    for (int i = 0; i < g->n; i++)
+static void widen_keys(const attention_job *j, workspace *w, group_head *h, int n) {
+    for (int i = 0; i < n; i++)
         for (size_t at = 0; at < (size_t)j->head_dim * j->kv_bytes; at += LINE_BYTES) {
-            __builtin_prefetch((const char *)g->keys[i] + at);
-            __builtin_prefetch((const char *)g->values[i] + at);
+            __builtin_prefetch((const char *)h->keys[i] + at);
+            __builtin_prefetch((const char *)h->values[i] + at);
         }
-    for (int i = 0; i < g->n; i++) {
+    for (int i = 0; i < n; i++) {
         float *key = w->keys + i * j->padded_dim, *value = w->values + i * j->padded_dim;
-        j->simd->widen(key, g->keys[i], g->dtype, j->head_dim);
-        j->simd->widen(value, g->values[i], g->dtype, j->head_dim);
+        j->simd->widen(key, h->keys[i], h->dtype, j->head_dim);
+        j->simd->widen(value, h->values[i], h->dtype, j->head_dim);
         memset(value + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *value);
-        g->keys[i] = key;
-        g->values[i] = value;
+        h->keys[i] = key;
+        h->values[i] = value;
     }
-    g->dtype = OPS_DTYPE_F32;
+    h->dtype = OPS_DTYPE_F32;
 }
 
 /* The step of one row's softmax over a chunk, whose scores are in s: weights are left there. Returns what came before
@@ -206,21 +221,22 @@ static float weigh(const attention_job *j, workspace *w, float *s, int64_t row, 
     return j->simd->softmax_step(s, n, j->scale, &w->max[r], &w->sum[r]);
 }
 
-/* Few rows, one after the other. While keys are multiplied their values are asked for, and while values are, the next
- * group's keys. */
-static void attend_rows(const attention_job *j, workspace *w, group *g, const group *next, int64_t first, int64_t q_offset) {
-    const void *const *values = g->values, *const *keys = next ? next->keys : NULL;
-    if (g->n_rows > 1 && g->dtype != OPS_DTYPE_F32) {
-        widen_keys(j, w, g);
+/* Few rows, one after the other. While keys are multiplied their values are asked for, and while values are, what comes
+ * next. */
+static void attend_rows(const attention_job *j, workspace *w, const group *g, group_head *h, const group_head *next, int64_t first,
+                        int64_t q_offset) {
+    const void *const *values = h->values, *const *keys = next ? next->keys : NULL;
+    if (g->n_rows > 1 && h->dtype != OPS_DTYPE_F32) {
+        widen_keys(j, w, h, g->n);
         values = NULL;
     }
     for (int64_t i = 0; i < g->n_rows; i++, values = keys = NULL) {
         int r = g->rows[i], n = keys_in_chunk(j, first + r, g->start);
         float *s = w->p_tile, *acc = w->acc + r * j->padded_dim;
-        j->simd->scores(s, j->q + (first + r) * j->q_stride + q_offset, g->keys, g->dtype, n, j->head_dim, values);
+        j->simd->scores(s, j->q + (first + r) * j->q_stride + q_offset, h->keys, h->dtype, n, j->head_dim, values);
         float shrink = weigh(j, w, s, first + r, r, g->start, n);
         if (shrink != 1.0f) j->simd->scale(acc, acc, shrink, j->head_dim);
-        j->simd->add_values(acc, s, g->values, g->dtype, n, j->head_dim, keys);
+        j->simd->add_values(acc, s, h->values, h->dtype, n, j->head_dim, keys);
     }
 }
 
@@ -266,40 +282,67 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
 }
 
 /* Many rows: keys and values of the group are copied, and meet the rows in tiles. */
-static void attend_tiles(const attention_job *j, workspace *w, group *g, int64_t first, int64_t q_offset) {
-    widen_keys(j, w, g);
-    j->simd->transpose(w->keys_t, (const float *const *)g->keys, g->n, j->head_dim);
+static void attend_tiles(const attention_job *j, workspace *w, const group *g, group_head *h, int64_t first, int64_t q_offset) {
+    widen_keys(j, w, h, g->n);
+    j->simd->transpose(w->keys_t, (const float *const *)h->keys, g->n, j->head_dim);
     for (int64_t m = 0; m < g->n_rows; m += j->simd->tile_rows)
         attend_tile(j, w, first, g->rows + m, (int)min_i64(j->simd->tile_rows, g->n_rows - m), g->start, q_offset);
+}
+
+/* The workspace as the task's head of that number sees it. */
+static workspace workspace_of(const attention_job *j, const workspace *w, int64_t head) {
+    workspace own = *w;
+    own.acc += head * j->rows_a_task * j->padded_dim;
+    own.max += head * j->rows_a_task;
+    own.sum += head * j->rows_a_task;
+    return own;
+}
+
+static void write_rows(const attention_job *j, const workspace *w, int64_t first, int64_t n_rows, int64_t head) {
+    for (int64_t r = 0; r < n_rows; r++) {
+        const float *acc = w->acc + r * j->padded_dim;
+        float *out = j->out + (first + r) * j->out_stride + head * j->head_dim;
+        for (int64_t d = 0; d < j->head_dim; d++) out[d] = acc[d] / w->sum[r];
+    }
 }
 
 static void attend_task(void *arg, int64_t task, int thread) {
     const attention_job *j = arg;
     workspace w;
     (void)workspace_cut(j, j->scratch + (size_t)thread * j->thread_bytes, &w);
-    int head = (int)(task % j->n_heads);
-    int64_t first = task / j->n_heads * j->rows_a_task;
+    int64_t n_parts = ceil_div(j->n_heads, j->heads_a_task);
+    int64_t head = task % n_parts * j->heads_a_task, n_heads = min_i64(j->heads_a_task, j->n_heads - head);
+    int64_t first = task / n_parts * j->rows_a_task;
     int64_t n_rows = min_i64(j->rows_a_task, j->n_rows - first);
     int64_t last_pos = 0, start = INT64_MAX;
     for (int64_t r = 0; r < n_rows; r++) {
-        w.max[r] = -INFINITY;
-        w.sum[r] = 0.0f;
         if (j->row_pos[first + r] > last_pos) last_pos = j->row_pos[first + r];
         start = min_i64(start, first_key(j, first + r) / KEY_CHUNK * KEY_CHUNK);
     }
-    memset(w.acc, 0, (size_t)(n_rows * j->padded_dim) * sizeof *w.acc);
-    group_walk walk = {j, w.served, first, n_rows, head / j->heads_a_kv * j->head_dim, start, last_pos, 0};
-    group groups[2] = {{.rows = w.members}, {.rows = w.members + j->rows_a_task}};
-    bool has_next = next_group(&walk, &groups[0]);
-    for (int i = 0; has_next; i = 1 - i) {
-        has_next = next_group(&walk, &groups[1 - i]);
-        if (j->is_few) attend_rows(j, &w, &groups[i], has_next ? &groups[1 - i] : NULL, first, head * j->head_dim);
-        else attend_tiles(j, &w, &groups[i], first, head * j->head_dim);
+    for (int64_t i = 0; i < j->heads_a_task * j->rows_a_task; i++) {
+        w.max[i] = -INFINITY;
+        w.sum[i] = 0.0f;
     }
-    for (int64_t r = 0; r < n_rows; r++) {
-        const float *acc = w.acc + r * j->padded_dim;
-        float *out = j->out + (first + r) * j->out_stride + head * j->head_dim;
-        for (int64_t d = 0; d < j->head_dim; d++) out[d] = acc[d] / w.sum[r];
+    memset(w.acc, 0, (size_t)(j->heads_a_task * j->rows_a_task * j->padded_dim) * sizeof *w.acc);
+    group_walk walk = {j, w.served, first, n_rows, start, last_pos, 0};
+    group groups[2] = {{.rows = w.members}, {.rows = w.members + j->rows_a_task}};
+    group_head heads[2];
+    bool has_next = next_group(&walk, &groups[0]);
+    if (has_next) find_head(j, &heads[0], &groups[0], head);
+    for (int i = 0, at = 0; has_next; i = 1 - i) {
+        has_next = next_group(&walk, &groups[1 - i]);
+        for (int64_t h = 0; h < n_heads; h++, at = 1 - at) {
+            bool is_last = h + 1 == n_heads;
+            const group_head *next = is_last && !has_next ? NULL : &heads[1 - at];
+            if (next) find_head(j, &heads[1 - at], &groups[is_last ? 1 - i : i], is_last ? head : head + h + 1);
+            workspace own = workspace_of(j, &w, h);
+            if (j->is_few) attend_rows(j, &own, &groups[i], &heads[at], next, first, (head + h) * j->head_dim);
+            else attend_tiles(j, &own, &groups[i], &heads[at], first, (head + h) * j->head_dim);
+        }
+    }
+    for (int64_t h = 0; h < n_heads; h++) {
+        const workspace own = workspace_of(j, &w, h);
+        write_rows(j, &own, first, n_rows, head + h);
     }
 }
 
@@ -318,6 +361,9 @@ static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const
     j->padded_dim = ceil_div(j->head_dim, PANEL_COLS) * PANEL_COLS;
     int64_t n_pieces = ceil_div(j->n_rows, ROWS_A_TASK);
     j->rows_a_task = ceil_div(j->n_rows, n_pieces);
+    int64_t n_single = n_pieces * j->n_heads, head_bytes = j->rows_a_task * j->padded_dim * (int64_t)sizeof(float);
+    j->heads_a_task = !j->is_few ? 1 : min_i64(min_i64(HEADS_A_TASK, HEADS_BYTES / head_bytes), n_single / (2 * pool_threads(s->pool)));
+    if (j->heads_a_task < 1) j->heads_a_task = 1;
     j->thread_bytes = workspace_cut(j, NULL, NULL);
     unsigned char *scratch =
         cpu_scratch(s, table_bytes + j->thread_bytes * (size_t)pool_threads(s->pool));
@@ -326,14 +372,19 @@ static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const
     return STATUS_OK;
 }
 
+static int64_t n_tasks(const attention_job *j) {
+    return ceil_div(j->n_rows, j->rows_a_task) * ceil_div(j->n_heads, j->heads_a_task);
+}
+
 status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
                      const ops_tensor *v, int64_t length, const ops_attention_params *params) {
     cpu_state *s = state;
     int64_t n_rows = q->dims[0], n_groups = n_rows / length;
     attention_job j = {.out = out->data, .q = q->data, .k = k->data, .v = v->data,
                        .n_rows = n_rows, .max_blocks = 1, .block_tokens = length,
-                       .out_stride = tensor_row_stride(out), .kv_stride = tensor_row_stride(k), .kv_dtype = OPS_DTYPE_F32,
-                       .kv_bytes = sizeof(float)};
+                       .out_stride = tensor_row_stride(out), .block_stride = length * tensor_row_stride(k),
+                       .head_stride = k->dims[1] / params->n_kv_heads, .key_stride = tensor_row_stride(k),
+                       .kv_dtype = OPS_DTYPE_F32, .kv_bytes = sizeof(float)};
     size_t table_bytes = align_up((size_t)(n_groups + 2 * n_rows) * sizeof(int32_t));
     status st = prepare(s, &j, q, params, table_bytes);
     if (st != STATUS_OK) return st;
@@ -346,7 +397,7 @@ status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const op
     j.tables = tables;
     j.row_seq = row_seq;
     j.row_pos = row_pos;
-    pool_run(s->pool, ceil_div(n_rows, j.rows_a_task) * j.n_heads, attend_task, &j);
+    pool_run(s->pool, n_tasks(&j), attend_task, &j);
     return STATUS_OK;
 }
 
@@ -375,13 +426,14 @@ status cpu_attention_paged(void *state, ops_tensor *out, const ops_tensor *q,
     attention_job j = {.out = out->data, .q = q->data, .k = k_cache->data, .v = v_cache->data,
                        .tables = tables->data, .row_seq = row_seq->data, .row_pos = row_pos->data,
                        .n_rows = q->dims[0], .max_blocks = tables->dims[1],
-                       .block_tokens = k_cache->dims[1], .out_stride = tensor_row_stride(out),
-                       .kv_stride = k_cache->dims[2], .kv_dtype = k_cache->dtype,
+                       .block_tokens = k_cache->dims[2], .out_stride = tensor_row_stride(out),
+                       .block_stride = k_cache->dims[1] * k_cache->dims[2] * k_cache->dims[3],
+                       .head_stride = k_cache->dims[2] * k_cache->dims[3], .key_stride = k_cache->dims[3], .kv_dtype = k_cache->dtype,
                        .kv_bytes = dtype_bytes(k_cache->dtype)};
     if (j.block_tokens < 1 || !tables_fit(&j, tables->dims[0], k_cache->dims[0]))
         return STATUS_BAD_ARGUMENT;
     status st = prepare(s, &j, q, params, 0);
     if (st != STATUS_OK) return st;
-    pool_run(s->pool, ceil_div(j.n_rows, j.rows_a_task) * j.n_heads, attend_task, &j);
+    pool_run(s->pool, n_tasks(&j), attend_task, &j);
     return STATUS_OK;
 }

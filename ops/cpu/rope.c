@@ -61,19 +61,27 @@ typedef struct {
     float *turned; /* [threads, width]: a key before it is rounded */
     const float *k, *v;
     const int32_t *slots;
-    int64_t k_stride, v_stride, width;
+    int64_t k_stride, v_stride, width, block_tokens;
     int n_kv_heads;
 } append_job;
+
+/* One row's heads to their places in the block that has its slot. */
+static void put_heads(const append_job *j, unsigned char *cache, int64_t slot, const float *row) {
+    const int64_t head_dim = j->width / j->n_kv_heads, in_block = slot % j->block_tokens;
+    for (int64_t h = 0; h < j->n_kv_heads; h++) {
+        int64_t key = (slot / j->block_tokens * j->n_kv_heads + h) * j->block_tokens + in_block;
+        j->simd->narrow(cache + (size_t)(key * head_dim) * j->element_bytes, row + h * head_dim, j->dtype, head_dim);
+    }
+}
 
 static void append_rows(void *arg, int64_t first, int64_t n, int thread) {
     const append_job *j = arg;
     float *key = j->turned + thread * j->width;
     for (int64_t r = first; r < first + n; r++) {
-        size_t at = (size_t)(j->slots[r] * j->width) * j->element_bytes;
         memcpy(key, j->k + r * j->k_stride, (size_t)j->width * sizeof *key);
         rotate_row(key, &j->q.turn, r, j->n_kv_heads);
-        j->simd->narrow(j->k_cache + at, key, j->dtype, j->width);
-        j->simd->narrow(j->v_cache + at, j->v + r * j->v_stride, j->dtype, j->width);
+        put_heads(j, j->k_cache, j->slots[r], key);
+        put_heads(j, j->v_cache, j->slots[r], j->v + r * j->v_stride);
     }
     if (j->q.x) rotate_rows((void *)&j->q, first, n, thread);
 }
@@ -83,7 +91,7 @@ status cpu_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, cons
     cpu_state *s = state;
     int64_t rows = k->dims[0];
     if (!cpu_indices_fit(at->positions->data, rows, at->cos->dims[0]) ||
-        !cpu_indices_fit(at->slots->data, rows, k_cache->dims[0] * k_cache->dims[1]))
+        !cpu_indices_fit(at->slots->data, rows, k_cache->dims[0] * k_cache->dims[2]))
         return STATUS_BAD_ARGUMENT;
     float *turned = cpu_scratch(s, (size_t)(k->dims[1] * pool_threads(s->pool)) * sizeof *turned);
     if (!turned) return STATUS_NO_MEMORY;
@@ -92,7 +100,8 @@ status cpu_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, cons
               q ? tensor_row_stride(q) : 0, n_heads},
         .simd = s->simd, .k_cache = k_cache->data, .v_cache = v_cache->data, .dtype = k_cache->dtype,
         .element_bytes = dtype_bytes(k_cache->dtype), .turned = turned, .k = k->data, .v = v->data, .slots = at->slots->data,
-        .k_stride = tensor_row_stride(k), .v_stride = tensor_row_stride(v), .width = k->dims[1], .n_kv_heads = n_kv_heads,
+        .k_stride = tensor_row_stride(k), .v_stride = tensor_row_stride(v), .width = k->dims[1], .block_tokens = k_cache->dims[2],
+        .n_kv_heads = n_kv_heads,
     };
     cpu_split_rows(state, rows, k->dims[1] + at->cos->dims[1] * n_heads, append_rows, &j);
     return STATUS_OK;

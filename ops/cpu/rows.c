@@ -29,7 +29,7 @@ status cpu_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, const
 
 status cpu_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t from) {
     (void)state;
-    size_t bytes = (size_t)(cache->dims[1] * cache->dims[2]) * dtype_bytes(cache->dtype);
+    size_t bytes = (size_t)(tensor_elements(cache) / cache->dims[0]) * dtype_bytes(cache->dtype);
     unsigned char *data = cache->data;
     memcpy(data + (size_t)to * bytes, data + (size_t)from * bytes, bytes);
     return STATUS_OK;

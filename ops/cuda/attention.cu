@@ -18,8 +18,8 @@
 static size_t shared_bytes(int head_dim) { return (size_t)(2 * head_dim + THREADS + WARPS) * sizeof(float); }
 
 template <typename C>
-static __device__ float score(const attention_job *j, const float *q, int kv_offset, int64_t key) {
-    const C *k = static_cast<const C *>(j->k) + key * j->kv_stride + kv_offset;
+static __device__ float score(const attention_job *j, const float *q, int64_t at) {
+    const C *k = static_cast<const C *>(j->k) + at;
     float sum = 0.0f;
     for (int d = 0; d < j->head_dim; d++) sum = fmaf(q[d], to_f32(k[d]), sum);
     return sum * j->scale;
@@ -35,7 +35,7 @@ static __global__ void attend_block_per_row(attention_job j) {
     T *out_head = static_cast<T *>(j.out) + row * j.out_stride + blockIdx.y * j.head_dim;
     if (!keys_fit(&j, row, partial)) return;
     int seq = seq_of(&j, row), first = first_key(&j, row), last = last_key(&j, row), thread = (int)threadIdx.x;
-    int kv_offset = (int)blockIdx.y / j.heads_a_kv * j.head_dim;
+    int64_t kv_offset = (int)blockIdx.y / j.heads_a_kv * j.head_stride;
     for (int d = thread; d < j.head_dim; d += THREADS) {
         q[d] = to_f32(q_head[d]);
         acc[d] = 0.0f;
@@ -45,15 +45,15 @@ static __global__ void attend_block_per_row(attention_job j) {
     for (int start = first / THREADS * THREADS; start <= last; start += THREADS) {
         int from = first > start ? first - start : 0, to = last - start < THREADS - 1 ? last - start : THREADS - 1;
         float s = -INFINITY;
-        if (thread >= from && thread <= to) s = score<C>(&j, q, kv_offset, key_row(&j, seq, start + thread));
+        if (thread >= from && thread <= to) s = score<C>(&j, q, key_at(&j, seq, start + thread) + kv_offset);
         float new_top = larger(block_max(s, partial), top), shrink = expf(top - new_top);
         weights[thread] = expf(s - new_top);
         sum = sum * shrink + block_sum(weights[thread], partial); /* and all weights are written */
         for (int d = thread; d < j.head_dim; d += THREADS) {
             float a = acc[d] * shrink;
             for (int i = from; i <= to; i++) {
-                int64_t key = key_row(&j, seq, start + i);
-                a = fmaf(weights[i], to_f32(static_cast<const C *>(j.v)[key * j.kv_stride + kv_offset + d]), a);
+                int64_t at = key_at(&j, seq, start + i) + kv_offset;
+                a = fmaf(weights[i], to_f32(static_cast<const C *>(j.v)[at + d]), a);
             }
             acc[d] = a;
         }
@@ -84,7 +84,6 @@ static attention_job job_of(const cuda_state *s, ops_tensor *out, const ops_tens
     j.rows = q->dims[0];
     j.out_stride = tensor_row_stride(out);
     j.q_stride = tensor_row_stride(q);
-    j.kv_stride = k->n_dims == 2 ? tensor_row_stride(k) : k->dims[2];
     j.n_heads = params->n_heads;
     j.heads_a_kv = params->n_heads / params->n_kv_heads;
     j.head_dim = (int)(q->dims[1] / params->n_heads);
@@ -101,6 +100,8 @@ status cuda_attention(void *state, ops_tensor *out, const ops_tensor *q, const o
     cuda_state *s = static_cast<cuda_state *>(state);
     attention_job j = job_of(s, out, q, k, v, params);
     j.length = length;
+    j.key_stride = tensor_row_stride(k);
+    j.head_stride = j.head_dim;
     return attend(s, &j);
 }
 
@@ -115,7 +116,10 @@ status cuda_attention_paged(void *state, ops_tensor *out, const ops_tensor *q, c
     j.n_seqs = tables->dims[0];
     j.max_blocks = tables->dims[1];
     j.n_cache_blocks = k_cache->dims[0];
-    j.block_tokens = k_cache->dims[1];
+    j.block_tokens = k_cache->dims[2];
+    j.key_stride = k_cache->dims[3];
+    j.head_stride = j.block_tokens * j.key_stride;
+    j.block_stride = k_cache->dims[1] * j.head_stride;
     if (j.block_tokens < 1) return STATUS_BAD_ARGUMENT;
     return attend(s, &j);
 }

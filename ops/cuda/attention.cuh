@@ -10,7 +10,8 @@ typedef struct {
     const void *q, *k, *v;
     const int32_t *tables, *row_seq, *row_pos; /* NULL: full */
     int64_t rows, length;                      /* length: of a group, full only */
-    int64_t out_stride, q_stride, kv_stride;   /* from row to row, from key to key */
+    int64_t out_stride, q_stride;              /* from row to row */
+    int64_t block_stride, head_stride, key_stride; /* of k and v, in elements; block_stride: paged only */
     int64_t max_blocks, block_tokens, n_seqs, n_cache_blocks;
     int n_heads, heads_a_kv, head_dim, window;
     float scale;
@@ -32,11 +33,11 @@ static __device__ inline int first_key(const attention_job *j, int64_t row) {
     return first < 0 ? 0 : first;
 }
 
-/* Where the key of a sequence at a position is, as a row of the cache; -1 when its table leads outside. */
-static __device__ inline int64_t key_row(const attention_job *j, int seq, int position) {
-    if (!j->tables) return seq * j->length + position;
+/* Where what the first head has of a sequence's key at a position begins; -1 when its table leads outside. */
+static __device__ inline int64_t key_at(const attention_job *j, int seq, int position) {
+    if (!j->tables) return (seq * j->length + position) * j->key_stride;
     int32_t block = j->tables[seq * j->max_blocks + position / j->block_tokens];
-    return block < 0 || block >= j->n_cache_blocks ? -1 : block * j->block_tokens + position % j->block_tokens;
+    return block < 0 || block >= j->n_cache_blocks ? -1 : block * j->block_stride + position % j->block_tokens * j->key_stride;
 }
 
 /* False where the row names no sequence, or a position its table cannot reach. */
@@ -52,7 +53,7 @@ static __device__ inline bool keys_fit(const attention_job *j, int64_t row, floa
     int64_t step = j->tables ? j->block_tokens : 1;
     if (n_bad == 0.0f && j->tables)
         for (int64_t at = threadIdx.x * step; at <= last_key(j, row); at += blockDim.x * step)
-            if (key_row(j, seq_of(j, row), (int)at) < 0) n_bad = 1.0f;
+            if (key_at(j, seq_of(j, row), (int)at) < 0) n_bad = 1.0f;
     n_bad = block_max(n_bad, shared);
     if (n_bad != 0.0f) *j->fault = 1;
     return n_bad == 0.0f;

@@ -158,12 +158,12 @@ static __device__ void copy_keys(shared_of<pad, C> *s, int stage, const tile_job
     constexpr int elements = 16 / (int)sizeof(C);
     share_of<pad> mine = my_share<pad>();
     int position = start + mine.key, head_dim = j->a.head_dim;
-    int64_t row = position <= p->high ? key_row(&j->a, p->seq, position) : -1;
-    if (row < 0 && position <= p->high) *j->a.fault = 1;
-    int64_t at = (row < 0 ? 0 : row) * j->a.kv_stride + kv_head * head_dim;
+    int64_t key = position <= p->high ? key_at(&j->a, p->seq, position) : -1;
+    if (key < 0 && position <= p->high) *j->a.fault = 1;
+    int64_t at = (key < 0 ? 0 : key) + kv_head * j->a.head_stride;
     const C *k = static_cast<const C *>(j->a.k) + at, *v = static_cast<const C *>(j->a.v) + at;
     for (int c = mine.first; c < pad / elements; c += share_of<pad>::shares) {
-        bool is_there = row >= 0 && c * elements < head_dim;
+        bool is_there = key >= 0 && c * elements < head_dim;
         unsigned char *keys, *values;
         if constexpr (shared_of<pad, C>::has_codes) {
             keys = s->codes.keys[stage] + mine.key * pad + c * 16;
@@ -532,7 +532,7 @@ static status launch_cache(cuda_state *s, tile_job *j, int pad) {
 
 bool cuda_tiles_take(const attention_job *a) {
     int elements = 16 / (int)dtype_bytes(a->kv_dtype);
-    return a->dtype != OPS_DTYPE_F32 && (a->head_dim | a->kv_stride) % elements == 0 && a->head_dim <= 256 &&
+    return a->dtype != OPS_DTYPE_F32 && (a->head_dim | a->key_stride) % elements == 0 && a->head_dim <= 256 &&
            a->heads_a_kv <= QUERIES && a->q_stride % CHUNK == 0 && is_aligned16(a->out) && is_aligned16(a->q) &&
            is_aligned16(a->k) && is_aligned16(a->v);
 }

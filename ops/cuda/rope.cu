@@ -96,15 +96,14 @@ typedef struct {
     void *k_cache, *v_cache, *q; /* q NULL: none */
     const void *k, *v;
     const int32_t *slots;
-    int64_t n_slots, q_stride, k_stride, v_stride;
+    int64_t n_slots, block_tokens, q_stride, k_stride, v_stride;
     int n_heads, n_kv_heads; /* n_heads: of q */
 } append_job;
 
 /* Of a row: turned pairs of keys, dims of keys that stay, values, turned pairs of the query. */
 static __host__ __device__ inline int n_kept(const turn_job *t) { return n_chunks(t->head_dim - 2 * t->half); }
 static __host__ __device__ inline int row_chunks(const append_job *j) {
-    return j->n_kv_heads * (n_chunks(j->t.half) + n_kept(&j->t)) + n_chunks(j->n_kv_heads * j->t.head_dim) +
-           j->n_heads * n_chunks(j->t.half);
+    return j->n_kv_heads * (n_chunks(j->t.half) + n_kept(&j->t) + n_chunks(j->t.head_dim)) + j->n_heads * n_chunks(j->t.half);
 }
 
 template <typename T, typename C>
@@ -113,27 +112,30 @@ static __global__ void append_chunk_per_thread(append_job j) {
     int64_t row = blockIdx.x, angles = angles_of(t, row), slot = j.slots[row];
     if (slot < 0 || slot >= j.n_slots) *t->fault = 1;
     if (angles < 0 || slot < 0 || slot >= j.n_slots) return;
-    int width = j.n_kv_heads * t->head_dim, pairs = n_chunks(t->half), kept = n_kept(t);
+    int pairs = n_chunks(t->half), kept = n_kept(t), whole = n_chunks(t->head_dim);
     const T *k = static_cast<const T *>(j.k) + row * j.k_stride, *v = static_cast<const T *>(j.v) + row * j.v_stride;
-    C *key = static_cast<C *>(j.k_cache) + slot * width, *value = static_cast<C *>(j.v_cache) + slot * width;
+    int64_t head_stride = j.block_tokens * t->head_dim; /* in the caches; of the first head: */
+    int64_t first = slot / j.block_tokens * j.n_kv_heads * head_stride + slot % j.block_tokens * t->head_dim;
+    C *key = static_cast<C *>(j.k_cache) + first, *value = static_cast<C *>(j.v_cache) + first;
     int i = (int)(blockIdx.y * THREADS + threadIdx.x);
     if (i < j.n_kv_heads * pairs) {
-        int head = i / pairs * t->head_dim;
-        turn_chunk(key + head, k + head, t, angles, i % pairs * CHUNK);
+        int head = i / pairs;
+        turn_chunk(key + head * head_stride, k + head * t->head_dim, t, angles, i % pairs * CHUNK);
         return;
     }
     i -= j.n_kv_heads * pairs;
     if (i < j.n_kv_heads * kept) {
-        int in_head = 2 * t->half + i % kept * CHUNK, at = i / kept * t->head_dim + in_head;
-        keep_chunk(key + at, k + at, t->head_dim - in_head, t->is_aligned);
+        int in_head = 2 * t->half + i % kept * CHUNK, head = i / kept;
+        keep_chunk(key + head * head_stride + in_head, k + head * t->head_dim + in_head, t->head_dim - in_head, t->is_aligned);
         return;
     }
     i -= j.n_kv_heads * kept;
-    if (i < n_chunks(width)) {
-        keep_chunk(value + i * CHUNK, v + i * CHUNK, width - i * CHUNK, t->is_aligned);
+    if (i < j.n_kv_heads * whole) {
+        int in_head = i % whole * CHUNK, head = i / whole;
+        keep_chunk(value + head * head_stride + in_head, v + head * t->head_dim + in_head, t->head_dim - in_head, t->is_aligned);
         return;
     }
-    i -= n_chunks(width);
+    i -= j.n_kv_heads * whole;
     if (i >= j.n_heads * pairs) return;
     T *head = static_cast<T *>(j.q) + row * j.q_stride + i / pairs * t->head_dim;
     turn_chunk(head, head, t, angles, i % pairs * CHUNK);
@@ -150,7 +152,8 @@ status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, con
     j.k = k->data;
     j.v = v->data;
     j.slots = static_cast<const int32_t *>(at->slots->data);
-    j.n_slots = k_cache->dims[0] * k_cache->dims[1];
+    j.n_slots = k_cache->dims[0] * k_cache->dims[2];
+    j.block_tokens = k_cache->dims[2];
     j.q_stride = q ? tensor_row_stride(q) : 0;
     j.k_stride = tensor_row_stride(k);
     j.v_stride = tensor_row_stride(v);

@@ -69,7 +69,7 @@ status cuda_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, cons
 
 status cuda_kv_copy_block(void *state, ops_tensor *cache, int64_t to, int64_t from) {
     cuda_state *s = static_cast<cuda_state *>(state);
-    size_t bytes = (size_t)(cache->dims[1] * cache->dims[2]) * dtype_bytes(cache->dtype);
+    size_t bytes = (size_t)(tensor_elements(cache) / cache->dims[0]) * dtype_bytes(cache->dtype);
     unsigned char *data = static_cast<unsigned char *>(cache->data);
     return cuda_status(cudaMemcpyAsync(data + (size_t)to * bytes, data + (size_t)from * bytes, bytes,
                                        cudaMemcpyDeviceToDevice, s->stream), "cudaMemcpyAsync");

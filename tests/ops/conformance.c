@@ -258,8 +258,8 @@ static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv
     round_floats(q, ROWS * qw, dtype);
     guarded gq = guarded_columns(ctx, dtype, ROWS, qw, margin_of(block_tokens), 0, q);
     guarded go = guarded_columns(ctx, dtype, ROWS, qw, 0, margin_of(block_tokens + 1), NULL);
-    guarded gk = guarded_floats(ctx, cache, 3, (int64_t[]){n_blocks, block_tokens, kw}, k);
-    guarded gv = guarded_floats(ctx, cache, 3, (int64_t[]){n_blocks, block_tokens, kw}, v);
+    guarded gk = guarded_floats(ctx, cache, 4, (int64_t[]){n_blocks, kv_heads, block_tokens, hd}, k);
+    guarded gv = guarded_floats(ctx, cache, 4, (int64_t[]){n_blocks, kv_heads, block_tokens, hd}, v);
     guarded gt = guarded_with(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, max_blocks}, tables);
     guarded gs = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_seq);
     guarded gp = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_pos);
@@ -275,8 +275,8 @@ static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv
             int64_t first = window && row_pos[row] >= window ? row_pos[row] + 1 - window : 0;
             int64_t n_keys = row_pos[row] + 1 - first;
             for (int64_t j = 0; j <= row_pos[row]; j++)
-                at[j] = (tables[row_seq[row] * max_blocks + j / block_tokens] * block_tokens +
-                         j % block_tokens) * kw + h / (heads / kv_heads) * hd;
+                at[j] = ((tables[row_seq[row] * max_blocks + j / block_tokens] * kv_heads + h / (heads / kv_heads)) *
+                         block_tokens + j % block_tokens) * hd;
             ref_attention_row(want, size, q + row * qw + h * hd, k, v, at + first, n_keys, hd, (double)p.scale);
             for (int64_t d = 0; d < hd; d++)
                 EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],

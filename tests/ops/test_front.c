@@ -39,6 +39,9 @@ static ops_tensor at1(int64_t at, int64_t n) {
 static ops_tensor at3(int64_t at, int64_t a, int64_t b, int64_t c) {
     return tensor_make(memory + at, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 3, (int64_t[]){a, b, c});
 }
+static ops_tensor at4(int64_t at, int64_t a, int64_t b, int64_t c, int64_t d) {
+    return tensor_make(memory + at, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 4, (int64_t[]){a, b, c, d});
+}
 static ops_tensor ids(int64_t at, int64_t n) {
     push_indices();
     return tensor_make((int32_t *)(void *)(memory + 4096) + at, OPS_PLACE_DEVICE, OPS_DTYPE_I32, 1, &n);
@@ -372,8 +375,12 @@ static void an_index_outside_its_table_is_refused_before_anything_is_written(voi
         ops_tensor target = at2(500, 4, 6);
         assert_int_equal(late(ops_scatter_rows(ctx, &target, &x, &two)), STATUS_BAD_ARGUMENT);
         UNTOUCHED(0);
-        ops_tensor cache = at3(500, 2, 2, 6);
-        ops_tensor values = at3(600, 2, 2, 6), cos = at2(200, 4, 1), sin = at2(210, 4, 1);
+        ops_tensor cache = at4(500, 2, 2, 2, 3);
+        ops_tensor values = at4(600, 2, 2, 2, 3), cos = at2(200, 4, 1), sin = at2(210, 4, 1);
+        ops_tensor long_head = at4(500, 2, 1, 2, 6), flat = at3(500, 2, 2, 6);
+        const ops_kv_places here = {&cos, &sin, &fine, &fine};
+        assert_int_equal(ops_kv_append(ctx, &long_head, &long_head, &x, &x, NULL, &here, 2, 2), STATUS_BAD_SHAPE);
+        assert_int_equal(ops_kv_append(ctx, &flat, &flat, &x, &x, NULL, &here, 2, 2), STATUS_BAD_SHAPE);
         assert_int_equal(late(ops_kv_append(ctx, &cache, &values, &x, &x, NULL, &(ops_kv_places){&cos, &sin, &fine, &two}, 2, 2)),
                          STATUS_BAD_ARGUMENT);
         assert_int_equal(late(ops_kv_append(ctx, &cache, &values, &x, &x, NULL, &(ops_kv_places){&cos, &sin, &two, &fine}, 2, 2)),
@@ -457,7 +464,7 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
         {0, -1, 0, 1, STATUS_BAD_ARGUMENT}, {0, 4, 0, 1, STATUS_BAD_ARGUMENT},
         {0, INT32_MAX, 0, 1, STATUS_BAD_ARGUMENT},
     };
-    ops_tensor q = at2(0, 1, 4), out = at2(20, 1, 4), k = at3(40, 2, 2, 4), v = at3(80, 2, 2, 4);
+    ops_tensor q = at2(0, 1, 4), out = at2(20, 1, 4), k = at4(40, 2, 1, 2, 4), v = at4(80, 2, 1, 2, 4);
     ops_tensor tables = ids(0, 2);
     tables = tensor_reshape(&tables, 2, (int64_t[]){1, 2});
     ops_tensor seq = ids(10, 1), pos = ids(11, 1), two = ids(10, 2);
@@ -473,11 +480,13 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
     }
     indices[0] = indices[1] = indices[10] = indices[11] = 0;
     push_indices();
-    ops_tensor no_tokens = at3(40, 2, 0, 4), deep = at3(40, 1, 2, 4);
+    ops_tensor no_tokens = at4(40, 2, 1, 0, 4), deep = at4(40, 1, 1, 2, 4), flat = at3(40, 2, 2, 4), more = at4(40, 2, 2, 1, 4);
     assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &two, &pos, &p),
                      STATUS_BAD_SHAPE);
     assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &deep, &tables, &seq, &pos, &p),
                      STATUS_BAD_SHAPE);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &flat, &flat, &tables, &seq, &pos, &p), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_attention_paged(ctx, &out, &q, &more, &more, &tables, &seq, &pos, &p), STATUS_BAD_SHAPE);
     assert_int_equal(
         ops_attention_paged(ctx, &out, &q, &no_tokens, &no_tokens, &tables, &seq, &pos, &p),
         STATUS_BAD_ARGUMENT);
@@ -604,7 +613,7 @@ static void a_graph_is_not_current_when_scratch_has_moved(void **state) {
     ctx = case_context_open(NULL, 1);
     assert_int_equal(ops_block_open(ctx, &own, 4096, &e), STATUS_OK);
     ops_tensor q = ops_block_cut(&own, OPS_DTYPE_F16, 2, (int64_t[]){1, 8}), out = q;
-    ops_tensor k = ops_block_cut(&own, OPS_DTYPE_F16, 3, (int64_t[]){1, 1, 8}), v = ops_block_cut(&own, OPS_DTYPE_F16, 3, k.dims);
+    ops_tensor k = ops_block_cut(&own, OPS_DTYPE_F16, 4, (int64_t[]){1, 1, 1, 8}), v = ops_block_cut(&own, OPS_DTYPE_F16, 4, k.dims);
     ops_tensor table = ops_block_cut(&own, OPS_DTYPE_I32, 2, (int64_t[]){1, 1});
     ops_tensor seq = ops_block_cut(&own, OPS_DTYPE_I32, 1, (int64_t[]){1}), pos = ops_block_cut(&own, OPS_DTYPE_I32, 1, seq.dims);
     const ops_attention_params params = {.n_heads = 1, .n_kv_heads = 1, .scale = 1};

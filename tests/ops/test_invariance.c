@@ -384,7 +384,7 @@ static paged_arg page(const float *k, const float *v, int64_t block_tokens) {
         for (int64_t pos = 0; pos < LENGTH; pos++) {
             int64_t block = a.tables[s * a.max_blocks + pos / block_tokens];
             int64_t slot = block * block_tokens + pos % block_tokens;
-            memcpy(a.k + slot * kw, k + key_of(s, pos) * kw, (size_t)kw * sizeof *k);
+            memcpy(a.k + slot * kw, k + key_of(s, pos) * kw, (size_t)kw * sizeof *k); /* of one head, a slot is a key */
             memcpy(a.v + slot * kw, v + key_of(s, pos) * kw, (size_t)kw * sizeof *v);
         }
     return a;
@@ -395,9 +395,9 @@ static void unpage(paged_arg *a) { free(a->k), free(a->v), free(a->tables); }
 static void call_paged(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first,
                        int64_t n) {
     const paged_arg *a = arg;
-    int64_t dims[3] = {SEQS * a->max_blocks, a->block_tokens, KV_HEADS * HD};
+    int64_t dims[4] = {SEQS * a->max_blocks, KV_HEADS, a->block_tokens, HD};
     ops_tensor to = activations(ctx, NULL, n, HEADS * HD), tq = activations(ctx, x, n, HEADS * HD);
-    ops_tensor k = copy_of(ctx, dtype, 3, dims, a->k), v = copy_of(ctx, dtype, 3, dims, a->v);
+    ops_tensor k = copy_of(ctx, dtype, 4, dims, a->k), v = copy_of(ctx, dtype, 4, dims, a->v);
     ops_tensor tables = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, a->max_blocks}, a->tables);
     ops_tensor seq = i32(ctx, a->row_seq + first, n), pos = i32(ctx, a->row_pos + first, n);
     ops_attention_params p = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .scale = 0.5f, .window = a->window, .is_few = a->is_few};
@@ -471,7 +471,7 @@ static void long_rows_do_not_depend_on_how_their_keys_are_shared_out(void **stat
     int32_t table[N_BLOCKS], seqs[N] = {0}, positions[N];
     for (int i = 0; i < N_BLOCKS; i++) table[i] = N_BLOCKS - 1 - i;
     for (int i = 0; i < N; i++) positions[i] = i;
-    const int64_t cache[3] = {N_BLOCKS, 16, WIDTH};
+    const int64_t cache[4] = {N_BLOCKS, N_HEADS, 16, WIDTH / N_HEADS};
     const ops_attention_params p = {.n_heads = N_HEADS, .n_kv_heads = N_HEADS, .scale = 0.5f};
     for (int i = 0; i < N_VARIANTS; i++) {
         ops_ctx *ctx = open_variant(i, 1);
@@ -479,7 +479,7 @@ static void long_rows_do_not_depend_on_how_their_keys_are_shared_out(void **stat
         for (int pass = 0; pass < 2; pass++) {
             int first = pass == 0 ? 0 : N - 20, n = pass == 0 ? N : FEW;
             ops_tensor to = activations(ctx, NULL, n, WIDTH), tq = activations(ctx, q + first * WIDTH, n, WIDTH);
-            ops_tensor tk = copy_of(ctx, dtype, 3, cache, k), tv = copy_of(ctx, dtype, 3, cache, v);
+            ops_tensor tk = copy_of(ctx, dtype, 4, cache, k), tv = copy_of(ctx, dtype, 4, cache, v);
             ops_tensor tables = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){1, N_BLOCKS}, table);
             ops_tensor seq = i32(ctx, seqs, n), pos = i32(ctx, positions + first, n);
             assert_int_equal(ops_attention_paged(ctx, &to, &tq, &tk, &tv, &tables, &seq, &pos, &p), STATUS_OK);
@@ -508,7 +508,7 @@ static void rows_that_share_blocks_are_as_if_alone(void **state) {
     int32_t tables[N_SEQS * N_BLOCKS];
     for (int i = 0; i < N_SEQS * N_BLOCKS; i++)
         tables[i] = owner[i / N_BLOCKS][i % N_BLOCKS / THIRD] * N_BLOCKS + i % N_BLOCKS * 7 % N_BLOCKS;
-    const int64_t cache[3] = {N_CACHE, BLOCK, KV_WIDTH};
+    const int64_t cache[4] = {N_CACHE, N_KV_HEADS, BLOCK, HEAD};
     for (int i = 0; i < 4 * N_CACHE_DTYPES * N_VARIANTS; i++) {
         ops_ctx *ctx = open_variant(i / 4 % N_VARIANTS, 1);
         ops_dtype kept = cache_dtypes[i / 4 / N_VARIANTS];
@@ -516,7 +516,7 @@ static void rows_that_share_blocks_are_as_if_alone(void **state) {
             int64_t first = row < 0 ? 0 : row, n = row < 0 ? N : 1;
             ops_attention_params p = {.n_heads = N_HEADS, .n_kv_heads = N_KV_HEADS, .scale = 0.5f, .window = i % 4 / 2 * 150, .is_few = i % 2 == 0};
             ops_tensor to = activations(ctx, NULL, n, WIDTH), tq = activations(ctx, q + first * WIDTH, n, WIDTH);
-            ops_tensor tk = copy_of(ctx, kept, 3, cache, k), tv = copy_of(ctx, kept, 3, cache, v);
+            ops_tensor tk = copy_of(ctx, kept, 4, cache, k), tv = copy_of(ctx, kept, 4, cache, v);
             ops_tensor table = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){N_SEQS, N_BLOCKS}, tables);
             ops_tensor seq = i32(ctx, seqs + first, n), pos = i32(ctx, positions + first, n);
             assert_int_equal(ops_attention_paged(ctx, &to, &tq, &tk, &tv, &table, &seq, &pos, &p), STATUS_OK);
@@ -573,7 +573,7 @@ static void one_value_that_is_no_number_reaches_only_rows_that_see_it(void **sta
     float *q = random_floats(&r, N * HEAD, 1.0f), *k = random_floats(&r, N_BLOCKS * BLOCK * HEAD, 1.0f);
     float *v = random_floats(&r, N_BLOCKS * BLOCK * HEAD, 1.0f), clean[N * HEAD], got[N * HEAD];
     float *bad = v + (table[BAD / BLOCK] * BLOCK + BAD % BLOCK) * HEAD;
-    const int64_t cache[3] = {N_BLOCKS, BLOCK, HEAD};
+    const int64_t cache[4] = {N_BLOCKS, 1, BLOCK, HEAD};
     for (int i = 0; i < 2 * N_CACHE_DTYPES * N_VARIANTS; i++) {
         ops_ctx *ctx = open_variant(i / 2 % N_VARIANTS, 1);
         ops_dtype kept = cache_dtypes[i / 2 / N_VARIANTS];
@@ -582,7 +582,7 @@ static void one_value_that_is_no_number_reaches_only_rows_that_see_it(void **sta
             if (p >= 0) bad[dims[p]] = NAN;
             const ops_attention_params params = {.n_heads = 1, .n_kv_heads = 1, .scale = 0.5f, .is_few = i % 2 == 0};
             ops_tensor to = activations(ctx, NULL, N, HEAD), tq = activations(ctx, q, N, HEAD);
-            ops_tensor tk = copy_of(ctx, kept, 3, cache, k), tv = copy_of(ctx, kept, 3, cache, v);
+            ops_tensor tk = copy_of(ctx, kept, 4, cache, k), tv = copy_of(ctx, kept, 4, cache, v);
             ops_tensor tables = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){1, N_BLOCKS}, table);
             ops_tensor seq = i32(ctx, seqs, N), pos = i32(ctx, positions, N);
             assert_int_equal(ops_attention_paged(ctx, &to, &tq, &tk, &tv, &tables, &seq, &pos, &params), STATUS_OK);

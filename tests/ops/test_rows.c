@@ -299,7 +299,7 @@ static void blocks_of_a_cache_copy(void **state) {
     EACH_CONTEXT(ctx) {
         rng r = rng_make(41);
         float *x = random_floats(&r, 36, 1.0f);
-        guarded gc = guarded_floats(ctx, dtype, 3, (int64_t[]){3, 4, 3}, x);
+        guarded gc = guarded_floats(ctx, dtype, 4, (int64_t[]){3, 2, 2, 3}, x);
         assert_int_equal(ops_kv_copy_block(ctx, &gc.t, 2, 1), STATUS_OK);
         float *cache = guarded_values(&gc);
         round_floats(x, 36, dtype);
@@ -466,8 +466,8 @@ static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
             ref_rope(want_q, q, c, sn, positions, R, (int)heads, hd, half);
             guarded gx = floats(ctx, R, wide, x), gc = wide_floats(ctx, POSITIONS, half, c);
             guarded gs = wide_floats(ctx, POSITIONS, half, sn), gp = integers(ctx, R, positions), gt = integers(ctx, R, slots);
-            guarded gk = guarded_open(ctx, cache, 3, (int64_t[]){BLOCKS, TOKENS, kw});
-            guarded gv = guarded_open(ctx, cache, 3, (int64_t[]){BLOCKS, TOKENS, kw});
+            guarded gk = guarded_open(ctx, cache, 4, (int64_t[]){BLOCKS, kv_heads, TOKENS, hd});
+            guarded gv = guarded_open(ctx, cache, 4, (int64_t[]){BLOCKS, kv_heads, TOKENS, hd});
             ops_tensor tk = tensor_columns(&gx.t, 0, kw), tv = tensor_columns(&gx.t, kw, kw), tq = tensor_columns(&gx.t, 2 * kw, qw);
             const ops_kv_places at = {&gc.t, &gs.t, &gp.t, &gt.t};
             assert_int_equal(ops_kv_append(ctx, &gk.t, &gv.t, &tk, &tv, has_q ? &tq : NULL, &at, (int)heads, (int)kv_heads),
@@ -477,16 +477,18 @@ static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
             unsigned char *key_bytes = guarded_bytes(&gk), *value_bytes = guarded_bytes(&gv);
             bool is_taken[SLOTS] = {false};
             for (int64_t row = 0; row < R; row++) {
-                const float *in = x + row * wide, *out = got + row * wide, *key = keys + slots[row] * kw;
+                const float *in = x + row * wide, *out = got + row * wide;
+                const int64_t block = slots[row] / TOKENS, token = slots[row] % TOKENS;
                 is_taken[slots[row]] = true;
                 assert_true(same_bits(out, in, 2 * kw)); /* keys and values stand as they did */
                 memcpy(held, in + kw, (size_t)kw * sizeof *held);
                 round_floats(held, kw, cache);
-                assert_true(same_bits(values + slots[row] * kw, held, kw));
                 for (int64_t i = 0; i < kw; i++) {
+                    int64_t place = ((block * kv_heads + i / hd) * TOKENS + token) * hd + i % hd;
                     double want = want_k[row * kw + i];
+                    assert_true(same_bits(values + place, held + i, 1));
                     double slack = (i % hd < 2 * half ? 2 * 6 * U + storage_error(dtype, want) : 0.0) + storage_error(cache, want);
-                    assert_true(fabs((double)key[i] - want) <= slack);
+                    assert_true(fabs((double)keys[place] - want) <= slack);
                 }
                 for (int64_t i = 0; i < qw; i++) {
                     double want = has_q ? want_q[row * qw + i] : (double)q[row * qw + i];
@@ -494,9 +496,9 @@ static void append_turns_keys_and_query_and_fills_the_slots(void **state) {
                     assert_true(fabs((double)out[2 * kw + i] - want) <= slack);
                 }
             }
-            size_t slot_bytes = (size_t)kw * dtype_bytes(cache);
-            for (size_t i = 0; i < SLOTS * slot_bytes; i++)
-                if (!is_taken[i / slot_bytes]) assert_true(key_bytes[i] == 0xA5 && value_bytes[i] == 0xA5);
+            size_t key_size = (size_t)hd * dtype_bytes(cache), block_size = (size_t)kv_heads * TOKENS * key_size;
+            for (size_t i = 0; i < BLOCKS * block_size; i++)
+                if (!is_taken[i / block_size * TOKENS + i / key_size % TOKENS]) assert_true(key_bytes[i] == 0xA5 && value_bytes[i] == 0xA5);
             free(got), free(keys), free(values), free(key_bytes), free(value_bytes);
             guarded_close(&gx), guarded_close(&gc), guarded_close(&gs), guarded_close(&gp), guarded_close(&gt);
             guarded_close(&gk), guarded_close(&gv);
