@@ -59,10 +59,9 @@ double bench_case_units(const bench_case *c) {
 /* ---- work ---------------------------------------------------------------------------------------- */
 
 double bench_weight_bytes(ops_dtype stored, ops_product product) {
-    bool is_blocks = dtype_is_quantized(stored);
     if (product == OPS_PRODUCT_FP8) return 1.0;
     if (product == OPS_PRODUCT_BF16) return 2.0;
-    if (product == OPS_PRODUCT_INT8 && !is_blocks) stored = OPS_DTYPE_Q8;
+    if (product == OPS_PRODUCT_INT8 && !dtype_is_quantized(stored)) stored = OPS_DTYPE_Q8;
     return (double)dtype_row_bytes(stored, QUANT_BLOCK) / QUANT_BLOCK;
 }
 

@@ -62,18 +62,11 @@ static joined_weights joined_from(const model *m, const device_join *join) {
     return j;
 }
 
-/* A stored row, as it is where the types agree. */
+/* A stored row, as it is where the types agree, and otherwise as f32. */
 static void read_row(unsigned char *out, ops_dtype dtype, const ops_tensor *stored, int64_t row) {
-    const int64_t width = stored->dims[1];
-    size_t row_bytes = dtype_row_bytes(stored->dtype, width);
-    if (stored->dtype == dtype) {
-        memcpy(out, (const unsigned char *)stored->data + (size_t)row * row_bytes, row_bytes);
-        return;
-    }
-    for (int64_t c = 0; c < width; c++) {
-        float value = tensor_value(stored, row * width + c);
-        memcpy(out + (size_t)c * sizeof value, &value, sizeof value);
-    }
+    size_t row_bytes = dtype_row_bytes(stored->dtype, stored->dims[1]);
+    if (stored->dtype == dtype) memcpy(out, (const unsigned char *)stored->data + (size_t)row * row_bytes, row_bytes);
+    else tensor_row_values((float *)(void *)out, stored, row);
 }
 
 /* ops_rows.read */

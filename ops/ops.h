@@ -155,8 +155,9 @@ MUST_USE status ops_matrix_open_as(ops_ctx *ctx, ops_matrix **matrix, const ops_
 typedef struct {
     ops_dtype dtype; /* f32, f16, bf16, q8 or q4 */
     int64_t n_out, n_in;
-    /* Writes the weights of outputs [first, first + n) to out, one output `stride` bytes behind the other, and nothing else.
-     * Several threads ask at once, in any order, within the call that opens the matrix. */
+    /* Writes the weights of outputs [first, first + n) to out, one output `stride` bytes behind the other, and nothing else;
+     * of f32 and halves, each stands where such a value may. Several threads ask at once, in any order, within the call that
+     * opens the matrix. */
     void (*read)(const void *user, unsigned char *out, size_t stride, int64_t first, int64_t n);
     const void *user;
 } ops_rows;
@@ -212,7 +213,8 @@ typedef struct {
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                            const ops_matrix *matrix, const ops_linear_params *params);
 
-/* Whether in ops_linear rows of a kind that comes in small numbers go another way here: where not, a caller with rows of both kinds needs one call. */
+/* Whether in ops_linear rows of a kind that comes in small numbers go another way here: where not, a caller with rows of
+ * both kinds needs one call. */
 bool ops_tells_few(const ops_ctx *ctx);
 
 /* ---- rows ---------------------------------------------------------------------------------- */

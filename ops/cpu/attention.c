@@ -39,8 +39,8 @@ typedef struct {
     const int32_t *tables, *row_seq, *row_pos;
     int64_t n_rows, max_blocks, block_tokens;
     int64_t q_stride, out_stride;                  /* from row to row */
-    int64_t block_stride, head_stride, key_stride; /* of k and v; of a block, head_stride is of key heads */
-    int64_t head_dim, padded_dim;            /* padded_dim: up to a multiple of 32 */
+    int64_t block_stride, head_stride, key_stride; /* of k and v: from block to block, key head to key head, key to key */
+    int64_t head_dim, padded_dim;                  /* padded_dim: up to a multiple of 32 */
     int heads_a_kv, n_heads, window;
     float scale;
     bool is_few;
@@ -194,8 +194,8 @@ static bool next_group(group_walk *at, group *g) {
     return false;
 }
 
-/* Makes f32 of them, in lines of padded_dim. They are a few lines each, far from each other, which no processor foresees:
- * all are asked for beforehand. */
+/* Makes f32 of them, in lines of padded_dim. In full attention, and from block to block, they are far from each other,
+ * which no processor foresees: all are asked for beforehand. */
 static void widen_keys(const attention_job *j, workspace *w, group_head *h, int n) {
     for (int i = 0; i < n; i++)
         for (size_t at = 0; at < (size_t)j->head_dim * j->kv_bytes; at += LINE_BYTES) {
