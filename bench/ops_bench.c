@@ -8,8 +8,8 @@
  * program ends with 1. ms is the best of several rounds, after one round to warm up. gflops counts
  * useful multiply-adds twice; gbs counts the bytes of the weights or of keys and values, read once.
  * With --clock cpu time is the processor time of the program, which with one thread says more on a busy
- * machine. "peak" and "int8_peak" multiply one tile in L1, the ceiling for what computes; "read" is a plain loop over 1 GiB, the ceiling for what streams. bench/torch_linear.py prints the
- * same linear cases with PyTorch. */
+ * machine. "peak" and "int8_peak" multiply one tile in L1, the ceiling for what computes; "read" is a plain loop over
+ * 1 GiB, the ceiling for what streams. bench/torch_linear.py prints the same linear cases with PyTorch. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -135,9 +135,9 @@ static void multiply_one_tile(void *arg) {
 
 /* The same with a tile of the int8 product: 8 blocks of a panel are 8.5 KiB. */
 typedef struct {
-    const simd_reduced *kernels;
+    const simd_product *kernels;
     void *x;
-    float out[REDUCED_ROWS_MAX * PANEL_COLS];
+    float out[PRODUCT_ROWS_MAX * PANEL_COLS];
     unsigned char w[8 * (QUANT_HEAD + QUANT_BLOCK * PANEL_COLS)];
 } int8_peak_job;
 
@@ -145,7 +145,7 @@ static void multiply_one_int8_tile(void *arg) {
     int8_peak_job *j = arg;
     if (j->kernels->enter) j->kernels->enter();
     for (int i = 0; i < PEAK_ROUNDS; i++)
-        j->kernels->tile(j->out, PANEL_COLS, j->x, j->kernels->tile_rows, j->w, 8, false, false);
+        j->kernels->tile(j->out, PANEL_COLS, j->x, j->kernels->tile_rows, j->w, OPS_DTYPE_Q8, 8 * QUANT_BLOCK, false, NULL);
     if (j->kernels->leave) j->kernels->leave();
 }
 
@@ -365,14 +365,25 @@ static void bench_norm(int64_t rows, int64_t cols) {
     for (int i = 0; i < 4; i++) ops_block_close(&b[i]);
 }
 
+/* False: what the program does not know. */
+static bool read_options(int argc, char **argv, const char **simd) {
+    if (argc % 2 == 0) return false;
+    for (int i = 1; i < argc; i += 2) {
+        const char *name = argv[i], *value = argv[i + 1];
+        if (strcmp(name, "--threads") == 0 && atoi(value) > 0) n_threads = atoi(value);
+        else if (strcmp(name, "--simd") == 0) *simd = value;
+        else if (strcmp(name, "--only") == 0) only = value;
+        else if (strcmp(name, "--clock") == 0 && strcmp(value, "cpu") == 0) clock_kind = CLOCK_PROCESS_CPUTIME_ID;
+        else if (strcmp(name, "--clock") != 0 || strcmp(value, "wall") != 0) return false;
+    }
+    return true;
+}
+
 int main(int argc, char **argv) {
     const char *simd = NULL;
-    for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--threads") == 0) n_threads = atoi(argv[i + 1]);
-        else if (strcmp(argv[i], "--simd") == 0) simd = argv[i + 1];
-        else if (strcmp(argv[i], "--only") == 0) only = argv[i + 1];
-        else if (strcmp(argv[i], "--clock") == 0 && strcmp(argv[i + 1], "cpu") == 0)
-            clock_kind = CLOCK_PROCESS_CPUTIME_ID;
+    if (!read_options(argc, argv, &simd)) {
+        (void)fputs("usage: ops_bench [--threads N] [--simd NAME] [--only TEXT] [--clock wall|cpu]\n", stderr);
+        return 2;
     }
     err e;
     ops_settings settings = {.device = "cpu", .n_threads = n_threads, .simd = simd};

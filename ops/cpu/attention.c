@@ -197,11 +197,10 @@ static bool next_group(group_walk *at, group *g) {
 /* Makes f32 of them, in lines of padded_dim. In full attention, and from block to block, they are far from each other,
  * which no processor foresees: all are asked for beforehand. */
 static void widen_keys(const attention_job *j, workspace *w, group_head *h, int n) {
-    for (int i = 0; i < n; i++)
-        for (size_t at = 0; at < (size_t)j->head_dim * j->kv_bytes; at += LINE_BYTES) {
-            __builtin_prefetch((const char *)h->keys[i] + at);
-            __builtin_prefetch((const char *)h->values[i] + at);
-        }
+    for (int i = 0; i < n; i++) {
+        prefetch(h->keys[i], j->head_dim * (int64_t)j->kv_bytes);
+        prefetch(h->values[i], j->head_dim * (int64_t)j->kv_bytes);
+    }
     for (int i = 0; i < n; i++) {
         float *key = w->keys + i * j->padded_dim, *value = w->values + i * j->padded_dim;
         j->simd->widen(key, h->keys[i], h->dtype, j->head_dim);

@@ -13,16 +13,15 @@ typedef struct {
     size_t scratch_bytes;
 } cpu_state;
 
-/* A packed matrix: panels of PANEL_COLS outputs, [panel][k][PANEL_COLS], outputs past n_out zero; with reduced kernels,
- * blocks in the order of simd_reduced. */
+/* A packed matrix (matrix.c). Outputs past n_out are zero. */
 typedef struct {
     ops_matrix head; /* first, so that the two pointers are one */
-    const simd_reduced *reduced; /* NULL: products are those of f32 */
+    const simd_product *kernels;
     int64_t n_panels;
-    size_t panel_bytes;
-    unsigned char *panels;
-    float *bias;   /* n_panels * PANEL_COLS, zero where there is none */
-    float *scales; /* as many, of OPS_PRODUCT_FP8; otherwise NULL */
+    size_t block_bytes, panel_bytes; /* of QUANT_BLOCK k; of all */
+    unsigned char *panels;           /* n_panels of panel_bytes */
+    float *bias;                     /* n_panels * PANEL_COLS, zero where there is none */
+    float *scales;                   /* as many, of OPS_PRODUCT_FP8; otherwise NULL */
 } cpu_matrix;
 
 /* Zeroed pages, in large ones where the system has them. */
@@ -37,31 +36,6 @@ void *cpu_scratch(cpu_state *s, size_t bytes);
 typedef void cpu_rows_fn(void *job, int64_t first, int64_t n, int thread);
 void cpu_split_rows(cpu_state *s, int64_t n_rows, int64_t row_cost, cpu_rows_fn *do_rows,
                     void *job);
-
-/* What an ops_linear works on. */
-typedef struct {
-    const simd_kernels *simd;
-    const cpu_matrix *m;
-    float *out;
-    const float *x, *add; /* add NULL: nothing */
-    int64_t n_rows, x_stride;
-    ops_act act;
-    int64_t act_from;
-    float *row_scales; /* of OPS_PRODUCT_FP8, where the rows of x have become codes; otherwise NULL */
-} linear_call;
-
-/* Scratch for row_scales. */
-static inline size_t row_scales_bytes(const linear_call *c) {
-    return c->m->scales ? (size_t)c->n_rows * sizeof(float) : 0;
-}
-
-/* What follows a sum: sums of some rows and columns, rows stride apart, become results where they stand. */
-void cpu_linear_finish(const linear_call *c, float *sums, int64_t stride, int64_t row, int n_rows, int64_t col, int n_cols);
-
-/* Packs a zeroed panel of a matrix with reduced kernels from the weights of its outputs, and multiplies with it. */
-size_t cpu_reduced_panel_bytes(ops_dtype dtype, int64_t n_in);
-void cpu_reduced_pack(const cpu_matrix *m, unsigned char *panel, const ops_tensor *w);
-status cpu_reduced_linear(cpu_state *s, const linear_call *c);
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,4 +1,4 @@
-/* The reduced products on tiles, included by kernels.h: 32 rows of x times one panel. Tiles are always whole; rows past
+/* The products of bf16 and of bytes on tiles, included by kernels.h: 32 rows of x times one panel. Tiles are always whole; rows past
  * n_rows hold whatever the scratch held, and their sums are not looked at.
  *
  * BF16: four tiles of sums, 2 x 2 of 16 x 16, run over the k of a block and continue from out, which holds the partial sums
@@ -12,9 +12,8 @@
 #define TILE_EDGE     16
 #define AMX_ROWS      (2 * TILE_EDGE)
 #define PANEL_HALVES  2 /* tiles side by side in a panel */
-#define LINE_BYTES    64
 
-BUILD_CHECK(AMX_ROWS <= REDUCED_ROWS_MAX && PANEL_HALVES * TILE_EDGE == PANEL_COLS && LANES == TILE_EDGE,
+BUILD_CHECK(AMX_ROWS <= PRODUCT_ROWS_MAX && PANEL_HALVES * TILE_EDGE == PANEL_COLS && LANES == TILE_EDGE,
             "tiles fill panels, and a row of one is a vector");
 
 static void configure(int row_bytes_x, int rows_w) {
@@ -32,10 +31,10 @@ static void configure(int row_bytes_x, int rows_w) {
 
 static void amx_bf16_enter(void) { configure(QUANT_BLOCK * 2, QUANT_BLOCK / 2); }
 
-static void amx_bf16_pack_x(void *tile, int row, const float *x, int64_t k, int offset) {
+static void amx_bf16_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
     uint16_t *to = (uint16_t *)tile + row * TILE_STRIDE;
     float rounded[TILE_STRIDE];
-    (void)offset;
+    (void)n_rows, (void)offset;
     round_bf16(rounded, x, k);
     for (int64_t i = 0; i < k; i++) {
         uint32_t bits;
@@ -46,12 +45,12 @@ static void amx_bf16_pack_x(void *tile, int row, const float *x, int64_t k, int 
 }
 
 static void amx_bf16_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w,
-                          int64_t n_blocks, bool is_q4, bool load) {
+                          ops_dtype dtype, int64_t k, bool load, const unsigned char *ahead) {
     const unsigned char *top = x, *bottom = top + TILE_EDGE * BF16_ROW_BYTES;
     const size_t stride = (size_t)out_stride * sizeof *out;
     float *low = out + TILE_EDGE * out_stride;
     bool has_bottom = n_rows > TILE_EDGE;
-    (void)is_q4;
+    (void)dtype;
     if (load) {
         TILE_LOAD(0, out, stride);
         TILE_LOAD(1, out + TILE_EDGE, stride);
@@ -65,7 +64,8 @@ static void amx_bf16_tile(float *out, int64_t out_stride, const void *x, int n_r
         TILE_ZERO(2);
         TILE_ZERO(3);
     }
-    for (int64_t b = 0; b < n_blocks; b++, w += BF16_BLOCK_BYTES) {
+    for (int64_t b = 0; b < blocks_of(k); b++, w += BF16_BLOCK_BYTES) {
+        if (ahead) prefetch(ahead + b * BF16_BLOCK_BYTES, BF16_BLOCK_BYTES);
         TILE_LOAD(6, w, 2 * LINE_BYTES);
         TILE_LOAD(7, w + LINE_BYTES, 2 * LINE_BYTES);
         TILE_LOAD(4, top + b * QUANT_BLOCK * 2, BF16_ROW_BYTES);
@@ -84,10 +84,10 @@ static void amx_bf16_tile(float *out, int64_t out_stride, const void *x, int n_r
     }
 }
 
-static const simd_reduced amx_bf16 = {
+static const simd_product product_bf16 = {
     .tile_rows = AMX_ROWS,
     .dot_k = 2,
-    .rows_to_expand = 1,
+    .expanded = OPS_DTYPE_BF16,
     .needs_whole = true,
     .tile_bytes = AMX_ROWS * BF16_ROW_BYTES,
     .pack_x = amx_bf16_pack_x,
@@ -109,9 +109,9 @@ BUILD_CHECK(BLOCKS_A_RUN == 2, "the blocks of a run have a tile each");
 
 static void amx_int8_enter(void) { configure(QUANT_BLOCK, QUANT_BLOCK / 4); }
 
-static void amx_int8_pack_x(void *tile, int row, const float *x, int64_t k, int offset) {
+static void amx_int8_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
     amx_int8_x *t = tile;
-    (void)offset;
+    (void)n_rows, (void)offset;
     quantize_row_part(t->codes[row], t->scale[row], x, k);
 }
 
@@ -132,13 +132,14 @@ INLINE void add_run(float *out, int64_t out_stride, const amx_int8_x *x, int fir
 
 /* 16 rows times 16 columns. */
 static void amx_int8_square(float *out, int64_t out_stride, const amx_int8_x *x, int first_row, const unsigned char *w,
-                            int half, int64_t n_blocks, bool load) {
+                            int half, int64_t n_blocks, bool load, const unsigned char *ahead) {
     _Alignas(LINE_BYTES) tile_sums sums[2][BLOCKS_A_RUN]; /* of this run and the one before */
     for (int64_t b = 0; b < n_blocks; b += BLOCKS_A_RUN) {
         tile_sums *own = sums[b / BLOCKS_A_RUN % 2];
         int64_t n = n_blocks - b < BLOCKS_A_RUN ? n_blocks - b : BLOCKS_A_RUN;
         const unsigned char *block = w + b * Q8_BLOCK_BYTES;
         vf s[BLOCKS_A_RUN];
+        if (ahead) prefetch(ahead + b * Q8_BLOCK_BYTES, n * Q8_BLOCK_BYTES);
         TILE_ZERO(0);
         TILE_LOAD(4, x->codes[first_row] + b * QUANT_BLOCK, TILE_STRIDE);
         TILE_LOAD(6, block + QUANT_HEAD + half * LINE_BYTES, 2 * LINE_BYTES);
@@ -161,20 +162,23 @@ static void amx_int8_square(float *out, int64_t out_stride, const amx_int8_x *x,
 }
 
 static void amx_int8_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w,
-                          int64_t n_blocks, bool is_q4, bool load) {
-    CHECK(!is_q4, "q4 is expanded for tiles");
+                          ops_dtype dtype, int64_t k, bool load, const unsigned char *ahead) {
+    CHECK(dtype == OPS_DTYPE_Q8, "q4 is expanded for tiles");
     for (int first = 0; first < n_rows; first += TILE_EDGE)
         for (int half = 0; half < PANEL_HALVES; half++)
-            amx_int8_square(out + first * out_stride + half * TILE_EDGE, out_stride, x, first, w, half, n_blocks, load);
+            amx_int8_square(out + first * out_stride + half * TILE_EDGE, out_stride, x, first, w, half, blocks_of(k), load,
+                            first == 0 && half == 0 ? ahead : NULL);
 }
 
-static void amx_int8_expand(unsigned char *out, const unsigned char *w, int64_t n_blocks) {
-    expand_blocks(out, w, n_blocks, 4, 8);
+static void amx_int8_expand(void *out, const unsigned char *w, ops_dtype dtype, int64_t k) {
+    (void)dtype; /* q4 */
+    expand_blocks(out, w, blocks_of(k), 4, 8);
 }
 
-static const simd_reduced amx_int8 = {
+static const simd_product product_int8 = {
     .tile_rows = AMX_ROWS,
     .dot_k = 4,
+    .expanded = OPS_DTYPE_Q8,
     .rows_to_expand = 1,
     .needs_whole = true,
     .tile_bytes = (sizeof(amx_int8_x) + 63) / 64 * 64,

@@ -26,17 +26,20 @@ typedef float int8_word;
 #define RUNS_A_TILE    (TILE_STRIDE / OPS_INT8_RUN)
 #define BLOCKS_A_RUN   (OPS_INT8_RUN / QUANT_BLOCK)
 #define BLOCKS_A_TILE  (TILE_STRIDE / QUANT_BLOCK)
-#define WORDS_A_ROW    (TILE_STRIDE / DOT_K)
 #define STEPS_A_BLOCK  (QUANT_BLOCK / DOT_K)
+#define WORDS_A_BLOCK  (1 + STEPS_A_BLOCK) /* of a row */
 #define PASS_VECS      2 /* vectors of columns side by side in a tile */
 #define Q8_BLOCK_BYTES (QUANT_HEAD + QUANT_BLOCK * PANEL_COLS)
 #define Q4_BLOCK_BYTES (QUANT_HEAD + QUANT_BLOCK * PANEL_COLS / 2)
 
+/* A tile in the order it is read: for each block, -offset * the sum of its codes for each row, then for each step a word
+ * for each row. */
 typedef struct {
-    int8_word words[INT8_ROWS][WORDS_A_ROW];
-    int8_word begin[INT8_ROWS][BLOCKS_A_TILE]; /* -offset * sum of the codes of a block */
-    float scale[INT8_ROWS][RUNS_A_TILE];
+    int8_word words[BLOCKS_A_TILE * WORDS_A_BLOCK * INT8_ROWS];
+    float scale[RUNS_A_TILE * INT8_ROWS];
 } int8_tile_x;
+
+INLINE int64_t blocks_of(int64_t k) { return (k + QUANT_BLOCK - 1) / QUANT_BLOCK; }
 
 /* ---- x ------------------------------------------------------------------------------------- */
 
@@ -86,20 +89,26 @@ static void quantize_row_part(int8_t codes[TILE_STRIDE], float scale[RUNS_A_TILE
     }
 }
 
-static inline void int8_pack_x(void *tile, int row, const float *x, int64_t k, int offset) {
+static inline void int8_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
     int8_tile_x *t = tile;
     int8_t codes[TILE_STRIDE];
-    quantize_row_part(codes, t->scale[row], x, k);
-    for (int b = 0; b < BLOCKS_A_TILE; b++) {
+    float scale[RUNS_A_TILE];
+    quantize_row_part(codes, scale, x, k);
+    for (int i = 0; i < RUNS_A_TILE; i++) t->scale[i * n_rows + row] = scale[i];
+    int8_word *to = t->words + row;
+    for (const int8_t *from = codes; from < codes + TILE_STRIDE; from += QUANT_BLOCK) {
         int32_t sum = 0;
-        for (int i = 0; i < QUANT_BLOCK; i++) sum += codes[b * QUANT_BLOCK + i];
-        t->begin[row][b] = (int8_word)(-offset * sum);
-    }
+        for (int i = 0; i < QUANT_BLOCK; i++) sum += from[i];
+        *to = (int8_word)(-offset * sum);
+        to += n_rows;
+        for (int step = 0; step < STEPS_A_BLOCK; step++, to += n_rows) {
 #ifdef HAS_BYTE_DOT
-    memcpy(t->words[row], codes, TILE_STRIDE);
+            memcpy(to, from + step * DOT_K, DOT_K);
 #else
-    for (int i = 0; i < TILE_STRIDE; i++) t->words[row][i] = (float)codes[i];
+            *to = (float)from[step];
 #endif
+        }
+    }
 }
 
 /* ---- tile ---------------------------------------------------------------------------------- */
@@ -125,16 +134,16 @@ INLINE vf load_step(const unsigned char *codes, int step, int vec, const bool is
 #endif
 
 /* One block: rows x PASS_VECS sums of whole numbers. n_rows and is_q4 are constants wherever this is inlined. */
-INLINE void block_sums(int8_sum sums[INT8_ROWS][PASS_VECS], const int8_tile_x *x, const int n_rows, int block,
+INLINE void block_sums(int8_sum sums[INT8_ROWS][PASS_VECS], const int8_word *words, const int n_rows,
                        const unsigned char *codes, int first_vec, const bool is_q4) {
 #pragma GCC unroll 12
-    for (int r = 0; r < n_rows; r++) sums[r][0] = sums[r][1] = vsplat_word(x->begin[r][block]);
+    for (int r = 0; r < n_rows; r++) sums[r][0] = sums[r][1] = vsplat_word(words[r]);
 #pragma GCC unroll 8
     for (int step = 0; step < STEPS_A_BLOCK; step++) {
         int8_sum w0 = load_step(codes, step, first_vec, is_q4), w1 = load_step(codes, step, first_vec + 1, is_q4);
 #pragma GCC unroll 12
         for (int r = 0; r < n_rows; r++) {
-            int8_sum word = vsplat_word(x->words[r][block * STEPS_A_BLOCK + step]);
+            int8_sum word = vsplat_word(words[(1 + step) * n_rows + r]);
             sums[r][0] = vdot(sums[r][0], w0, word);
             sums[r][1] = vdot(sums[r][1], w1, word);
         }
@@ -142,18 +151,17 @@ INLINE void block_sums(int8_sum sums[INT8_ROWS][PASS_VECS], const int8_tile_x *x
 }
 
 INLINE void int8_body(float *out, int64_t out_stride, const int8_tile_x *x, const int n_rows, const unsigned char *w,
-                      int64_t n_blocks, int first_vec, const bool is_q4, bool load) {
+                      int64_t n_blocks, int first_vec, const bool is_q4, bool load, const unsigned char *ahead) {
     const int64_t block_bytes = is_q4 ? Q4_BLOCK_BYTES : Q8_BLOCK_BYTES;
     out += first_vec * LANES;
     for (int64_t first = 0; first < n_blocks; first += BLOCKS_A_RUN) {
         vf run[INT8_ROWS][PASS_VECS] = {{{0}}};
         for (int64_t b = first; b < first + BLOCKS_A_RUN && b < n_blocks; b++, w += block_bytes) {
             int8_sum sums[INT8_ROWS][PASS_VECS];
-            if (n_rows < 4) /* few rows stream the weights */
-                for (int64_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(w + 4096 + line);
-            block_sums(sums, x, n_rows, (int)b, w + QUANT_HEAD, first_vec, is_q4);
             vf s0 = vload_bf16((const uint16_t *)(const void *)w + first_vec * LANES);
             vf s1 = vload_bf16((const uint16_t *)(const void *)w + (first_vec + 1) * LANES);
+            if (ahead) prefetch(ahead + b * block_bytes, block_bytes);
+            block_sums(sums, x->words + b * WORDS_A_BLOCK * n_rows, n_rows, w + QUANT_HEAD, first_vec, is_q4);
 #pragma GCC unroll 12
             for (int r = 0; r < n_rows; r++) {
                 run[r][0] = vfma(vsums(sums[r][0]), s0, run[r][0]);
@@ -162,7 +170,7 @@ INLINE void int8_body(float *out, int64_t out_stride, const int8_tile_x *x, cons
         }
 #pragma GCC unroll 12
         for (int r = 0; r < n_rows; r++) {
-            vf scale = vsplat(x->scale[r][first / BLOCKS_A_RUN]);
+            vf scale = vsplat(x->scale[first / BLOCKS_A_RUN * n_rows + r]);
             float *to = out + r * out_stride;
             bool has = load || first > 0;
             vstore(to, vfma(run[r][0], scale, has ? vload(to) : vsplat(0.0f)));
@@ -171,12 +179,15 @@ INLINE void int8_body(float *out, int64_t out_stride, const int8_tile_x *x, cons
     }
 }
 
+typedef void int8_fn(float *out, int64_t out_stride, const int8_tile_x *x, const unsigned char *w, int64_t n_blocks, bool is_q4,
+                     bool load, const unsigned char *ahead);
+
 #define INT8_FN(rows)                                                                                                  \
     static void int8_##rows(float *out, int64_t out_stride, const int8_tile_x *x, const unsigned char *w,              \
-                            int64_t n_blocks, bool is_q4, bool load) {                                                 \
-        for (int v = 0; v < PANEL_VECS; v += PASS_VECS) {                                                              \
-            if (is_q4) int8_body(out, out_stride, x, rows, w, n_blocks, v, true, load);                                \
-            else int8_body(out, out_stride, x, rows, w, n_blocks, v, false, load);                                     \
+                            int64_t n_blocks, bool is_q4, bool load, const unsigned char *ahead) {                     \
+        for (int v = 0; v < PANEL_VECS; v += PASS_VECS, ahead = NULL) {                                                \
+            if (is_q4) int8_body(out, out_stride, x, rows, w, n_blocks, v, true, load, ahead);                         \
+            else int8_body(out, out_stride, x, rows, w, n_blocks, v, false, load, ahead);                              \
         }                                                                                                              \
     }
 
@@ -191,6 +202,8 @@ INT8_FN(6)
 #if INT8_ROWS > 6
 INT8_FN(7)
 INT8_FN(8)
+#endif
+#if INT8_ROWS > 8
 INT8_FN(9)
 INT8_FN(10)
 INT8_FN(11)
@@ -198,17 +211,19 @@ INT8_FN(12)
 #endif
 
 static inline void int8_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w,
-                             int64_t n_blocks, bool is_q4, bool load) {
-    static void (*const fns[INT8_ROWS])(float *, int64_t, const int8_tile_x *, const unsigned char *, int64_t, bool,
-                                        bool) = {int8_1, int8_2, int8_3,
+                             ops_dtype dtype, int64_t k, bool load, const unsigned char *ahead) {
+    static int8_fn *const fns[INT8_ROWS] = {int8_1, int8_2, int8_3,
 #if INT8_ROWS > 3
-                                                 int8_4, int8_5, int8_6,
+                                            int8_4, int8_5, int8_6,
 #endif
 #if INT8_ROWS > 6
-                                                 int8_7, int8_8, int8_9, int8_10, int8_11, int8_12,
+                                            int8_7, int8_8,
+#endif
+#if INT8_ROWS > 8
+                                            int8_9, int8_10, int8_11, int8_12,
 #endif
     };
-    fns[n_rows - 1](out, out_stride, x, w, n_blocks, is_q4, load);
+    fns[n_rows - 1](out, out_stride, x, w, blocks_of(k), dtype == OPS_DTYPE_Q4, load, ahead);
 }
 
 /* ---- q4 in the form of q8 ------------------------------------------------------------------ */
@@ -229,18 +244,23 @@ static inline void expand_blocks(unsigned char *out, const unsigned char *w, int
     }
 }
 
-static inline void int8_expand(unsigned char *out, const unsigned char *w, int64_t n_blocks) {
-    expand_blocks(out, w, n_blocks, DOT_K, OFFSET_Q4 ? 0 : 8);
+static inline void int8_expand(void *out, const unsigned char *w, ops_dtype dtype, int64_t k) {
+    (void)dtype; /* q4 */
+    expand_blocks(out, w, blocks_of(k), DOT_K, OFFSET_Q4 ? 0 : 8);
 }
 
-static const simd_reduced reduced_int8 __attribute__((unused)) = {
+#ifndef AMX_KERNELS
+static const simd_product product_int8 = {
     .tile_rows = INT8_ROWS,
     .dot_k = DOT_K,
     .offset_q8 = OFFSET_Q8,
     .offset_q4 = OFFSET_Q4,
+    .expanded = OPS_DTYPE_Q8,
     .rows_to_expand = 3 * INT8_ROWS,
+    .takes_codes = true,
     .tile_bytes = (sizeof(int8_tile_x) + 63) / 64 * 64,
     .pack_x = int8_pack_x,
     .tile = int8_tile,
     .expand = int8_expand,
 };
+#endif

@@ -131,27 +131,12 @@ static tile_fn *const tile_fns[TILE_ROWS][3][2] = {
 #endif
 };
 
-static void copy_tile(float *out, int64_t out_stride, const float *in, int64_t in_stride,
-                      int n_rows, int n_cols) {
-    for (int r = 0; r < n_rows; r++)
-        memcpy(out + r * out_stride, in + r * in_stride, (size_t)n_cols * sizeof *out);
-}
-
 static void tile(float *out, int64_t out_stride, const float *a, int n_rows, const void *w,
                  int64_t w_stride, ops_dtype dtype, int64_t k, int n_cols, bool load) {
     size_t step_bytes = TILE_COLS * dtype_bytes(dtype);
     for (int c = 0; c < n_cols; c += TILE_COLS) {
-        int cols = n_cols - c < TILE_COLS ? n_cols - c : TILE_COLS;
-        int vecs = cols > LANES ? 2 : 1;
-        tile_fn *fn = tile_fns[n_rows - 1][dtype][vecs - 1];
-        if (cols == vecs * LANES) {
-            fn(out + c, out_stride, a, w, w_stride, k, load);
-        } else { /* the last columns, on a tile of our own so that nothing past them is touched */
-            float edge[TILE_ROWS * TILE_COLS] = {0};
-            if (load) copy_tile(edge, TILE_COLS, out + c, out_stride, n_rows, cols);
-            fn(edge, TILE_COLS, a, w, w_stride, k, load);
-            copy_tile(out + c, out_stride, edge, TILE_COLS, n_rows, cols);
-        }
+        int vecs = n_cols - c > LANES ? 2 : 1;
+        tile_fns[n_rows - 1][dtype][vecs - 1](out + c, out_stride, a, w, w_stride, k, load);
         w = (const unsigned char *)w + step_bytes;
     }
 }
@@ -231,7 +216,7 @@ static void widen(float *out, const void *x, ops_dtype dtype, int64_t n) {
     WITH_STORED(dtype, WIDEN);
 }
 
-static void upcast(float *out, const void *w, ops_dtype dtype, int64_t k) {
+static void f32_expand(void *out, const unsigned char *w, ops_dtype dtype, int64_t k) {
     int64_t n = k * PANEL_COLS;
     if (dtype == OPS_DTYPE_Q8) upcast_blocks(out, w, OPS_DTYPE_Q8, k);
     else if (dtype == OPS_DTYPE_Q4) upcast_blocks(out, w, OPS_DTYPE_Q4, k);
@@ -274,7 +259,7 @@ INLINE void gemv_blocks(float *out, const float *x, const void *panels, int64_t 
     }
 }
 
-static void gemv(float *out, const float *x, const void *panels, int64_t panel_bytes,
+static void gemv(float *out, const float *x, const unsigned char *panels, int64_t panel_bytes,
                  ops_dtype dtype, int64_t k) {
     switch (dtype) {
     case OPS_DTYPE_F32: gemv_body(out, x, panels, panel_bytes, OPS_DTYPE_F32, k); break;
@@ -428,9 +413,8 @@ static float softmax_step(float *s, int n, float scale, float *max, float *sum) 
     return shrink;
 }
 
-INLINE void ask_for(const void *const *ahead, int j, const ops_dtype dtype, int64_t width) {
-    int64_t bytes = width * (dtype == OPS_DTYPE_F32 ? 4 : dtype == OPS_DTYPE_E4M3 ? 1 : 2);
-    for (int64_t at = 0; ahead && at < bytes; at += LINE_BYTES) __builtin_prefetch((const char *)ahead[j] + at);
+INLINE void prefetch_row(const void *const *ahead, int j, const ops_dtype dtype, int64_t width) {
+    if (ahead) prefetch(ahead[j], width * (dtype == OPS_DTYPE_F32 ? 4 : dtype == OPS_DTYPE_E4M3 ? 1 : 2));
 }
 
 INLINE void scores_of(float *out, const float *q, const void *const *keys, const ops_dtype dtype, int n, int64_t width,
@@ -440,7 +424,7 @@ INLINE void scores_of(float *out, const float *q, const void *const *keys, const
     int64_t whole = width - width % FOLD_LANES;
     for (int j = 0; j < n; j++) {
         vf acc[FOLD_VECS] = {0};
-        ask_for(ahead, j, dtype, width);
+        prefetch_row(ahead, j, dtype, width);
         for (int64_t d = 0; d < whole; d += FOLD_LANES)
 #pragma GCC unroll 4
             for (int v = 0; v < FOLD_VECS; v++)
@@ -476,7 +460,7 @@ INLINE void add_columns(float *out, const float *weights, const void *const *val
     for (int v = 0; v < n_vecs; v++) acc[v] = vload(out + d + v * LANES);
     for (int j = 0; j < n; j++) {
         vf weight = vsplat(weights[j]);
-        ask_for(ahead, j, dtype, width);
+        prefetch_row(ahead, j, dtype, width);
 #pragma GCC unroll 8
         for (int v = 0; v < n_vecs; v++) acc[v] = vfma(weight, load_weights(values[j], d + v * LANES, dtype), acc[v]);
     }
@@ -557,15 +541,50 @@ static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
     }
 }
 
+/* ---- the products of f32 ------------------------------------------------------------------- */
+
+/* A tile of x is [row][TILE_STRIDE]. With weights of 16 bits it is few rows that come here, and the kernel asks ahead by
+ * itself. */
+static void f32_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype,
+                     int64_t k, bool load, const unsigned char *ahead) {
+    (void)ahead;
+    tile(out, out_stride, x, n_rows, w, PANEL_COLS, dtype, k, PANEL_COLS, load);
+}
+
+static void f32_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
+    (void)n_rows, (void)offset;
+    memcpy((float *)tile + row * TILE_STRIDE, x, (size_t)k * sizeof *x);
+}
+
+#define PRODUCT_OF_F32(pack)                                      \
+    {                                                             \
+        .tile_rows = TILE_ROWS,                                   \
+        .dot_k = 1,                                               \
+        .expanded = OPS_DTYPE_F32,                                \
+        .rows_to_expand = 3 * TILE_ROWS,                          \
+        .tile_bytes = TILE_ROWS * TILE_STRIDE * sizeof(float),    \
+        .pack_x = pack,                                           \
+        .tile = f32_tile,                                         \
+        .expand = f32_expand,                                     \
+        .gemv = gemv,                                             \
+        .gemv_panels = GEMV_PANELS,                               \
+    }
+
+static const simd_product product_f32 = PRODUCT_OF_F32(f32_pack_x);
+
+#ifndef AMX_KERNELS
+static void bf16_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
+    (void)n_rows, (void)offset;
+    round_bf16((float *)tile + row * TILE_STRIDE, x, k);
+}
+
+static const simd_product product_bf16 = PRODUCT_OF_F32(bf16_pack_x);
+#endif
+
 #include "ops/cpu/simd/int8.h"
 
 #ifdef AMX_KERNELS
 #include "ops/cpu/simd/amx_kernels.h"
-#define REDUCED_INT8 &amx_int8
-#define REDUCED_BF16 &amx_bf16
-#else
-#define REDUCED_INT8 &reduced_int8
-#define REDUCED_BF16 NULL
 #endif
 
 #define TABLE_NAME_OF(variant) simd_##variant
@@ -575,14 +594,12 @@ static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
 
 const simd_kernels TABLE_NAME(VARIANT) = {
     .name = TEXT(VARIANT),
-    .int8 = REDUCED_INT8,
-    .bf16 = REDUCED_BF16,
+    .f32 = &product_f32,
+    .bf16 = &product_bf16,
+    .int8 = &product_int8,
     .tile_rows = TILE_ROWS,
-    .gemv_panels = GEMV_PANELS,
     .tile = tile,
-    .gemv = gemv,
     .finish = finish,
-    .upcast = upcast,
     .widen = widen,
     .narrow = narrow,
     .round_bf16 = round_bf16,

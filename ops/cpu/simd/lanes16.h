@@ -49,7 +49,7 @@ static inline vf vload_u4(const uint8_t *p, int shift) {
 }
 
 #ifdef __AVX512VNNI__
-#define INT8_ROWS 6
+#define INT8_ROWS 8
 /* Unsigned bytes of weights times signed ones of x: four k, sixteen columns. */
 #define HAS_BYTE_DOT
 static inline vi vload_bytes(const unsigned char *p) { return (vi)_mm512_loadu_si512((const void *)p); }

@@ -5,7 +5,7 @@
  * sums over a row use sixteen fixed lanes folded in a fixed tree: a result never depends on where in a
  * tile or vector an element happens to lie. AVX2 and AVX-512 therefore give equal bits; the generic
  * variant rounds products, because it has no fused multiply-add. vnni and amx are avx512 with their own
- * instructions for the reduced products. */
+ * instructions for the products of bytes and of bf16. */
 #ifndef OPS_CPU_SIMD_SIMD_H
 #define OPS_CPU_SIMD_SIMD_H
 
@@ -15,73 +15,76 @@
 #include "ops/ops.h"
 
 #define PANEL_COLS   32  /* outputs side by side in a packed panel: one cache line of f16 */
-#define TILE_ROWS_MAX 12 /* the most rows a tile has in any variant */
+#define TILE_ROWS_MAX 12 /* the most rows a tile of f32 has in any variant */
+#define PRODUCT_ROWS_MAX 32 /* the same of any product */
 #define TILE_STRIDE  256 /* elements between the rows of a packed tile of x: the k of one block */
 #define QUANT_HEAD   (PANEL_COLS * 2) /* bytes of the scales before the codes of a packed block, bf16 a column */
 #define KEY_CHUNK    64  /* keys of one softmax step, counted from absolute position 0 */
 
-#define REDUCED_ROWS_MAX 32 /* the most rows a reduced tile takes in any variant */
+#define LINE_BYTES 64 /* of a cache */
 
-#define LINE_BYTES 64 /* of a cache: what is asked for beforehand */
+/* Asks for memory that will be read soon; it need not be there. */
+static inline void prefetch(const void *data, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch((const char *)data + at);
+}
 
-/* The kernels of one reduced product (OPS_PRODUCT_INT8 or BF16) of a variant. Weights lie in panels of PANEL_COLS columns,
- * a panel is a run of blocks of QUANT_BLOCK k, and a block is
+/* The kernels of one product (ops_product) of a variant. Weights lie in panels of PANEL_COLS columns, a panel is a run of
+ * blocks of QUANT_BLOCK k, and a block is
  *
- *     int8, q8   the bf16 scales of the columns, then bytes [k / dot_k][column][dot_k], each code + offset_q8
- *     int8, q4   the scales, then bytes [k / dot_k][column mod 16][dot_k]; columns from 16 on in the high half, each
- *                code + 8
- *     bf16       [k / 2][column][2]
+ *     f32, f16, bf16   values [k / dot_k][column][dot_k]
+ *     q8               the bf16 scales of the columns, then bytes [k / dot_k][column][dot_k], each code + offset_q8
+ *     q4               the scales, then bytes [k / dot_k][column mod 16][dot_k]; columns from 16 on in the high half, each
+ *                      code + 8
  *
- * x comes in tiles of tile_rows rows and TILE_STRIDE of k, packed by pack_x in whatever way tile reads. */
+ * x comes in tiles of at most tile_rows rows and TILE_STRIDE of k, packed by pack_x in whatever way tile reads. */
 typedef struct {
-    int tile_rows;      /* at most REDUCED_ROWS_MAX */
+    int tile_rows;      /* at most PRODUCT_ROWS_MAX */
     int dot_k;          /* k side by side: what one instruction adds up */
     int offset_q8;      /* 0 or 128 */
     int offset_q4;      /* 0 or 8: what tile and expand leave of the 8 that q4 is stored with */
-    int rows_to_expand; /* rows from which q4 is expanded to the form of q8 beforehand */
-    bool needs_whole;   /* tile always writes tile_rows rows of PANEL_COLS columns to out */
+    ops_dtype expanded; /* what expand makes of weights */
+    int rows_to_expand; /* rows from which it pays */
+    bool takes_codes;   /* tile takes q8 and q4; otherwise they are always expanded */
+    bool needs_whole;   /* tile always writes tile_rows rows */
     size_t tile_bytes;  /* of a tile of x, a multiple of 64 */
 
-    /* Row `row` of a tile from x [k], 0 < k <= TILE_STRIDE, filled up with zeros; offset is what was added to the codes of
-     * the weights it will meet. */
-    void (*pack_x)(void *tile, int row, const float *x, int64_t k, int offset);
+    /* Row `row` of a tile of n_rows from x [k], 0 < k <= TILE_STRIDE; offset is what was added to the codes of the weights it
+     * will meet. */
+    void (*pack_x)(void *tile, int row, int n_rows, const float *x, int64_t k, int offset);
 
-    /* out[r, c] (+)= what n_blocks blocks of a panel add. load: continue from what out holds. is_q4: w is packed q4. */
-    void (*tile)(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w, int64_t n_blocks,
-                 bool is_q4, bool load);
+    /* With the n_rows that the tile was packed with: out[r, c] (+)= what the first k of a panel add, c < PANEL_COLS. load:
+     * continue from what out holds. ahead: weights of as many k that will be wanted next and are asked for meanwhile; NULL:
+     * none. */
+    void (*tile)(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype, int64_t k,
+                 bool load, const unsigned char *ahead);
 
-    /* Blocks of q4 in the form of q8. */
-    void (*expand)(unsigned char *out, const unsigned char *w, int64_t n_blocks);
+    /* The first k of a panel in the dtype `expanded`. */
+    void (*expand)(void *out, const unsigned char *w, ops_dtype dtype, int64_t k);
+
+    /* One row of x [k] in one piece, with gemv_panels whole panels that lie panel_bytes apart; out is written densely,
+     * PANEL_COLS for each panel. NULL: tile does it. */
+    void (*gemv)(float *out, const float *x, const unsigned char *panels, int64_t panel_bytes, ops_dtype dtype, int64_t k);
+    int gemv_panels;
 
     /* Around the tiles of a task, on its thread; NULL: nothing is to be done. */
     void (*enter)(void);
     void (*leave)(void);
-} simd_reduced;
+} simd_product;
 
 typedef struct {
     const char *name;
-    const simd_reduced *int8;
-    const simd_reduced *bf16; /* NULL: f32 kernels on rounded values */
-    int tile_rows;   /* rows of x that one tile takes, at most TILE_ROWS_MAX */
-    int gemv_panels; /* panels that one row walks at once */
+    const simd_product *f32, *bf16, *int8;
+    int tile_rows; /* rows of a that one tile takes, at most TILE_ROWS_MAX */
 
     /* The product of a tile: out[r, c] (+)= sum over i < k of a[r, i] * w[i, c].
-     * a [n_rows, TILE_STRIDE]; w rows w_stride elements apart, readable up to the next multiple of
-     * 16 columns after n_cols; n_cols 1 .. PANEL_COLS; load: continue from what out holds. */
+     * a [n_rows, TILE_STRIDE]; w rows w_stride elements apart; n_cols 16 or PANEL_COLS; load: continue from what out
+     * holds. */
     void (*tile)(float *out, int64_t out_stride, const float *a, int n_rows, const void *w,
                  int64_t w_stride, ops_dtype dtype, int64_t k, int n_cols, bool load);
-
-    /* One row of x [k] with gemv_panels whole panels that lie panel_bytes apart; out is written
-     * densely, PANEL_COLS for each panel. */
-    void (*gemv)(float *out, const float *x, const void *panels, int64_t panel_bytes,
-                 ops_dtype dtype, int64_t k);
 
     /* out[r, c] = act(out[r, c] + bias[c]) */
     void (*finish)(float *out, int64_t out_stride, int n_rows, int n_cols, const float *bias,
                    ops_act act);
-
-    /* k rows of a packed panel to f32 [k, PANEL_COLS]; w begins a row, of q8 and q4 a block. */
-    void (*upcast)(float *out, const void *w, ops_dtype dtype, int64_t k);
 
     /* out[i] = x[i] of f32, f16, bf16 or e4m3, i < n */
     void (*widen)(float *out, const void *x, ops_dtype dtype, int64_t n);
