@@ -33,6 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 WIDTH, INNER, HEADS, VOCAB, PROMPT, CONTEXT = 2560, 10240, 32, 51200, 789, 800
 PAIRS = [("q8", "int8", gguf.GGMLQuantizationType.Q8_0), ("q4", "int8", gguf.GGMLQuantizationType.Q4_0),
          ("bf16", "bf16", gguf.GGMLQuantizationType.BF16)]
+REQUESTS = {"prefill": f"prefill {PROMPT}", "decode 1": f"decode 1 {CONTEXT}", "decode 8": f"decode 8 {CONTEXT}"}
 RNG = numpy.random.default_rng(1)
 
 
@@ -154,10 +155,10 @@ class Theirs(Engine):
 def measure(engines, rounds):
     """case -> medians of each engine; in every round they answer in turns, each case before the next."""
     times = {case: [[] for _ in engines] for case in REQUESTS}
-    for case, (request, n) in REQUESTS.items():
+    for case, request in REQUESTS.items():
         for i in range(rounds + 1):  # the first one warms up
             for k, engine in enumerate(engines):
-                ms = min(engine.ask(request) for _ in range(n))
+                ms = engine.ask(request)
                 if i:
                     times[case][k].append(ms)
     return {case: [statistics.median(t) for t in of] for case, of in times.items()}

@@ -1,4 +1,4 @@
-/* What engine_bench does, by llama.cpp: compiled and asked by compare_llama.py, no part of the build.
+/* What mipha bench does, by llama.cpp: compiled and asked by compare_llama.py, no part of the build.
  *
  *     llama_peer FILE.gguf THREADS        then, on standard input, one request a line:
  *

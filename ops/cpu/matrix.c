@@ -42,8 +42,10 @@ static void put_q4(unsigned char *out, const simd_product *kernels, int64_t c, c
 
 /* Column c of a block from n values of two bytes. */
 static void put_halves(unsigned char *out, const simd_product *kernels, int64_t c, const unsigned char *in, int64_t n) {
-    const int dot_k = kernels->dot_k;
-    for (int64_t k = 0; k < n; k++) memcpy(out + ((k / dot_k * PANEL_COLS + c) * dot_k + k % dot_k) * 2, in + 2 * k, 2);
+    if (kernels->dot_k == 2)
+        for (int64_t k = 0; k < n; k += 2) memcpy(out + (k * PANEL_COLS + 2 * c) * 2, in + 2 * k, k + 1 < n ? 4 : 2);
+    else
+        for (int64_t k = 0; k < n; k++) memcpy(out + (k * PANEL_COLS + c) * 2, in + 2 * k, 2);
 }
 
 /* The same of four. */
