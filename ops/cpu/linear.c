@@ -115,8 +115,8 @@ static void finish_rows(const linear_job *j, int64_t row, int n_rows, int64_t pa
     for (int r = 0; j->row_scales && r < n_rows; r++)
         for (int i = 0; i < n_cols; i++)
             sums[r * PANEL_COLS + i] = sums[r * PANEL_COLS + i] * j->m->scales[col + i] * j->row_scales[row + r];
-    if (n_plain > 0) j->simd->finish(sums, PANEL_COLS, n_rows, n_plain, bias, OPS_ACT_NONE);
-    if (n_plain < n_cols) j->simd->finish(sums + n_plain, PANEL_COLS, n_rows, n_cols - n_plain, bias + n_plain, j->act);
+    if (n_plain > 0) j->simd->finish(sums, n_rows, n_plain, bias, OPS_ACT_NONE);
+    if (n_plain < n_cols) j->simd->finish(sums + n_plain, n_rows, n_cols - n_plain, bias + n_plain, j->act);
     for (int r = 0; r < n_rows; r++, sums += PANEL_COLS) {
         int64_t at = (row + r) * n_out + col;
         for (int i = 0; j->add && i < n_cols; i++) sums[i] += j->add[at + i];

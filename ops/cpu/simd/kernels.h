@@ -280,10 +280,9 @@ INLINE vf activate(vf x, ops_act act) {
     return x;
 }
 
-static void finish(float *out, int64_t out_stride, int n_rows, int n_cols, const float *bias,
-                   ops_act act) {
+static void finish(float *out, int n_rows, int n_cols, const float *bias, ops_act act) {
     for (int r = 0; r < n_rows; r++) {
-        float *row = out + r * out_stride;
+        float *row = out + r * PANEL_COLS;
         int c = 0;
         for (; c + LANES <= n_cols; c += LANES)
             vstore(row + c, activate(vload(row + c) + vload(bias + c), act));
@@ -602,7 +601,6 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .finish = finish,
     .widen = widen,
     .narrow = narrow,
-    .round_bf16 = round_bf16,
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
     .activate = activate_row,

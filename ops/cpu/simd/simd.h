@@ -82,18 +82,14 @@ typedef struct {
     void (*tile)(float *out, int64_t out_stride, const float *a, int n_rows, const void *w,
                  int64_t w_stride, ops_dtype dtype, int64_t k, int n_cols, bool load);
 
-    /* out[r, c] = act(out[r, c] + bias[c]) */
-    void (*finish)(float *out, int64_t out_stride, int n_rows, int n_cols, const float *bias,
-                   ops_act act);
+    /* out[r, c] = act(out[r, c] + bias[c]), c < n_cols; rows are PANEL_COLS apart */
+    void (*finish)(float *out, int n_rows, int n_cols, const float *bias, ops_act act);
 
     /* out[i] = x[i] of f32, f16, bf16 or e4m3, i < n */
     void (*widen)(float *out, const void *x, ops_dtype dtype, int64_t n);
 
     /* out[i] of f32, f16, bf16 or e4m3 = x[i], to nearest even, i < n */
     void (*narrow)(void *out, const float *x, ops_dtype dtype, int64_t n);
-
-    /* out[i] = x[i] rounded to bf16, i < n */
-    void (*round_bf16)(float *out, const float *x, int64_t n);
 
     /* One row of layer norm. */
     void (*layer_norm)(float *out, const float *x, const float *w, const float *b, int64_t n,
