@@ -5,9 +5,10 @@
  * of the block or a collective of its warp; every second block runs its fibers backwards, so that what works only in
  * one order is seen. Mistakes end the program with a line that names the kernel: a barrier that not all threads reach,
  * two different collectives meeting in a warp, a write behind the shared memory asked for, a launch no device takes.
- * Shared memory and memory from cudaMalloc begin as NaN. A stream that is captured keeps what it is given and does it when
- * the graph is launched; what the runtime refuses to a thread that captures is refused here, and spoils the capture. What is not here is time, caches, and memory order between
- * barriers: a race that the order of fibers hides stays hidden.
+ * Shared memory and memory from cudaMalloc begin as NaN. A stream does what it is given when somebody waits for it, as late
+ * as it may; with EMULATED_CUDA_AT_ONCE in the environment at once. A stream that is captured keeps what it is given and does
+ * it when the graph is launched; what the runtime refuses to a thread that captures is refused here, and spoils the capture.
+ * What is not here is time, caches, and memory order between barriers: a race that the order of fibers hides stays hidden.
  *
  * There are two devices: the first multiplies e4m3, the second is of a generation that does not.
  *
@@ -178,7 +179,7 @@ cudaError_t cudaEventCreate(cudaEvent_t *event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
-cudaError_t emulated_do(cudaStream_t stream, std::function<void()> work); /* now, or when the graph is launched */
+cudaError_t emulated_do(cudaStream_t stream, std::function<void()> work);
 cudaError_t emulated_fails(cudaError_t error); /* leaves it for cudaGetLastError */
 cudaError_t emulated_allow_shared(void (*kernel)(void), int bytes);
 

@@ -1,10 +1,15 @@
-/* Memory, streams, graphs and cuBLASLt of the emulated device: everything happens at once, in the caller's thread, but for
- * what a captured stream is given. */
+/* Memory, streams, graphs and cuBLASLt of the emulated device.
+ *
+ * What a stream is given happens as late as it may, when somebody waits for it: who reads results without waiting finds
+ * nothing, and who writes again to memory that a copy has yet to read sends what it wrote. With EMULATED_CUDA_AT_ONCE in the
+ * environment everything happens at once, so that who writes too late is found as well. */
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <deque>
 #include <map>
 #include <mutex>
+#include <set>
 #include <stdlib.h>
 #include <vector>
 
@@ -48,9 +53,34 @@ struct emulated_graph_run {
     std::vector<std::function<void()>> work;
 };
 struct emulated_stream {
-    emulated_graph *captured; /* NULL: what it is given is done at once */
+    emulated_graph *captured; /* NULL: it is not captured */
     bool is_spoilt;
+    std::mutex turn, lock; /* held while its work is done; guards what follows */
+    std::deque<std::function<void()>> given;
+    uint64_t n_given, n_done;
 };
+static std::mutex streams_lock; /* before any stream's */
+static std::set<emulated_stream *> streams;
+
+/* Does what the stream was given, up to this many. */
+static void catch_up(emulated_stream *stream, uint64_t until) {
+    std::lock_guard<std::mutex> turn(stream->turn);
+    for (;;) {
+        std::unique_lock<std::mutex> held(stream->lock);
+        if (stream->n_done >= until || stream->given.empty()) return;
+        std::function<void()> work = std::move(stream->given.front());
+        stream->given.pop_front();
+        stream->n_done++;
+        held.unlock();
+        work();
+    }
+}
+
+static void catch_up_all(void) {
+    std::lock_guard<std::mutex> held(streams_lock);
+    for (emulated_stream *stream : streams) catch_up(stream, UINT64_MAX);
+}
+
 static thread_local emulated_stream *capturing; /* the one this thread captures */
 
 /* What a thread that captures may not ask for. */
@@ -67,18 +97,38 @@ static cudaError_t refuse_capturing(void) {
     } while (0)
 
 cudaError_t emulated_do(cudaStream_t stream, std::function<void()> work) {
-    if (!stream->captured) work();
-    else if (stream->is_spoilt) return emulated_fails(cudaErrorStreamCaptureInvalidated);
-    else stream->captured->work.push_back(work);
+    if (stream->captured) {
+        if (stream->is_spoilt) return emulated_fails(cudaErrorStreamCaptureInvalidated);
+        stream->captured->work.push_back(work);
+        return cudaSuccess;
+    }
+    {
+        std::lock_guard<std::mutex> held(stream->lock);
+        stream->given.push_back(std::move(work));
+        stream->n_given++;
+    }
+    static const bool at_once = getenv("EMULATED_CUDA_AT_ONCE") != NULL;
+    if (at_once) catch_up(stream, UINT64_MAX);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
     *stream = new emulated_stream{};
+    std::lock_guard<std::mutex> held(streams_lock);
+    streams.insert(*stream);
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return refuse_capturing(); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    UNLESS_CAPTURING;
+    catch_up(stream, UINT64_MAX);
+    return cudaSuccess;
+}
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    {
+        std::lock_guard<std::mutex> held(streams_lock);
+        streams.erase(stream);
+    }
+    catch_up(stream, UINT64_MAX);
     delete stream->captured;
     delete stream;
     return cudaSuccess;
@@ -109,7 +159,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *run, cudaGraph_t graph, unsign
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t run, cudaStream_t stream) {
     if (stream->captured) return emulated_fails(cudaErrorStreamCaptureUnsupported);
-    for (const std::function<void()> &work : run->work) work();
+    for (const std::function<void()> &work : run->work) (void)emulated_do(stream, work);
     return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t run) {
@@ -150,13 +200,14 @@ cudaError_t cudaMalloc(void **data, size_t bytes) {
     memset(*data, 0xFF, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaFree(void *data) {
+cudaError_t cudaFree(void *data) { /* waits for the device, as the real one does */
     UNLESS_CAPTURING;
+    catch_up_all();
     free(data);
     return cudaSuccess;
 }
 
-/* Host memory that a captured copy may name. */
+/* Host memory of cudaHostAlloc: copies of any other are over for the host when the call returns, and cannot be captured. */
 static std::mutex pinned_lock;
 static std::map<uintptr_t, size_t> pinned; /* where it begins, bytes */
 
@@ -177,6 +228,7 @@ cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned) {
 }
 cudaError_t cudaFreeHost(void *data) {
     UNLESS_CAPTURING;
+    catch_up_all();
     std::lock_guard<std::mutex> held(pinned_lock);
     pinned.erase((uintptr_t)data);
     free(data);
@@ -187,21 +239,39 @@ cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t st
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
     const void *host = kind == cudaMemcpyHostToDevice ? from : to;
-    if (stream->captured && kind != cudaMemcpyDeviceToDevice && !is_pinned(host, bytes)) UNLESS_CAPTURING;
-    return emulated_do(stream, [=] { memcpy(to, from, bytes); });
+    if (kind == cudaMemcpyDeviceToDevice || is_pinned(host, bytes)) return emulated_do(stream, [=] { memcpy(to, from, bytes); });
+    UNLESS_CAPTURING;
+    if (kind == cudaMemcpyHostToDevice) {
+        std::vector<unsigned char> staged(static_cast<const unsigned char *>(from), static_cast<const unsigned char *>(from) + bytes);
+        return emulated_do(stream, [to, staged = std::move(staged)] { memcpy(to, staged.data(), staged.size()); });
+    }
+    catch_up(stream, UINT64_MAX);
+    memcpy(to, from, bytes);
+    return cudaSuccess;
 }
 
 struct emulated_event {
-    int nothing;
+    emulated_stream *stream; /* NULL: it was not recorded yet */
+    uint64_t until;
 };
-static emulated_event the_event;
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
-    *event = &the_event;
+    *event = new emulated_event{};
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return refuse_capturing(); }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    std::lock_guard<std::mutex> held(stream->lock);
+    *event = emulated_event{stream, stream->n_given};
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    UNLESS_CAPTURING;
+    if (event->stream) catch_up(event->stream, event->until);
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete event;
+    return cudaSuccess;
+}
 
 /* ---- cuBLASLt ------------------------------------------------------------------------------ */
 
