@@ -1,5 +1,5 @@
-/* The products of bf16 and of bytes on tiles, included by kernels.h: 32 rows of x times one panel. Tiles are always whole; rows past
- * n_rows hold whatever the scratch held, and their sums are not looked at.
+/* The products of bf16 and of bytes on tiles, included by kernels.h: 32 rows of x times one panel. Tiles are always whole;
+ * rows past n_rows hold whatever the scratch held, and their sums are not looked at.
  *
  * BF16: four tiles of sums, 2 x 2 of 16 x 16, run over the k of a block and continue from out, which holds the partial sums
  * exactly. A step loads two tiles of x and two of weights for four products of 16 x 16 x 32.
