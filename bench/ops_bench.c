@@ -145,7 +145,7 @@ static void multiply_one_int8_tile(void *arg) {
     int8_peak_job *j = arg;
     if (j->kernels->enter) j->kernels->enter();
     for (int i = 0; i < PEAK_ROUNDS; i++)
-        j->kernels->tile(j->out, PANEL_COLS, j->x, j->kernels->tile_rows, j->w, OPS_DTYPE_Q8, 8 * QUANT_BLOCK, false, NULL);
+        j->kernels->tile(j->out, j->x, j->kernels->tile_rows, j->w, OPS_DTYPE_Q8, 8 * QUANT_BLOCK, false, NULL);
     if (j->kernels->leave) j->kernels->leave();
 }
 

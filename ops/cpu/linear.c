@@ -101,7 +101,7 @@ static void multiply_panel(const linear_job *j, int64_t block, int64_t panel, in
         dtype = kernels->expanded;
     }
     for (int64_t t = 0; t * j->tile_rows < rows_of_block(j, block); t++)
-        kernels->tile(sums + t * j->tile_rows * PANEL_COLS, PANEL_COLS, tile_at(j, block, k0 / K_BLOCK, t),
+        kernels->tile(sums + t * j->tile_rows * PANEL_COLS, tile_at(j, block, k0 / K_BLOCK, t),
                       rows_of_tile(j, block, t), w, dtype, k, k0 > 0, t == 0 ? next : NULL);
 }
 

@@ -44,11 +44,11 @@ static void amx_bf16_pack_x(void *tile, int row, int n_rows, const float *x, int
     memset(to + k, 0, (size_t)(TILE_STRIDE - k) * sizeof *to);
 }
 
-static void amx_bf16_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w,
+static void amx_bf16_tile(float *out, const void *x, int n_rows, const unsigned char *w,
                           ops_dtype dtype, int64_t k, bool load, const unsigned char *ahead) {
     const unsigned char *top = x, *bottom = top + TILE_EDGE * BF16_ROW_BYTES;
-    const size_t stride = (size_t)out_stride * sizeof *out;
-    float *low = out + TILE_EDGE * out_stride;
+    const size_t stride = PANEL_COLS * sizeof *out;
+    float *low = out + TILE_EDGE * PANEL_COLS;
     bool has_bottom = n_rows > TILE_EDGE;
     (void)dtype;
     if (load) {
@@ -116,7 +116,7 @@ static void amx_int8_pack_x(void *tile, int row, int n_rows, const float *x, int
 }
 
 /* Adds a run to 16 rows of out; scales of the columns in s. */
-INLINE void add_run(float *out, int64_t out_stride, const amx_int8_x *x, int first_row, int64_t run, tile_sums *sums,
+INLINE void add_run(float *out, const amx_int8_x *x, int first_row, int64_t run, tile_sums *sums,
                     const vf s[BLOCKS_A_RUN], int64_t n_blocks, bool load) {
     for (int r = 0; r < TILE_EDGE; r++) {
         vf sum = vsplat(0.0f);
@@ -125,13 +125,13 @@ INLINE void add_run(float *out, int64_t out_stride, const amx_int8_x *x, int fir
             memcpy(&whole, sums[b][r], sizeof whole);
             sum = vfma(__builtin_convertvector(whole, vf), s[b], sum);
         }
-        float *to = out + r * out_stride;
+        float *to = out + r * PANEL_COLS;
         vstore(to, vfma(sum, vsplat(x->scale[first_row + r][run]), load ? vload(to) : vsplat(0.0f)));
     }
 }
 
 /* 16 rows times 16 columns. */
-static void amx_int8_square(float *out, int64_t out_stride, const amx_int8_x *x, int first_row, const unsigned char *w,
+static void amx_int8_square(float *out, const amx_int8_x *x, int first_row, const unsigned char *w,
                             int half, int64_t n_blocks, bool load, const unsigned char *ahead) {
     _Alignas(LINE_BYTES) tile_sums sums[2][BLOCKS_A_RUN]; /* of this run and the one before */
     for (int64_t b = 0; b < n_blocks; b += BLOCKS_A_RUN) {
@@ -157,16 +157,16 @@ static void amx_int8_square(float *out, int64_t out_stride, const amx_int8_x *x,
         } else {
             s[1] = vsplat(0.0f);
         }
-        add_run(out, out_stride, x, first_row, b / BLOCKS_A_RUN, own, s, n, load || b > 0);
+        add_run(out, x, first_row, b / BLOCKS_A_RUN, own, s, n, load || b > 0);
     }
 }
 
-static void amx_int8_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w,
+static void amx_int8_tile(float *out, const void *x, int n_rows, const unsigned char *w,
                           ops_dtype dtype, int64_t k, bool load, const unsigned char *ahead) {
     CHECK(dtype == OPS_DTYPE_Q8, "q4 is expanded for tiles");
     for (int first = 0; first < n_rows; first += TILE_EDGE)
         for (int half = 0; half < PANEL_HALVES; half++)
-            amx_int8_square(out + first * out_stride + half * TILE_EDGE, out_stride, x, first, w, half, blocks_of(k), load,
+            amx_int8_square(out + first * PANEL_COLS + half * TILE_EDGE, x, first, w, half, blocks_of(k), load,
                             first == 0 && half == 0 ? ahead : NULL);
 }
 

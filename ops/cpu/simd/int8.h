@@ -150,7 +150,7 @@ INLINE void block_sums(int8_sum sums[INT8_ROWS][PASS_VECS], const int8_word *wor
     }
 }
 
-INLINE void int8_body(float *out, int64_t out_stride, const int8_tile_x *x, const int n_rows, const unsigned char *w,
+INLINE void int8_body(float *out, const int8_tile_x *x, const int n_rows, const unsigned char *w,
                       int64_t n_blocks, int first_vec, const bool is_q4, bool load, const unsigned char *ahead) {
     const int64_t block_bytes = is_q4 ? Q4_BLOCK_BYTES : Q8_BLOCK_BYTES;
     out += first_vec * LANES;
@@ -171,7 +171,7 @@ INLINE void int8_body(float *out, int64_t out_stride, const int8_tile_x *x, cons
 #pragma GCC unroll 12
         for (int r = 0; r < n_rows; r++) {
             vf scale = vsplat(x->scale[first / BLOCKS_A_RUN * n_rows + r]);
-            float *to = out + r * out_stride;
+            float *to = out + r * PANEL_COLS;
             bool has = load || first > 0;
             vstore(to, vfma(run[r][0], scale, has ? vload(to) : vsplat(0.0f)));
             vstore(to + LANES, vfma(run[r][1], scale, has ? vload(to + LANES) : vsplat(0.0f)));
@@ -179,15 +179,15 @@ INLINE void int8_body(float *out, int64_t out_stride, const int8_tile_x *x, cons
     }
 }
 
-typedef void int8_fn(float *out, int64_t out_stride, const int8_tile_x *x, const unsigned char *w, int64_t n_blocks, bool is_q4,
-                     bool load, const unsigned char *ahead);
+typedef void int8_fn(float *out, const int8_tile_x *x, const unsigned char *w, int64_t n_blocks, bool is_q4, bool load,
+                     const unsigned char *ahead);
 
 #define INT8_FN(rows)                                                                                                  \
-    static void int8_##rows(float *out, int64_t out_stride, const int8_tile_x *x, const unsigned char *w,              \
-                            int64_t n_blocks, bool is_q4, bool load, const unsigned char *ahead) {                     \
+    static void int8_##rows(float *out, const int8_tile_x *x, const unsigned char *w, int64_t n_blocks, bool is_q4,    \
+                            bool load, const unsigned char *ahead) {                                                   \
         for (int v = 0; v < PANEL_VECS; v += PASS_VECS, ahead = NULL) {                                                \
-            if (is_q4) int8_body(out, out_stride, x, rows, w, n_blocks, v, true, load, ahead);                         \
-            else int8_body(out, out_stride, x, rows, w, n_blocks, v, false, load, ahead);                              \
+            if (is_q4) int8_body(out, x, rows, w, n_blocks, v, true, load, ahead);                                     \
+            else int8_body(out, x, rows, w, n_blocks, v, false, load, ahead);                                          \
         }                                                                                                              \
     }
 
@@ -210,7 +210,7 @@ INT8_FN(11)
 INT8_FN(12)
 #endif
 
-static inline void int8_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w,
+static inline void int8_tile(float *out, const void *x, int n_rows, const unsigned char *w,
                              ops_dtype dtype, int64_t k, bool load, const unsigned char *ahead) {
     static int8_fn *const fns[INT8_ROWS] = {int8_1, int8_2, int8_3,
 #if INT8_ROWS > 3
@@ -223,7 +223,7 @@ static inline void int8_tile(float *out, int64_t out_stride, const void *x, int 
                                             int8_9, int8_10, int8_11, int8_12,
 #endif
     };
-    fns[n_rows - 1](out, out_stride, x, w, blocks_of(k), dtype == OPS_DTYPE_Q4, load, ahead);
+    fns[n_rows - 1](out, x, w, blocks_of(k), dtype == OPS_DTYPE_Q4, load, ahead);
 }
 
 /* ---- q4 in the form of q8 ------------------------------------------------------------------ */

@@ -544,10 +544,10 @@ static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
 
 /* A tile of x is [row][TILE_STRIDE]. With weights of 16 bits it is few rows that come here, and the kernel asks ahead by
  * itself. */
-static void f32_tile(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype,
-                     int64_t k, bool load, const unsigned char *ahead) {
+static void f32_tile(float *out, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype, int64_t k, bool load,
+                     const unsigned char *ahead) {
     (void)ahead;
-    tile(out, out_stride, x, n_rows, w, PANEL_COLS, dtype, k, PANEL_COLS, load);
+    tile(out, PANEL_COLS, x, n_rows, w, PANEL_COLS, dtype, k, PANEL_COLS, load);
 }
 
 static void f32_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {

@@ -52,11 +52,11 @@ typedef struct {
      * will meet. */
     void (*pack_x)(void *tile, int row, int n_rows, const float *x, int64_t k, int offset);
 
-    /* With the n_rows that the tile was packed with: out[r, c] (+)= what the first k of a panel add, c < PANEL_COLS. load:
+    /* With the n_rows that the tile was packed with: out [rows, PANEL_COLS] (+)= what the first k of a panel add. load:
      * continue from what out holds. ahead: weights of as many k that will be wanted next and are asked for meanwhile; NULL:
      * none. */
-    void (*tile)(float *out, int64_t out_stride, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype, int64_t k,
-                 bool load, const unsigned char *ahead);
+    void (*tile)(float *out, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype, int64_t k, bool load,
+                 const unsigned char *ahead);
 
     /* The first k of a panel in the dtype `expanded`. */
     void (*expand)(void *out, const unsigned char *w, ops_dtype dtype, int64_t k);
