@@ -44,12 +44,13 @@ install_needs() {
     install_packages $packages
 }
 
-# build_project DIR [cmake arguments]
+# build_project DIR [cmake arguments]; MIPHA_CMAKE_OPTIONS has more of them
 build_project() {
     dir=$1
     shift
     say "building in ${dir#"$root"/}"
-    cmake -S "$root" -B "$dir" -G Ninja "$@" >"$dir.log" 2>&1 || {
+    # shellcheck disable=SC2086
+    cmake -S "$root" -B "$dir" -G Ninja "$@" ${MIPHA_CMAKE_OPTIONS:-} >"$dir.log" 2>&1 || {
         tail -n 30 "$dir.log" >&2
         die "configuring failed; the whole log is in $dir.log"
     }

@@ -421,6 +421,7 @@ INLINE void scores_of(float *out, const float *q, const void *const *keys, const
     _Alignas(64) float sums[KEY_CHUNK][FOLD_LANES], turned[FOLD_LANES][KEY_CHUNK];
     const float *rows[KEY_CHUNK];
     int64_t whole = width - width % FOLD_LANES;
+    for (int j = 0; j < KEY_CHUNK; j++) rows[j] = sums[j];
     for (int j = 0; j < n; j++) {
         vf acc[FOLD_VECS] = {0};
         prefetch_row(ahead, j, dtype, width);
@@ -432,7 +433,6 @@ INLINE void scores_of(float *out, const float *q, const void *const *keys, const
         for (int v = 0; v < FOLD_VECS; v++) vstore(sums[j] + v * LANES, acc[v]);
         for (int64_t d = whole; d < width; d++)
             sums[j][d - whole] = fmaf(q[d], value_at(keys[j], d, dtype), sums[j][d - whole]);
-        rows[j] = sums[j];
     }
     transpose(turned[0], rows, n, FOLD_LANES);
     for (int half = FOLD_LANES / 2; half > 0; half /= 2)
