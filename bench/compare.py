@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOWER = dict(hidden_size=1152, intermediate_size=4304, num_attention_heads=16, image_size=384, patch_size=14)
 PHI = dict(hidden_size=2560, intermediate_size=10240, num_attention_heads=32, partial_rotary_factor=0.4,
            vocab_size=51200, max_position_embeddings=2048)
+TOWER_LAYERS, PHI_LAYERS = "model.vision_tower.vision_model.encoder.layers.", "model.layers."
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 PATCHES, BEFORE, BEHIND = 729, 30, 30
 CPU_CASES = ["encode 1", "encode 4", "prefill 1 789", "decode 1 800", "decode 8 800"]
@@ -48,14 +49,19 @@ CUDA_CASES = ["encode 1", "encode 8", "encode 32", "prefill 1 789", "prefill 8 7
 BATCHES = (1, 8, 32)
 
 
+def count_layers(weights, prefix):
+    return 1 + max(int(k.removeprefix(prefix).split(".")[0]) for k in weights if k.startswith(prefix))
+
+
 class Theirs:
     def __init__(self, way, args, weights):
         name, _, extra = way.partition("+")
         self.dtype, self.device, self.compiles = DTYPES[name], args.device, extra == "compile"
         torch.set_num_threads(args.threads)
         # Our tower runs the layers in front of hidden state -2: one fewer than there are.
-        tower = SiglipVisionConfig(**TOWER, num_hidden_layers=args.tower_layers - 1, vision_use_head=False)
-        phi = PhiConfig(**PHI, num_hidden_layers=args.decoder_layers, bos_token_id=None, eos_token_id=None)
+        tower = SiglipVisionConfig(**TOWER, num_hidden_layers=count_layers(weights, TOWER_LAYERS) - 1,
+                                    vision_use_head=False)
+        phi = PhiConfig(**PHI, num_hidden_layers=count_layers(weights, PHI_LAYERS), bos_token_id=None, eos_token_id=None)
         self.tower = self.place(SiglipVisionModel._from_config(tower, attn_implementation="sdpa"),
                                 {k.removeprefix("model.vision_tower."): v for k, v in weights.items()} |
                                 {k.removeprefix("model.vision_tower.vision_model."): v for k, v in weights.items()})
@@ -189,15 +195,18 @@ def main():
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the checkpoint")
     parser.add_argument("--theirs", default=None, help="types of PyTorch, each perhaps with +compile")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", type=pathlib.Path, help="a folder that `mipha model random` wrote; else one is made")
     parser.add_argument("--tower-layers", type=int, default=5)
     parser.add_argument("--decoder-layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("case", nargs="*")
     args = parser.parse_args()
     ways = (args.theirs or ("f32,bf16" if args.device == "cpu" else "bf16")).split(",")
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([args.build / "bin" / "mipha", "model", "random", "-o", folder, "--dtype", args.dtype,
-                        "--tower-layers", str(args.tower_layers), "--decoder-layers", str(args.decoder_layers)], check=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.model or temporary
+        if not args.model:
+            subprocess.run([args.build / "bin" / "mipha", "model", "random", "-o", folder, "--dtype", args.dtype,
+                            "--tower-layers", str(args.tower_layers), "--decoder-layers", str(args.decoder_layers)], check=True)
         weights = load_file(pathlib.Path(folder) / "model.safetensors")
         theirs = {w: Theirs(w, args, weights) for w in ways}
         del weights
