@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "ops/cuda/cuda_internal.cuh"
+#include "ops/cuda/linear.cuh"
 
 #define CAPABILITY_E4M3 89 /* compute capability 8.9 */
 
@@ -89,6 +89,7 @@ static status sync_stream(void *state) {
 static void backend_close(void *state) {
     cuda_state *s = static_cast<cuda_state *>(state);
     if (s->stream) (void)cudaStreamSynchronize(s->stream);
+    cuda_products_close(s);
     if (s->blas) (void)cublasLtDestroy(s->blas);
     cuda_lanes_close(s);
     if (s->fault) (void)cudaFreeHost(s->fault);

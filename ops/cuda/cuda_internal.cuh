@@ -18,7 +18,6 @@
 
 #define CUDA_LANES_MAX  8                  /* of an upload: at 10 GB/s each, more than a bus of 50 */
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* cuBLASLt's; what it asks for on Hopper */
-#define MANY_SIZES      8                  /* of rows that cuBLASLt has an algorithm of their own for: up to 64, 128, ... and more */
 #define ROW_MULTIPLE    64                 /* elements a row of weights is filled up to: a step of linear_few */
 #define SHARED_BYTES_DEFAULT 49152         /* a kernel that takes more says so before its launch */
 
@@ -29,7 +28,8 @@ typedef struct {
     int half;
 } cuda_lane;
 
-typedef struct cuda_host cuda_host; /* memory of ops_host_open */
+typedef struct cuda_host cuda_host;       /* memory of ops_host_open */
+typedef struct cuda_product cuda_product; /* what cuBLASLt multiplies, and how: linear_many.cu */
 
 /* Device memory that grows to the largest need and is kept. */
 typedef struct {
@@ -48,6 +48,7 @@ typedef struct {
     cuda_lane lanes[CUDA_LANES_MAX];
     int n_lanes;
     cuda_host *hosts;
+    cuda_product *products;
     cuda_space scratch; /* one operator's at a time */
     cuda_space codes;   /* likewise: rows of x as codes and their scales, while scratch is for what multiplies them */
     unsigned n_scratch_moves; /* of either: a graph knows them by their addresses */
@@ -66,7 +67,6 @@ typedef struct {
     float *bias;          /* [n_out], zero where there is none */
     void *own_bias; /* the same in the weights' dtype where that is exact and a half, or NULL */
     bool has_many[2]; /* cuBLASLt has an algorithm for it: with a bias, with a bias and the tanh GELU */
-    cublasLtMatmulAlgo_t many[2][MANY_SIZES]; /* for each number of rows, by many_size: all alike unless is_fast */
     ops_dtype many_dtype; /* that its products run in there */
 } cuda_matrix;
 

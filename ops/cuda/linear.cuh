@@ -78,8 +78,9 @@ static inline bool fits_tensor_cores(const linear_job *j) {
 /* fits_tensor_cores, or rows of codes */
 MUST_USE status cuda_few_run(cuda_state *s, const linear_job *j);
 
-/* Chooses the algorithm for the matrix once; has_many says whether there is one. */
+/* Whether cuBLASLt multiplies the matrix: has_many and many_dtype. */
 MUST_USE status cuda_many_choose(cuda_state *s, cuda_matrix *m);
+void cuda_products_close(cuda_state *s);
 bool cuda_many_takes(const linear_job *j);
 MUST_USE status cuda_many_run(cuda_state *s, const linear_job *j); /* cuda_many_takes */
 MUST_USE status cuda_many_run_codes(cuda_state *s, const linear_job *j); /* has_many, x codes of many_dtype */

@@ -1,9 +1,12 @@
-/* Many rows: cuBLASLt, f32 sums, one algorithm a matrix.
+/* Many rows: cuBLASLt, f32 sums, and for every number of rows the same bits.
  *
- * The algorithm is asked for when the matrix opens, once, as if there were 2048 rows, and used for every number of rows.
- * Only algorithms with one piece of K are taken (split-K 1, no reduction between blocks), so an element is summed over
- * k by one block in the order of that algorithm's tile loop, whatever the number of rows: a row's bits do not depend
- * on its neighbours. Where ops_settings.is_fast gives that up, any algorithm is taken, asked for at eight numbers of rows.
+ * For each kind of product (sizes, dtypes, epilogue: matrices of a network share a few) one algorithm is nominal: the best
+ * for 2048 rows of those with one piece of K (split-K 1, no reduction between blocks), which sum an element over k in one
+ * block. It is bad for other numbers of rows: on an H200 by 15 to 35 % at 729 or 789 rows of the shapes of Mipha-3B. So when
+ * a number of rows of some size first comes, the library is asked again, and its first answer with one piece that gives the
+ * bits of the nominal one is taken. That is tried, with random rows and the weights at hand: the tensor cores' kernels go
+ * through k in the same steps whatever their tiles are, but the library does not promise it. A row's bits do not depend
+ * on its neighbours. Where ops_settings.is_fast gives that up, the library's first answer is taken as it is.
  * The bias, and with it the tanh GELU, is added to the f32 sum by cuBLASLt where the library offers
  * that, and so is what the caller adds; other activations follow as a pass of their own over the rounded result. Where an
  * activation is for a part of the outputs only, the two parts are two products over the one matrix: what a finished tile
@@ -24,8 +27,12 @@
 #include "base/log.h"
 
 #define ROWS_NOMINAL  2048
-#define ROWS_SMALLEST 64 /* of the sizes of is_fast, each twice the one before */
-#define ROWS_LARGEST  ((int64_t)ROWS_SMALLEST << (MANY_SIZES - 1))
+#define SMALL_STEP    128 /* numbers of rows are of one size up to each multiple of it, */
+#define N_SMALL       4   /* so often, */
+#define N_OCTAVES     6   /* then in quarters of octaves, and all above are of the last */
+#define N_SIZES       (N_SMALL + 4 * N_OCTAVES)
+#define ROWS_LARGEST  ((int64_t)SMALL_STEP * N_SMALL << N_OCTAVES)
+#define ROWS_TRIED    192 /* to see whether two algorithms give the same bits */
 #define ALGORITHMS    16
 #define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
 #define SUMS_BYTES    ((int64_t)32 << 20) /* of products of codes that wait for their end */
@@ -45,7 +52,25 @@ static status blas_status(cublasStatus_t blas, const char *call) {
 }
 #define BLAS_TRY(call) TRY(blas_status((call), #call))
 
-/* What a product is described with. */
+/* What matrices, and calls of them, have alike that are multiplied by the same algorithms. */
+typedef struct {
+    ops_dtype dtype, out_dtype;
+    int64_t n_in, n_out, w_stride, out_stride;
+    bool has_bias;
+    int gelu;
+} product_kind;
+
+struct cuda_product {
+    cuda_product *next;
+    product_kind kind;
+    bool has_nominal;
+    bool is_chosen[N_SIZES];
+    cublasLtMatmulAlgo_t nominal, chosen[N_SIZES];
+};
+
+/* ---- describing ---------------------------------------------------------------------------- */
+
+/* A product as the library knows it. */
 typedef struct {
     cublasLtMatmulDesc_t product;
     cublasLtMatrixLayout_t w, x, out;
@@ -58,22 +83,39 @@ static void description_close(description *d) {
     if (d->product) (void)cublasLtMatmulDescDestroy(d->product);
 }
 
-/* bias NULL: none is added. n_out: of this panel; the rows of out are out_stride apart. */
-static status description_open(description *d, ops_dtype dtype, ops_dtype out_dtype, int64_t n_in, int64_t n_out,
-                               int64_t w_stride, int64_t x_stride, int64_t out_stride, int64_t rows, const void *bias,
-                               int gelu) {
-    cudaDataType_t type = type_of(dtype);
+/* bias: read only where the kind has one. The rows of x are x_stride apart. */
+static status description_open(description *d, const product_kind *k, int64_t rows, int64_t x_stride, const void *bias) {
+    cudaDataType_t type = type_of(k->dtype);
     cublasOperation_t transposed = CUBLAS_OP_T;
-    cublasLtEpilogue_t epilogue = !bias ? CUBLASLT_EPILOGUE_DEFAULT
-                                  : gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+    cublasLtEpilogue_t epilogue = !k->has_bias ? CUBLASLT_EPILOGUE_DEFAULT
+                                  : k->gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
     BLAS_TRY(cublasLtMatmulDescCreate(&d->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
     BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    if (bias) BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->w, type, (uint64_t)n_in, (uint64_t)n_out, w_stride));
-    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->x, type, (uint64_t)n_in, (uint64_t)rows, x_stride));
-    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->out, type_of(out_dtype), (uint64_t)n_out, (uint64_t)rows, out_stride));
+    if (k->has_bias)
+        BLAS_TRY(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->w, type, (uint64_t)k->n_in, (uint64_t)k->n_out, k->w_stride));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->x, type, (uint64_t)k->n_in, (uint64_t)rows, x_stride));
+    BLAS_TRY(cublasLtMatrixLayoutCreate(&d->out, type_of(k->out_dtype), (uint64_t)k->n_out, (uint64_t)rows, k->out_stride));
     return STATUS_OK;
+}
+
+/* What goes into a product: out = x w' + bias + add, add NULL: nothing. */
+typedef struct {
+    const void *w, *x, *bias, *add;
+    void *out;
+    int64_t rows, x_stride;
+} product_job;
+
+static status multiply(cuda_state *s, const product_kind *k, const product_job *j, const cublasLtMatmulAlgo_t *algorithm) {
+    const float one = 1.0f, added = j->add ? 1.0f : 0.0f;
+    description d = {};
+    status st = description_open(&d, k, j->rows, j->x_stride, j->bias);
+    if (st == STATUS_OK)
+        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, j->w, d.w, j->x, d.x, &added, j->add ? j->add : j->out, d.out,
+                                        j->out, d.out, algorithm, s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
+    description_close(&d);
+    return st;
 }
 
 /* ---- choosing ------------------------------------------------------------------------------ */
@@ -89,36 +131,185 @@ static bool sums_in_one_piece(const cublasLtMatmulAlgo_t *algorithm) {
            pieces <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
-static int many_size(int64_t rows) {
+/* The most rows of a size. */
+static int64_t rows_of_size(int size) {
+    if (size < N_SMALL) return (int64_t)SMALL_STEP * (size + 1);
+    int octave = (size - N_SMALL) / 4, quarter = (size - N_SMALL) % 4 + 1;
+    return ((int64_t)SMALL_STEP * N_SMALL << octave) / 4 * (4 + quarter);
+}
+
+static int size_of_rows(int64_t rows) {
     int size = 0;
-    while (size + 1 < MANY_SIZES && rows > (int64_t)ROWS_SMALLEST << size) size++;
+    while (size + 1 < N_SIZES && rows > rows_of_size(size)) size++;
     return size;
 }
 
-/* The best one for a product of that description, into *algorithm. */
-static status ask(cuda_state *s, bool *has_found, cublasLtMatmulAlgo_t *algorithm, description *d, bool takes_pieces,
-                  cublasLtMatmulPreference_t preference) {
+/* The library's answers for so many rows, best first; takes_pieces: also those that sum in several. */
+static status ask(cuda_state *s, const product_kind *k, int64_t rows, bool takes_pieces, cublasLtMatmulAlgo_t *answers, int *n) {
     uint32_t alignment = 16;
     size_t workspace = WORKSPACE_BYTES;
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-    BLAS_TRY(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                                  sizeof workspace));
-    for (size_t i = 0; i < sizeof alignments / sizeof *alignments; i++)
-        BLAS_TRY(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment, sizeof alignment));
+    description d = {};
+    cublasLtMatmulPreference_t preference = NULL;
+    status st = description_open(&d, k, rows, k->n_in, s->workspace); /* any address: alignments are said */
+    if (st == STATUS_OK) st = blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+    if (st == STATUS_OK)
+        st = blas_status(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                              sizeof workspace), "cublasLtMatmulPreferenceSetAttribute");
+    for (size_t i = 0; i < sizeof alignments / sizeof *alignments && st == STATUS_OK; i++)
+        st = blas_status(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment, sizeof alignment),
+                         "cublasLtMatmulPreferenceSetAttribute");
     cublasLtMatmulHeuristicResult_t found[ALGORITHMS];
-    int n = 0;
-    cublasStatus_t blas = cublasLtMatmulAlgoGetHeuristic(s->blas, d->product, d->w, d->x, d->out, d->out, preference,
-                                                         ALGORITHMS, found, &n);
-    *has_found = false;
-    for (int i = 0; blas == CUBLAS_STATUS_SUCCESS && i < n && !*has_found; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || (!takes_pieces && !sums_in_one_piece(&found[i].algo))) continue;
-        *algorithm = found[i].algo;
-        *has_found = true;
-    }
-    return STATUS_OK; /* none: linear_tile takes the matrix */
+    int n_found = 0;
+    bool has_any = st == STATUS_OK && cublasLtMatmulAlgoGetHeuristic(s->blas, d.product, d.w, d.x, d.out, d.out, preference,
+                                                                     ALGORITHMS, found, &n_found) == CUBLAS_STATUS_SUCCESS;
+    *n = 0;
+    for (int i = 0; has_any && i < n_found; i++)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && (takes_pieces || sums_in_one_piece(&found[i].algo)))
+            answers[(*n)++] = found[i].algo;
+    if (preference) (void)cublasLtMatmulPreferenceDestroy(preference);
+    description_close(&d);
+    return st;
 }
+
+static bool is_same_kind(const product_kind *a, const product_kind *b) {
+    return a->dtype == b->dtype && a->out_dtype == b->out_dtype && a->n_in == b->n_in && a->n_out == b->n_out &&
+           a->w_stride == b->w_stride && a->out_stride == b->out_stride && a->has_bias == b->has_bias && a->gelu == b->gelu;
+}
+
+/* The context's, begun where there is none. */
+static status product_of(cuda_state *s, cuda_product **product, const product_kind *k) {
+    for (cuda_product *p = s->products; p; p = p->next) {
+        *product = p;
+        if (is_same_kind(&p->kind, k)) return STATUS_OK;
+    }
+    cuda_product *p = static_cast<cuda_product *>(calloc(1, sizeof *p));
+    if (!p) return STATUS_NO_MEMORY;
+    cublasLtMatmulAlgo_t answers[ALGORITHMS];
+    int n = 0;
+    status st = ask(s, k, ROWS_NOMINAL, false, answers, &n);
+    if (st != STATUS_OK) {
+        free(p);
+        return st;
+    }
+    p->kind = *k;
+    p->has_nominal = n > 0;
+    if (n > 0) p->nominal = answers[0];
+    p->next = s->products;
+    *product = s->products = p;
+    return STATUS_OK;
+}
+
+void cuda_products_close(cuda_state *s) {
+    while (s->products) {
+        cuda_product *p = s->products;
+        s->products = p->next;
+        free(p);
+    }
+}
+
+/* thread -> one element: numbers in no particular order, all finite. */
+template <typename T>
+static __global__ void scramble_element_per_thread(T *x, int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    unsigned h = (unsigned)i * 2654435761u;
+    h = (h ^ h >> 15) * 2246822519u;
+    if (i < n) from_f32(&x[i], (float)(h >> 8) * 0x1p-23f - 1.0f);
+}
+
+/* thread -> 16 bytes */
+static __global__ void differ_piece_per_thread(int *differ, const uint4 *a, const uint4 *b, int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n && (a[i].x != b[i].x || a[i].y != b[i].y || a[i].z != b[i].z || a[i].w != b[i].w)) *differ = 1;
+}
+
+/* Memory that two algorithms are compared in; rows of both outs lie as close as they can. */
+typedef struct {
+    product_kind kind;
+    product_job job;
+    unsigned char *data, *outs[2];
+    int *differ;
+    size_t out_bytes;
+} trial;
+
+static status trial_open(cuda_state *s, trial *t, const product_kind *k, const product_job *j) {
+    t->kind = *k;
+    t->kind.out_stride = k->n_out;
+    size_t x_bytes = (size_t)(ROWS_TRIED * k->n_in) * dtype_bytes(k->dtype);
+    t->out_bytes = (size_t)(ROWS_TRIED * k->n_out) * dtype_bytes(k->out_dtype);
+    void *data;
+    CUDA_TRY(cudaMalloc(&data, x_bytes + 2 * t->out_bytes + sizeof *t->differ));
+    t->data = static_cast<unsigned char *>(data);
+    t->outs[0] = t->data + x_bytes;
+    t->outs[1] = t->outs[0] + t->out_bytes;
+    t->differ = reinterpret_cast<int *>(t->outs[1] + t->out_bytes);
+    t->job = product_job{j->w, t->data, j->bias, NULL, t->outs[0], ROWS_TRIED, k->n_in};
+    unsigned n_blocks = (unsigned)ceil_div(ROWS_TRIED * k->n_in, THREADS);
+    if (k->dtype == OPS_DTYPE_E4M3)
+        LAUNCH((scramble_element_per_thread<e4m3>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<e4m3 *>(t->data), ROWS_TRIED * k->n_in);
+    else
+        WITH_DTYPE(k->dtype, T, {
+            LAUNCH((scramble_element_per_thread<T>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<T *>(t->data), ROWS_TRIED * k->n_in);
+        });
+    return cuda_launched("scramble_element_per_thread");
+}
+
+/* What the algorithm makes, against what the nominal one left in outs[0]. */
+static status trial_run(cuda_state *s, trial *t, const cublasLtMatmulAlgo_t *algorithm, bool *is_same) {
+    int differ = 0;
+    t->job.out = t->outs[1];
+    CUDA_TRY(cudaMemsetAsync(t->differ, 0, sizeof *t->differ, s->stream));
+    TRY(multiply(s, &t->kind, &t->job, algorithm));
+    int64_t pieces = (int64_t)(t->out_bytes / sizeof(uint4));
+    LAUNCH(differ_piece_per_thread, (unsigned)ceil_div(pieces, THREADS), THREADS, 0, s->stream, t->differ,
+           reinterpret_cast<const uint4 *>(t->outs[0]), reinterpret_cast<const uint4 *>(t->outs[1]), pieces);
+    TRY(cuda_launched("differ_piece_per_thread"));
+    CUDA_TRY(cudaMemcpyAsync(&differ, t->differ, sizeof differ, cudaMemcpyDeviceToHost, s->stream));
+    CUDA_TRY(cudaStreamSynchronize(s->stream));
+    *is_same = differ == 0;
+    return STATUS_OK;
+}
+
+/* The first of the answers with the nominal one's bits into *chosen, which is the nominal one before and stays it where
+ * there is no memory to try. */
+static status choose_same(cuda_state *s, const cuda_product *p, const product_job *j, const cublasLtMatmulAlgo_t *answers, int n,
+                          cublasLtMatmulAlgo_t *chosen) {
+    trial t = {};
+    status st = trial_open(s, &t, &p->kind, j);
+    if (st == STATUS_OK) st = multiply(s, &t.kind, &t.job, &p->nominal);
+    bool is_same = false;
+    for (int i = 0; i < n && st == STATUS_OK && !is_same; i++) {
+        st = trial_run(s, &t, &answers[i], &is_same);
+        if (is_same) *chosen = answers[i];
+    }
+    (void)cudaFree(t.data);
+    return st == STATUS_NO_MEMORY ? STATUS_OK : st;
+}
+
+static status choose(cuda_state *s, cuda_product *p, int size, const product_job *j) {
+    cublasLtMatmulAlgo_t answers[ALGORITHMS];
+    int n = 0;
+    bool takes_pieces = s->is_fast && rows_of_size(size) < ROWS_LARGEST; /* the largest is for more rows too, and pieces want memory by rows */
+    TRY(ask(s, &p->kind, rows_of_size(size), takes_pieces, answers, &n));
+    p->chosen[size] = p->nominal;
+    if (s->is_fast && n > 0) p->chosen[size] = answers[0];
+    else TRY(choose_same(s, p, j, answers, n, &p->chosen[size]));
+    p->is_chosen[size] = true;
+    return STATUS_OK;
+}
+
+static status multiply_best(cuda_state *s, const product_kind *k, const product_job *j) {
+    cuda_product *p;
+    TRY(product_of(s, &p, k));
+    if (!p->has_nominal) return STATUS_UNSUPPORTED;
+    int size = size_of_rows(j->rows);
+    if (!p->is_chosen[size] && !s->is_recording) TRY(choose(s, p, size, j)); /* a graph that is recorded does not wait for trials */
+    return multiply(s, k, j, p->is_chosen[size] ? &p->chosen[size] : &p->nominal);
+}
+
+/* ---- what a matrix is multiplied as -------------------------------------------------------- */
 
 static ops_dtype many_dtype(const cuda_state *s, const cuda_matrix *m) {
     bool takes_codes = s->multiplies_e4m3 && m->head.n_out % CODES_ALIGN == 0;
@@ -131,51 +322,44 @@ static int64_t panel_outputs(const cuda_matrix *m) {
     return m->many_dtype != m->head.dtype && m->head.n_out > PANEL_OUTPUTS ? PANEL_OUTPUTS : m->head.n_out;
 }
 
-static status choose_for(cuda_state *s, cuda_matrix *m, int gelu, int64_t rows, bool *has_found,
-                         cublasLtMatmulAlgo_t *algorithm) {
-    description d = {};
-    cublasLtMatmulPreference_t preference = NULL;
-    bool is_coded = m->head.dtype == OPS_DTYPE_E4M3;
-    int64_t n_in = is_coded ? m->row_elements : m->head.n_in, n_out = panel_outputs(m);
-    status st = description_open(&d, m->many_dtype, is_coded ? OPS_DTYPE_F32 : m->many_dtype, n_in, n_out, m->row_elements,
-                                 n_in, is_coded ? n_out : m->head.n_out, rows,
-                                 m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias, gelu);
-    if (st == STATUS_OK) st = blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-    bool takes_pieces = s->is_fast && rows < ROWS_LARGEST; /* the largest is for more rows too, and pieces want memory by rows */
-    if (st == STATUS_OK) st = ask(s, has_found, algorithm, &d, takes_pieces, preference);
-    if (preference) (void)cublasLtMatmulPreferenceDestroy(preference);
-    description_close(&d);
-    return st;
+/* Inputs that are multiplied: rows that the tensor cores cannot take as they are get filled up. */
+static int64_t many_inputs(const cuda_matrix *m) {
+    return m->head.dtype == OPS_DTYPE_E4M3 || m->head.n_in % CHUNK != 0 ? m->row_elements : m->head.n_in;
 }
 
-/* A matrix has algorithms for all sizes or for none. */
-static status choose(cuda_state *s, cuda_matrix *m, int gelu) {
-    bool has_found = true;
-    for (int i = 0; i < MANY_SIZES && has_found; i++) {
-        if (s->is_fast) TRY(choose_for(s, m, gelu, (int64_t)ROWS_SMALLEST << i, &has_found, &m->many[gelu][i]));
-        else if (i == 0) TRY(choose_for(s, m, gelu, ROWS_NOMINAL, &has_found, &m->many[gelu][0]));
-        else m->many[gelu][i] = m->many[gelu][0];
-    }
-    m->has_many[gelu] = has_found;
+static const void *bias_of(const cuda_matrix *m) { return m->head.dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias; }
+
+static product_kind kind_of(const cuda_matrix *m, int64_t n_out, int gelu) {
+    product_kind k = {m->many_dtype, m->many_dtype, many_inputs(m), n_out, m->row_elements, m->head.n_out, bias_of(m) != NULL, gelu};
+    if (m->head.dtype != OPS_DTYPE_E4M3) return k;
+    k.out_dtype = OPS_DTYPE_F32; /* sums of codes, a panel of them beside each other */
+    k.out_stride = n_out;
+    k.has_bias = false;
+    return k;
+}
+
+static status can_multiply(cuda_state *s, const cuda_matrix *m, int gelu, bool *can) {
+    cuda_product *p;
+    product_kind k = kind_of(m, panel_outputs(m), gelu);
+    TRY(product_of(s, &p, &k));
+    *can = p->has_nominal;
     return STATUS_OK;
 }
 
 status cuda_many_choose(cuda_state *s, cuda_matrix *m) {
-    bool is_coded = m->head.dtype == OPS_DTYPE_E4M3; /* rows of codes are filled up */
     m->many_dtype = many_dtype(s, m);
-    if ((!is_coded && m->head.n_in % CHUNK != 0) || m->head.n_out % CHUNK != 0) return STATUS_OK;
-    TRY(choose(s, m, 0));
+    if (m->head.n_out % CHUNK != 0) return STATUS_OK;
+    TRY(can_multiply(s, m, 0, &m->has_many[0]));
     if (m->many_dtype == OPS_DTYPE_E4M3 && !m->has_many[0]) {
         m->many_dtype = OPS_DTYPE_BF16;
-        TRY(choose(s, m, 0));
+        TRY(can_multiply(s, m, 0, &m->has_many[0]));
     }
-    return m->own_bias ? choose(s, m, 1) : STATUS_OK;
+    return m->own_bias ? can_multiply(s, m, 1, &m->has_many[1]) : STATUS_OK;
 }
 
 bool cuda_many_takes(const linear_job *j) {
-    return j->m->has_many[0] && j->dtype == j->m->many_dtype && j->out_dtype == j->dtype && is_aligned16(j->x) &&
-           j->x_stride % CHUNK == 0 && is_aligned16(j->out) && is_aligned16(j->add) &&
-           (j->act == OPS_ACT_NONE || j->act_from % CHUNK == 0);
+    return j->m->has_many[0] && j->dtype == j->m->many_dtype && j->out_dtype == j->dtype && is_aligned16(j->out) &&
+           is_aligned16(j->add) && (j->act == OPS_ACT_NONE || j->act_from % CHUNK == 0);
 }
 
 /* ---- what stands around the product -------------------------------------------------------- */
@@ -226,51 +410,69 @@ static status finish(cuda_state *s, const linear_job *j, const float *bias, ops_
 
 /* ---- running ------------------------------------------------------------------------------- */
 
+/* thread -> a chunk of eight of a row: x with zeros behind its n_in columns. */
+template <typename T>
+static __global__ void fill_up_chunk_per_thread(T *out, const T *x, int64_t rows, int64_t n_in, int64_t x_stride, int64_t width) {
+    int64_t chunks = width / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t r = at / chunks, k = at % chunks * CHUNK;
+    if (r >= rows) return;
+    float v[CHUNK];
+    load_chunk(v, x + r * x_stride + k, n_in - k, false);
+    store_chunk(out + r * width + k, v, CHUNK, true);
+}
+
+/* Rows of x that begin at 16 bytes and are as long as the product wants them. */
+static status fill_up(cuda_state *s, linear_job *j) {
+    int64_t width = many_inputs(j->m);
+    if (width == j->m->head.n_in && is_aligned16(j->x) && j->x_stride % CHUNK == 0) return STATUS_OK;
+    void *filled;
+    TRY(cuda_codes(s, &filled, (size_t)(j->rows * width) * dtype_bytes(j->dtype)));
+    WITH_DTYPE(j->dtype, T, {
+        LAUNCH((fill_up_chunk_per_thread<T>), (unsigned)ceil_div(j->rows * (width / CHUNK), THREADS), THREADS, 0, s->stream,
+               static_cast<T *>(filled), static_cast<const T *>(j->x), j->rows, j->m->head.n_in, j->x_stride, width);
+    });
+    j->x = filled;
+    j->x_stride = width;
+    return cuda_launched("fill_up_chunk_per_thread");
+}
+
 /* n_out outputs from `first`, whose weights are w. */
-static status multiply(cuda_state *s, const linear_job *j, const void *w, int64_t first, int64_t n_out, const void *bias,
-                       int gelu) {
-    const cuda_matrix *m = j->m;
-    const float one = 1.0f, added = j->add ? 1.0f : 0.0f;
+static status multiply_some(cuda_state *s, const linear_job *j, const void *w, int64_t first, int64_t n_out, int gelu) {
     size_t before = (size_t)first * dtype_bytes(j->dtype);
-    unsigned char *out = static_cast<unsigned char *>(j->out) + before;
-    const unsigned char *add = j->add ? static_cast<const unsigned char *>(j->add) + before : out;
-    if (bias) bias = static_cast<const unsigned char *>(bias) + before;
-    description d = {};
-    status st = description_open(&d, j->dtype, j->dtype, m->head.n_in, n_out, m->row_elements, j->x_stride, m->head.n_out,
-                                 j->rows, bias, gelu);
-    if (st == STATUS_OK)
-        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, j->x, d.x, &added, add, d.out, out, d.out,
-                                        &m->many[gelu][many_size(j->rows)], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
-    description_close(&d);
-    return st;
+    product_kind k = kind_of(j->m, n_out, gelu);
+    product_job p = {w, j->x, NULL, NULL, static_cast<unsigned char *>(j->out) + before, j->rows, j->x_stride};
+    if (k.has_bias) p.bias = static_cast<const unsigned char *>(bias_of(j->m)) + before;
+    if (j->add) p.add = static_cast<const unsigned char *>(j->add) + before;
+    return multiply_best(s, &k, &p);
 }
 
 /* Outputs first .. end - 1. */
-static status multiply_outputs(cuda_state *s, const linear_job *j, int64_t first, int64_t end, const void *bias, int gelu) {
+static status multiply_outputs(cuda_state *s, const linear_job *j, int64_t first, int64_t end, int gelu) {
     const cuda_matrix *m = j->m;
     if (first >= end) return STATUS_OK;
     if (!dtype_is_quantized(m->head.dtype)) {
         const unsigned char *w = m->weights + (size_t)(first * m->row_elements) * dtype_bytes(m->head.dtype);
-        return multiply(s, j, w, first, end - first, bias, gelu);
+        return multiply_some(s, j, w, first, end - first, gelu);
     }
     void *panel;
     TRY(cuda_scratch(s, &panel, (size_t)(PANEL_OUTPUTS * m->row_elements) * sizeof(__nv_bfloat16)));
     for (; first < end; first += PANEL_OUTPUTS) {
         int64_t n = end - first < PANEL_OUTPUTS ? end - first : PANEL_OUTPUTS;
         TRY(dequantize(s, m, panel, first, n));
-        TRY(multiply(s, j, panel, first, n, bias, gelu));
+        TRY(multiply_some(s, j, panel, first, n, gelu));
     }
     return STATUS_OK;
 }
 
-status cuda_many_run(cuda_state *s, const linear_job *j) {
+status cuda_many_run(cuda_state *s, const linear_job *job) {
+    linear_job filled = *job, *j = &filled;
     const cuda_matrix *m = j->m;
-    const void *bias = j->dtype == OPS_DTYPE_F32 ? m->bias : m->own_bias;
     int gelu = j->act == OPS_ACT_GELU_TANH && m->has_many[1]; /* of f32 rows never: own_bias is for halves */
     int64_t plain = gelu ? j->act_from : m->head.n_out;
-    TRY(multiply_outputs(s, j, 0, plain, bias, 0));
-    TRY(multiply_outputs(s, j, plain, m->head.n_out, bias, 1));
-    return finish(s, j, bias ? NULL : m->bias, gelu ? OPS_ACT_NONE : j->act);
+    TRY(fill_up(s, j));
+    TRY(multiply_outputs(s, j, 0, plain, 0));
+    TRY(multiply_outputs(s, j, plain, m->head.n_out, 1));
+    return finish(s, j, bias_of(m) ? NULL : m->bias, gelu ? OPS_ACT_NONE : j->act);
 }
 
 /* ---- codes --------------------------------------------------------------------------------- */
@@ -285,17 +487,10 @@ static __global__ void end_sum_per_thread(linear_end end, const float *sums, int
 /* n_out outputs from first_out, whose weights are w, of some rows. */
 static status multiply_codes(cuda_state *s, const linear_job *j, float *sums, const void *w, int64_t first_row, int64_t rows,
                              int64_t first_out, int64_t n_out) {
-    const cuda_matrix *m = j->m;
-    const float one = 1.0f, zero = 0.0f;
     const unsigned char *x = static_cast<const unsigned char *>(j->x) + (size_t)(first_row * j->x_stride) * dtype_bytes(j->dtype);
-    description d = {};
-    status st = description_open(&d, j->dtype, OPS_DTYPE_F32, m->row_elements, n_out, m->row_elements, j->x_stride, n_out, rows,
-                                 NULL, 0);
-    if (st == STATUS_OK)
-        st = blas_status(cublasLtMatmul(s->blas, d.product, &one, w, d.w, x, d.x, &zero, sums, d.out, sums, d.out,
-                                        &m->many[0][many_size(rows)], s->workspace, WORKSPACE_BYTES, s->stream), "cublasLtMatmul");
-    description_close(&d);
-    if (st != STATUS_OK) return st;
+    product_kind k = kind_of(j->m, n_out, 0);
+    product_job p = {w, x, NULL, NULL, sums, rows, j->x_stride};
+    TRY(multiply_best(s, &k, &p));
     dim3 grid((unsigned)rows, (unsigned)ceil_div(n_out, THREADS));
     WITH_DTYPE(j->out_dtype, O, {
         LAUNCH((end_sum_per_thread<O>), grid, THREADS, 0, s->stream, end_of(j), sums, first_row, first_out, n_out);

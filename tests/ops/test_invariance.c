@@ -147,6 +147,7 @@ static void linear_rows_do_not_depend_on_cut_threads_or_neighbours(void **state)
                  {704, 72, false, true, OPS_DTYPE_F32, OPS_PRODUCT_F32, false, true},
                  {704, 72, true, true, OPS_DTYPE_F32, OPS_PRODUCT_F32, false, true},
                  {64, 8, true, true, OPS_DTYPE_F32, OPS_PRODUCT_F32, false, true},
+                 {83, 16, false, true, OPS_DTYPE_F32, OPS_PRODUCT_F32, false, true},
                  {700, 128, false, true, OPS_DTYPE_F32, OPS_PRODUCT_FP8, true, true},
                  {300, 72, true, true, OPS_DTYPE_F32, OPS_PRODUCT_FP8, false, true},
                  {76, 20, false, true, OPS_DTYPE_F32, OPS_PRODUCT_FP8, false, true}};

@@ -34,7 +34,9 @@ typedef struct emulated_product *cublasLtMatmulDesc_t;
 typedef struct emulated_layout *cublasLtMatrixLayout_t;
 typedef struct emulated_preference *cublasLtMatmulPreference_t;
 struct cublasLtMatmulAlgo_t {
-    int epilogue, pieces; /* what it was asked for */
+    int epilogue; /* what it was asked for */
+    int pieces;
+    bool is_backwards;
 };
 struct cublasLtMatmulHeuristicResult_t {
     cublasLtMatmulAlgo_t algo;

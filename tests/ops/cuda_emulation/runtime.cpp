@@ -345,15 +345,18 @@ cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* The first answer sums in two pieces, as the library's sometimes does. */
+/* The first answer sums in two pieces, as the library's sometimes does; for many rows the second sums from the end. */
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
-                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                                               cublasLtMatmulPreference_t, int n_wanted,
                                               cublasLtMatmulHeuristicResult_t *results, int *n) {
+    const cublasLtMatmulAlgo_t all[] = {{d->epilogue, 2, false}, {d->epilogue, 1, true}, {d->epilogue, 1, false}};
+    bool are_many = b->cols > 200 && b->cols < 2048;
     *n = 0;
     if (a->type == CUDA_R_8F_E4M3 && majors[current] < 9) return CUBLAS_STATUS_NOT_SUPPORTED;
-    for (*n = 0; *n < 2 && *n < n_wanted; ++*n)
-        results[*n] = cublasLtMatmulHeuristicResult_t{{d->epilogue, 2 - *n}, CUBLAS_STATUS_SUCCESS};
+    for (const cublasLtMatmulAlgo_t &algo : all)
+        if ((are_many || !algo.is_backwards) && *n < n_wanted)
+            results[(*n)++] = cublasLtMatmulHeuristicResult_t{algo, CUBLAS_STATUS_SUCCESS};
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -374,13 +377,17 @@ struct product {
     void *out;
     float kept; /* of c */
     int pieces;
+    bool is_backwards;
 };
 
 /* In pieces the order of a sum depends on how many rows there are. */
 static float sum_of(const product &p, const float *row, int64_t o) {
     int64_t k = p.a_layout.rows, cut = p.pieces == 1 ? k : p.out_layout.cols % 2 ? k / 2 : k / 3;
     float sums[2] = {0.0f, 0.0f};
-    for (int64_t i = 0; i < k; i++) sums[i >= cut] += row[i] * value_at(p.a, p.a_layout.type, o * p.a_layout.stride + i);
+    for (int64_t n = 0; n < k; n++) {
+        int64_t i = p.is_backwards ? k - 1 - n : n;
+        sums[i >= cut] += row[i] * value_at(p.a, p.a_layout.type, o * p.a_layout.stride + i);
+    }
     return sums[0] + sums[1];
 }
 
@@ -418,7 +425,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const vo
     }
     uintptr_t addresses = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)out | (uintptr_t)d->bias;
     if (addresses % 16 != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-    product p = {*d, *a_layout, *b_layout, *out_layout, a, b, c, out, 0.0f, algo->pieces};
+    product p = {*d, *a_layout, *b_layout, *out_layout, a, b, c, out, 0.0f, algo->pieces, algo->is_backwards};
     memcpy(&p.kept, beta, sizeof p.kept);
     return emulated_do(stream, [=] { multiply(p); }) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
