@@ -3,7 +3,7 @@
  *     s[j] = scale * sum over d of q[d] k[j][d]
  *     out[d] = sum over j of exp(s[j] - max s) v[j][d]  /  sum over j of exp(s[j] - max s)
  *
- * Halves with the head sizes that networks have go through attention_tiles.cu. attend_block_per_row, below, is the plain
+ * Halves with the head sizes that networks have go through attention_many.cu and attention_few.cu. attend_block_per_row, below, is the plain
  * version, for any head size, dtype and alignment, and the one that f32 is attended with. block -> one row and head. Keys go in chunks of 128 counted from absolute position 0, with a running
  * maximum and sum: thread -> one key of a chunk, for its score; then thread -> the dims t, t + 128, ... of the sum of
  * values, one key after the other in f32. Keys the row does not see are never read. All of a row's arithmetic follows
@@ -63,8 +63,8 @@ static __global__ void attend_block_per_row(attention_job j) {
     for (int d = thread; d < j.head_dim; d += THREADS) from_f32(&out_head[d], acc[d] / sum);
 }
 
-static status attend(cuda_state *s, const attention_job *j) {
-    if (cuda_tiles_take(j)) return cuda_tiles_run(s, j);
+static status attend(cuda_state *s, const attention_job *j, bool is_few) {
+    if (cuda_tiles_take(j)) return is_few ? cuda_attention_few(s, j) : cuda_attention_many(s, j);
     dim3 grid((unsigned)j->rows, (unsigned)j->n_heads);
     size_t bytes = shared_bytes(j->head_dim);
     WITH_DTYPE(j->dtype, T, WITH_CACHE(j->kv_dtype, T, C, {
@@ -102,7 +102,7 @@ status cuda_attention(void *state, ops_tensor *out, const ops_tensor *q, const o
     j.length = length;
     j.key_stride = tensor_row_stride(k);
     j.head_stride = j.head_dim;
-    return attend(s, &j);
+    return attend(s, &j, false);
 }
 
 status cuda_attention_paged(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k_cache,
@@ -120,6 +120,6 @@ status cuda_attention_paged(void *state, ops_tensor *out, const ops_tensor *q, c
     j.key_stride = k_cache->dims[3];
     j.head_stride = j.block_tokens * j.key_stride;
     j.block_stride = k_cache->dims[1] * j.head_stride;
-    if (j.block_tokens < 1) return STATUS_BAD_ARGUMENT;
-    return attend(s, &j);
+    if (j.block_tokens < 1 || j.block_tokens > INT32_MAX) return STATUS_BAD_ARGUMENT;
+    return attend(s, &j, params->is_few);
 }

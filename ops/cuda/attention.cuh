@@ -36,8 +36,8 @@ static __device__ inline int first_key(const attention_job *j, int64_t row) {
 /* Where what the first head has of a sequence's key at a position begins; -1 when its table leads outside. */
 static __device__ inline int64_t key_at(const attention_job *j, int seq, int position) {
     if (!j->tables) return (seq * j->length + position) * j->key_stride;
-    int32_t block = j->tables[seq * j->max_blocks + position / j->block_tokens];
-    return block < 0 || block >= j->n_cache_blocks ? -1 : block * j->block_stride + position % j->block_tokens * j->key_stride;
+    int32_t size = (int32_t)j->block_tokens, block = j->tables[seq * j->max_blocks + position / size];
+    return block < 0 || block >= j->n_cache_blocks ? -1 : block * j->block_stride + position % size * j->key_stride;
 }
 
 /* False where the row names no sequence, or a position its table cannot reach. */

@@ -1,5 +1,5 @@
 /* The instructions that CUDA C++ has no name for, each behind one function: copies to shared memory that go on while
- * the thread does (sm_80), the tensor cores' m16n8k16 with halves in and f32 sums, and the load that transposes for it.
+ * the thread does (sm_80), the tensor cores' m16n8k16 with halves in and f32 sums, the load that transposes for it, and a power of two.
  *
  * Fragments of one warp, lane = 4 g + t:
  *     a[0..3]: rows g, g + 8, g, g + 8; columns 2t, 2t + 1 (a[0], a[1]) and 2t + 8, 2t + 9 (a[2], a[3])
@@ -54,6 +54,13 @@ static __device__ inline void load_transposed(unsigned r[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row)));
+}
+
+/* 2^x with a relative error of 2^-22; what is below 2^-126 is 0. */
+static __device__ inline float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 #else

@@ -4,6 +4,7 @@
 #define TESTS_CUDA_EMULATION_EMULATED_PTX_H
 
 #include <cuda_runtime.h>
+#include <math.h>
 
 void emulated_copy_async(void *shared, const void *global, size_t bytes, bool is_there);
 void copies_commit(void);
@@ -42,6 +43,8 @@ static inline void mma(float d[4], const unsigned a[4], const unsigned b[2]) {
         }
     }
 }
+
+static inline float fast_exp2(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 
 static inline void load_transposed(unsigned r[4], const void *row) {
     if ((uintptr_t)row % 16 != 0) emulated_mistake("a row of a tile that does not begin at 16 bytes");
