@@ -84,12 +84,16 @@ size_t projector_weight_bytes(const projector *p) {
     return bytes;
 }
 
-status projector_run(projector *p, ops_tensor *projected, const void *features, int n_rows,
-                     err *e) {
+status projector_upload(projector *p, int first, const void *features, int n_rows) {
+    CHECK(first >= 0 && n_rows > 0 && first + n_rows <= p->max_rows, "rows of a run fit in the buffers of open");
+    ops_tensor rows = tensor_rows(&p->raw, first, n_rows);
+    return ops_upload(p->ctx, &rows, features);
+}
+
+status projector_run(projector *p, ops_tensor *projected, int n_rows, err *e) {
     CHECK(n_rows > 0 && n_rows <= p->max_rows, "a run fits in the buffers of open");
     ops_tensor raw = tensor_rows(&p->raw, 0, n_rows), x = tensor_rows(&p->wide, 0, n_rows);
-    status st = ops_upload(p->ctx, &raw, features);
-    if (st == STATUS_OK) st = ops_cast(p->ctx, &x, &raw);
+    status st = ops_cast(p->ctx, &x, &raw);
     for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
         ops_tensor y = tensor_rows(&p->buffers[i % 2], 0, n_rows);
         const ops_linear_params params = {.act = i + 1 < p->n_linear ? OPS_ACT_GELU_ERF : OPS_ACT_NONE};
