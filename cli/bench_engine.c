@@ -1,5 +1,6 @@
-/* Everything goes through the parts a node uses: vision_encoder_run and scheduler_step. The scheduler works until
- * nothing is left, or, for a decoding step, until every question has its first token; then steps are timed. */
+/* Everything goes through the parts a node uses: vision_encoder_run and scheduler_step, on memory like a node's, which
+ * crosses to a device without a stop. The scheduler works until nothing is left, or, for a decoding step, until every
+ * question has its first token; then steps are timed. */
 #include "cli/bench_engine.h"
 
 #include <stdlib.h>
@@ -22,6 +23,8 @@ struct bench_engine {
     ops_ctx *ctx;
     vision_encoder *encoder;
     scheduler *scheduler;
+    void *memory;            /* of ops_host_open: planes and features */
+    size_t memory_bytes;
     float *planes;           /* [batch] pictures */
     unsigned char *features; /* [batch] */
     size_t feature_bytes;
@@ -66,10 +69,14 @@ static void fill_features(bench_engine *b) {
 static status open_buffers(bench_engine *b, err *e) {
     size_t side = (size_t)model_get_config(b->m)->preprocess.size, n_planes = (size_t)b->s.batch * 3 * side * side;
     b->feature_bytes = vision_encoder_feature_bytes(b->encoder);
-    b->planes = malloc(n_planes * sizeof *b->planes);
-    b->features = malloc((size_t)b->s.batch * b->feature_bytes);
+    size_t plane_bytes = ops_cut_bytes(OPS_DTYPE_F32, (int64_t)n_planes); /* rounded up, so that features are aligned too */
+    b->memory_bytes = plane_bytes + (size_t)b->s.batch * b->feature_bytes;
+    status st = ops_host_open(b->ctx, &b->memory, b->memory_bytes, e);
+    if (st != STATUS_OK) return st;
+    b->planes = b->memory;
+    b->features = (unsigned char *)b->memory + plane_bytes;
     b->ids = calloc(PROMPT_IDS_MAX, sizeof *b->ids);
-    if (!b->planes || !b->features || !b->ids) return fail(e, STATUS_NO_MEMORY, "bench: no memory for %d pictures", b->s.batch);
+    if (!b->ids) return fail(e, STATUS_NO_MEMORY, "bench: no memory for a prompt");
     for (size_t i = 0; i < n_planes; i++) b->planes[i] = (float)(rng_unit(&b->random) * 2 - 1);
     fill_features(b);
     return STATUS_OK;
@@ -101,10 +108,9 @@ void bench_engine_close(bench_engine **out) {
     if (!b) return;
     scheduler_close(&b->scheduler);
     vision_encoder_close(&b->encoder);
+    if (b->ctx) ops_host_close(b->ctx, &b->memory, b->memory_bytes);
     ops_close(&b->ctx);
     model_close(&b->m);
-    free(b->planes);
-    free(b->features);
     free(b->ids);
     free(b);
     *out = NULL;

@@ -18,7 +18,8 @@
  * Rows are of two kinds (ops_linear_params.is_few): tokens being decoded, and of every step the rows whose logits are wanted,
  * from where the others stop to be needed, are few; rows of prompts are many. The kind follows from the row alone.
  *
- * All indices of a step go to the device in one upload; the arrays below are views into it. What runs on them up to the
+ * All indices of a step go to the device in one upload; the arrays below are views into it. They, the candidates and the
+ * rows of features, where the caller has them in memory of ops_host_open, cross without a stop. What runs on them up to the
  * logits is one function, run_network, which a device with graphs records for steps of decoding (step_graphs.h). The
  * candidates are found outside of it: what is wanted of the rows is read from host memory. */
 #include "lm_node/lm_decoder.h"
@@ -58,6 +59,8 @@ struct lm_decoder {
      * gated [max_rows, intermediate]; out_x, out_other, out_n [max_out, hidden]; logits [max_out, n_vocab_out], candidates
      * [max_out] of them. */
     ops_tensor x, other, n, wide, gated, out_x, out_other, out_n, logits, candidates, indices;
+    void *host; /* memory of ops_host_open: the three host_ arrays */
+    size_t host_bytes;
     int32_t *host_indices;
     adapter_room adapters;
     row_kinds kinds, out_kinds; /* of the step's rows and of its wanted rows */
@@ -267,12 +270,18 @@ static status open_activations(lm_decoder *d, err *e) {
     d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
     d->candidates = ops_block_cut(block, OPS_DTYPE_U8, 2, (int64_t[]){outs, sizeof(ops_candidates)});
     d->indices = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){n_indices_max(d)});
-    d->host_indices = calloc((size_t)n_indices_max(d), sizeof *d->host_indices);
-    d->host_logits = calloc((size_t)vocab, sizeof *d->host_logits);
-    d->host_candidates = calloc((size_t)outs, sizeof *d->host_candidates);
-    if (!d->host_indices || !d->host_logits || !d->host_candidates)
-        return fail(e, STATUS_NO_MEMORY, "decoder: no memory for %lld rows of logits",
-                    (long long)outs);
+    return STATUS_OK;
+}
+
+static status open_host(lm_decoder *d, err *e) {
+    size_t candidates = ops_cut_bytes(OPS_DTYPE_U8, d->s.max_out * (int64_t)sizeof(ops_candidates));
+    size_t logits = ops_cut_bytes(OPS_DTYPE_F32, d->c.n_vocab_out);
+    d->host_bytes = candidates + logits + ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
+    TRY(ops_host_open(d->ctx, &d->host, d->host_bytes, e));
+    unsigned char *memory = d->host;
+    d->host_candidates = (ops_candidates *)(void *)memory;
+    d->host_logits = (float *)(void *)(memory + candidates);
+    d->host_indices = (int32_t *)(void *)(memory + candidates + logits);
     return STATUS_OK;
 }
 
@@ -316,6 +325,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     status st = check_settings(d, e);
     if (st == STATUS_OK) st = open_weights(d, m, e);
     if (st == STATUS_OK) st = open_activations(d, e);
+    if (st == STATUS_OK) st = open_host(d, e);
     if (st == STATUS_OK) st = open_graphs(d, e);
     if (st != STATUS_OK) {
         lm_decoder_close(&d);
@@ -344,9 +354,7 @@ void lm_decoder_close(lm_decoder **out) {
     ops_block_close(&d->kv);
     ops_block_close(&d->weights);
     free(d->layers);
-    free(d->host_indices);
-    free(d->host_logits);
-    free(d->host_candidates);
+    ops_host_close(d->ctx, &d->host, d->host_bytes);
     free(d->tap_hidden);
     free(d);
     *out = NULL;
@@ -470,15 +478,31 @@ static status run_norm(lm_decoder *d, ops_tensor *out, const ops_tensor *x, cons
     return ops_layer_norm(d->ctx, out, x, &norm->w, &norm->b, d->c.norm_eps);
 }
 
+/* Where image row i stands. */
+static const unsigned char *feature_row(const lm_decoder *d, const lm_batch *b, int i) {
+    if (b->feature_rows) return b->feature_rows[i];
+    return (const unsigned char *)b->features + (size_t)i * projector_row_bytes(d->projectors[0]);
+}
+
+/* Image rows first .. first + n - 1 to the projector: what stands beside each other crosses at once. */
+static status upload_features(const lm_decoder *d, projector *p, const lm_batch *b, int first, int n) {
+    const size_t row_bytes = projector_row_bytes(p);
+    for (int i = 0, end; i < n; i = end) {
+        const unsigned char *from = feature_row(d, b, first + i);
+        for (end = i + 1; end < n && feature_row(d, b, first + end) == from + (size_t)(end - i) * row_bytes;) end++;
+        TRY(projector_upload(p, i, from, end - i));
+    }
+    return STATUS_OK;
+}
+
 /* Runs of image rows with one adapter, each through its projector. */
 static status run_images(lm_decoder *d, ops_tensor *x, const step_indices *at, const lm_batch *b, err *e) {
-    const size_t row_bytes = projector_row_bytes(d->projectors[0]);
     for (int first = 0, n; first < b->n_image_rows; first += n) {
         int served = adapter_of(b, b->image_rows[first]);
         for (n = 1; first + n < b->n_image_rows && adapter_of(b, b->image_rows[first + n]) == served;) n++;
-        const void *features = (const unsigned char *)b->features + (size_t)first * row_bytes;
         ops_tensor projected, to = tensor_rows(&at->image_rows, first, n);
-        TRY(projector_run(d->projectors[served], &projected, features, n, e));
+        TRY(upload_features(d, d->projectors[served], b, first, n));
+        TRY(projector_run(d->projectors[served], &projected, n, e));
         TRY(ops_scatter_rows(d->ctx, x, &projected, &to));
     }
     return STATUS_OK;
@@ -664,7 +688,9 @@ status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *
     *out = (lm_step){.candidates = d->host_candidates};
     d->n_out = batch->n_out;
     status st = run_step(d, out, batch, e);
-    return st == STATUS_OK ? st : fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text((int)st));
+    if (st == STATUS_OK) return st;
+    IGNORE(ops_sync(d->ctx), "what was begun may still read the caller's memory; the step has failed already");
+    return fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text((int)st));
 }
 
 status lm_decoder_logits(lm_decoder *d, const float **logits, int row, err *e) {

@@ -59,7 +59,7 @@ struct lm_service {
     scheduler *scheduler;
     service_job *jobs;
     buf blobs;    /* as they were fetched for the job being started */
-    buf features; /* of its images, one after another */
+    buf features; /* of several images, one after another */
     int32_t *ids; /* of the question being built */
 };
 
@@ -311,6 +311,10 @@ static status fetch_features(lm_service *s, const service_job *j, const void **f
         if (st == STATUS_OK && ((int)b.n_tokens != c->tower.n_tokens || (int)b.width != c->tower.hidden ||
                                 b.values.len_bytes != want))
             st = STATUS_NOT_FOUND;
+        if (st == STATUS_OK && j->n_images == 1) {
+            *features = b.values.data; /* a single image's stay where the blob is */
+            return STATUS_OK;
+        }
         if (st == STATUS_OK) st = buf_append(&s->features, b.values.data, want);
     }
     if (st == STATUS_OK) *features = s->features.data;

@@ -15,18 +15,19 @@ struct projector {
     ops_dtype dtype, activations; /* of features, of all that is made of them */
     ops_matrix **linear; /* [n_linear] */
     ops_block block;
-    ops_tensor raw, wide, buffers[2];
+    ops_tensor raw, wide, buffers[2]; /* wide: raw as activations, where those are something else */
 };
 
 static status open_memory(projector *p, err *e) {
+    const bool is_wider = p->activations != p->dtype;
     size_t bytes = ops_cut_bytes(p->dtype, p->max_rows * p->n_in) +
-                   ops_cut_bytes(p->activations, p->max_rows * p->n_in) +
+                   (is_wider ? ops_cut_bytes(p->activations, p->max_rows * p->n_in) : 0) +
                    2 * ops_cut_bytes(p->activations, p->max_rows * p->n_out);
     status st = ops_block_open(p->ctx, &p->block, bytes, e);
     if (st != STATUS_OK) return st;
     const int64_t in[2] = {p->max_rows, p->n_in}, out[2] = {p->max_rows, p->n_out};
     p->raw = ops_block_cut(&p->block, p->dtype, 2, in);
-    p->wide = ops_block_cut(&p->block, p->activations, 2, in);
+    if (is_wider) p->wide = ops_block_cut(&p->block, p->activations, 2, in);
     for (int i = 0; i < 2; i++) p->buffers[i] = ops_block_cut(&p->block, p->activations, 2, out);
     return STATUS_OK;
 }
@@ -84,12 +85,16 @@ size_t projector_weight_bytes(const projector *p) {
     return bytes;
 }
 
-status projector_run(projector *p, ops_tensor *projected, const void *features, int n_rows,
-                     err *e) {
+status projector_upload(projector *p, int first, const void *features, int n_rows) {
+    CHECK(first >= 0 && n_rows > 0 && first + n_rows <= p->max_rows, "rows of a run fit in the buffers of open");
+    ops_tensor rows = tensor_rows(&p->raw, first, n_rows);
+    return ops_upload(p->ctx, &rows, features);
+}
+
+status projector_run(projector *p, ops_tensor *projected, int n_rows, err *e) {
     CHECK(n_rows > 0 && n_rows <= p->max_rows, "a run fits in the buffers of open");
-    ops_tensor raw = tensor_rows(&p->raw, 0, n_rows), x = tensor_rows(&p->wide, 0, n_rows);
-    status st = ops_upload(p->ctx, &raw, features);
-    if (st == STATUS_OK) st = ops_cast(p->ctx, &x, &raw);
+    ops_tensor raw = tensor_rows(&p->raw, 0, n_rows), x = p->dtype == p->activations ? raw : tensor_rows(&p->wide, 0, n_rows);
+    status st = p->dtype == p->activations ? STATUS_OK : ops_cast(p->ctx, &x, &raw);
     for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
         ops_tensor y = tensor_rows(&p->buffers[i % 2], 0, n_rows);
         const ops_linear_params params = {.act = i + 1 < p->n_linear ? OPS_ACT_GELU_ERF : OPS_ACT_NONE};

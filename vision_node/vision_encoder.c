@@ -42,7 +42,7 @@ struct vision_encoder {
     tower_layer *layers;
     /* Activations for max_images: x, other, a [rows, hidden], x before and behind a branch in turns; wide holds patches,
      * queries, keys and values side by side, or MLP, gated what is left of it behind the gate; half is the result in the
-     * dtype of the features. */
+     * dtype of the features, where that is another one. */
     ops_tensor planes, x, other, a, wide, gated, half;
     vision_tap *tap;
     void *tap_user;
@@ -94,8 +94,8 @@ static size_t activation_bytes(const vision_encoder *v) {
     int64_t rows = max_rows(v);
     size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, planes_elements(v)) +
                    3 * ops_cut_bytes(v->running, rows * v->c.hidden) +
-                   ops_cut_bytes(v->running, rows * wide_width(v)) +
-                   ops_cut_bytes(v->dtype, rows * v->c.hidden);
+                   ops_cut_bytes(v->running, rows * wide_width(v));
+    if (v->dtype != v->running) bytes += ops_cut_bytes(v->dtype, rows * v->c.hidden);
     if (v->c.family->is_gated) bytes += ops_cut_bytes(v->running, rows * v->c.intermediate);
     return bytes;
 }
@@ -200,7 +200,7 @@ static status open_activations(vision_encoder *v, err *e) {
     v->wide = ops_block_cut(block, v->running, 1, (int64_t[]){max_rows(v) * wide_width(v)});
     if (v->c.family->is_gated)
         v->gated = ops_block_cut(block, v->running, 2, (int64_t[]){max_rows(v), v->c.intermediate});
-    v->half = ops_block_cut(block, v->dtype, 2, flat);
+    if (v->dtype != v->running) v->half = ops_block_cut(block, v->dtype, 2, flat);
     v->tap_hidden = NULL;
     return STATUS_OK;
 }
@@ -374,10 +374,13 @@ static status start(vision_encoder *v, const float *const *planes, int n_images,
         TRY(ops_gather_rows(v->ctx, &kept, &x, &patches_at));
         x = kept;
     }
-    ops_tensor half = tensor_first(&v->half, x.dims[0], v->c.hidden);
-    TRY(ops_cast(v->ctx, &half, &x));
+    if (v->dtype != v->running) {
+        ops_tensor half = tensor_first(&v->half, x.dims[0], v->c.hidden);
+        TRY(ops_cast(v->ctx, &half, &x));
+        x = half;
+    }
     for (int i = 0; i < n_images; i++) {
-        ops_tensor one = one_of(&v->half, i, (int64_t)v->c.n_tokens * v->c.hidden);
+        ops_tensor one = one_of(&x, i, (int64_t)v->c.n_tokens * v->c.hidden);
         TRY(ops_download(v->ctx, features[i], &one));
     }
     return STATUS_OK;

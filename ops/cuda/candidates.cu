@@ -1,4 +1,6 @@
-/* The candidates of rows. Block -> a row; thread -> the columns t, t + THREADS, ...
+/* The candidates of rows. Block -> a row; thread -> the columns t, t + THREADS, ... for totals; for the rest, where order
+ * changes nothing, fours of columns where the row is aligned, with AHEAD reads under way at once: a row is one block's, and
+ * waiting for memory is what it does most.
  *
  * A value's key is its rank among floats above its column from behind: the order of keys, falling, is that of candidates,
  * and no two keys of a row are equal. The row is read three times: for the largest key of each thread, for the keys that
@@ -14,29 +16,60 @@
 #define WARPS   (THREADS / WARP)
 #define GROUP   (THREADS / OPS_CANDIDATES_MAX)
 #define ROOM    THREADS /* keys that are compared with each other: one a thread */
+#define AHEAD   8       /* 51,200 columns: 25 fours a thread */
 
 typedef unsigned long long key;
 
 #define NOT_FINITE 0xffffffffu /* above the rank of every number */
 
-static __device__ inline key key_of(float v, int64_t column) {
+static __device__ inline unsigned rank_of(float v) {
     unsigned bits = __float_as_uint(v + 0.0f); /* -0 counts as 0 */
-    unsigned rank = !isfinite(v) ? NOT_FINITE : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (key)rank << 32 | (0xffffffffu - (unsigned)column);
+    return !isfinite(v) ? NOT_FINITE : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
+
+static __device__ inline key key_from(unsigned rank, unsigned column) { return (key)rank << 32 | (0xffffffffu - column); }
+static __device__ inline key key_of(float v, unsigned column) { return key_from(rank_of(v), column); }
 
 static __device__ inline int32_t column_of(key k) { return (int32_t)(0xffffffffu - (unsigned)k); }
 
-/* The largest of the thread's own keys; 0, which is below every number's, where it has none. */
+/* visit(value, column) for each column of the thread, in order. */
+template <typename V>
+static __device__ inline void each_own(const float *row, int64_t n, V visit) {
+    int64_t n_fours = (uintptr_t)row % sizeof(uint4) == 0 ? n / 4 : 0;
+    const uint4 *fours = reinterpret_cast<const uint4 *>(row);
+    for (int64_t first = threadIdx.x; first < n_fours; first += AHEAD * THREADS) {
+        uint4 v[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (first + i * THREADS < n_fours) v[i] = fours[first + i * THREADS];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (first + i * THREADS >= n_fours) continue;
+            unsigned column = 4 * (unsigned)(first + i * THREADS);
+            visit(__uint_as_float(v[i].x), column);
+            visit(__uint_as_float(v[i].y), column + 1);
+            visit(__uint_as_float(v[i].z), column + 2);
+            visit(__uint_as_float(v[i].w), column + 3);
+        }
+    }
+#pragma unroll 8
+    for (int64_t c = 4 * n_fours + threadIdx.x; c < n; c += THREADS) visit(row[c], (unsigned)c);
+}
+
+/* The largest of the thread's own keys; 0, which is below every number's, where it has none. Of equal ranks it is the first
+ * column's, so that ranks are compared and keys are not. */
 static __device__ inline key largest_own(const float *row, int64_t n) {
-    key best = 0;
-    for (int64_t c = threadIdx.x; c < n; c += THREADS) best = larger(best, key_of(row[c], c));
-    return best;
+    unsigned best = 0, at = 0;
+    each_own(row, n, [&](float v, unsigned column) {
+        unsigned rank = rank_of(v);
+        if (rank > best) best = rank, at = column;
+    });
+    return best == 0 ? 0 : key_from(best, at);
 }
 
 static __device__ inline unsigned n_reaching(key bound, const float *row, int64_t n, unsigned *shared) {
     unsigned own = 0;
-    for (int64_t c = threadIdx.x; c < n; c += THREADS) own += key_of(row[c], c) >= bound;
+    each_own(row, n, [&](float v, unsigned column) { own += key_of(v, column) >= bound; });
     return block_sum(own, shared);
 }
 
@@ -90,10 +123,10 @@ static __global__ void candidates_block_per_row(ops_candidates *out, const float
     if (is_bad) return;
     if (wanted.n > 1) {
         key bound = bound_of(own, best, row, n, shared); /* with barriers: the count is 0 for all behind it */
-        for (int64_t c = threadIdx.x; c < n; c += THREADS) {
-            key k = key_of(row[c], c);
+        each_own(row, n, [&](float v, unsigned column) {
+            key k = key_of(v, column);
             if (k >= bound) keys[atomicAdd(n_keys, 1)] = k;
-        }
+        });
         __syncthreads();
         put_in_order(out, keys, *n_keys, wanted.n, row);
     }

@@ -33,6 +33,9 @@ static __device__ inline void copies_commit(void) { asm volatile("cp.async.commi
 template <int n>
 static __device__ inline void copies_wait(void) { asm volatile("cp.async.wait_group %0;" ::"n"(n)); }
 
+/* Sends for a line of memory without waiting for it. */
+static __device__ inline void prefetch(const void *global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
 template <typename T>
 static __device__ inline void mma(float d[4], const unsigned a[4], const unsigned b[2]);
 template <>

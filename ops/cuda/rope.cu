@@ -4,10 +4,22 @@
  * Products are rounded before the sum, in every build.
  *
  * blockIdx.x -> a row; thread of blockIdx.y's part -> eight dims beside each other: eight pairs of a head, or eight that
- * stay as they are. Memory: what a row has is read once and written once; the tables come from cache. */
+ * stay as they are. Memory: what a row has is read once and written once; the tables come from cache. A thread has so
+ * little to move that finding out what takes as long: which head a chunk is of is a product with what the host
+ * made of the divisor, and no index of a row needs 64 bits. */
 #include "ops/cuda/cuda_internal.cuh"
 
 #define THREADS 256
+
+/* i / d for all i with i d < 2^32: the product is less than i / 2^32 too large, and i / d at least 1 / d below the next
+ * whole number. */
+typedef struct {
+    unsigned d;
+    uint64_t inverse; /* 2^32 / d, cut off, and 1 */
+} divisor;
+
+static divisor divisor_of(int d) { return divisor{(unsigned)d, d ? (UINT64_C(1) << 32) / (unsigned)d + 1 : 0}; }
+static __device__ inline int divided(int i, divisor by) { return (int)((uint64_t)(unsigned)i * by.inverse >> 32); }
 
 typedef struct {
     const float *cos, *sin;
@@ -64,6 +76,13 @@ static __device__ inline void keep_chunk(C *to, const T *from, int n, bool is_al
     store_chunk(to, v, n, is_aligned);
 }
 
+template <typename T>
+static __device__ inline void keep_chunk(T *to, const T *from, int n, bool is_aligned) {
+    if (is_aligned) copy_chunk(reinterpret_cast<chunk_of<T> *>(to), reinterpret_cast<const chunk_of<T> *>(from));
+    else
+        for (int i = 0; i < CHUNK && i < n; i++) to[i] = from[i];
+}
+
 static __host__ __device__ inline int n_chunks(int n) { return (n + CHUNK - 1) / CHUNK; }
 
 template <typename T>
@@ -96,14 +115,14 @@ typedef struct {
     void *k_cache, *v_cache, *q; /* q NULL: none */
     const void *k, *v;
     const int32_t *slots;
-    int64_t n_slots, block_tokens, q_stride, k_stride, v_stride;
-    int n_heads, n_kv_heads; /* n_heads: of q */
+    int64_t n_slots, q_stride, k_stride, v_stride;
+    int block_tokens, n_heads, n_kv_heads; /* n_heads: of q */
+    divisor pairs, kept, whole; /* chunks of a head: turned, that stay, of all its dims */
 } append_job;
 
 /* Of a row: turned pairs of keys, dims of keys that stay, values, turned pairs of the query. */
-static __host__ __device__ inline int n_kept(const turn_job *t) { return n_chunks(t->head_dim - 2 * t->half); }
-static __host__ __device__ inline int row_chunks(const append_job *j) {
-    return j->n_kv_heads * (n_chunks(j->t.half) + n_kept(&j->t) + n_chunks(j->t.head_dim)) + j->n_heads * n_chunks(j->t.half);
+static int row_chunks(const append_job *j) {
+    return j->n_kv_heads * (int)(j->pairs.d + j->kept.d + j->whole.d) + j->n_heads * (int)j->pairs.d;
 }
 
 template <typename T, typename C>
@@ -112,33 +131,34 @@ static __global__ void append_chunk_per_thread(append_job j) {
     int64_t row = blockIdx.x, angles = angles_of(t, row), slot = j.slots[row];
     if (slot < 0 || slot >= j.n_slots) *t->fault = 1;
     if (angles < 0 || slot < 0 || slot >= j.n_slots) return;
-    int pairs = n_chunks(t->half), kept = n_kept(t), whole = n_chunks(t->head_dim);
     const T *k = static_cast<const T *>(j.k) + row * j.k_stride, *v = static_cast<const T *>(j.v) + row * j.v_stride;
-    int64_t head_stride = j.block_tokens * t->head_dim; /* in the caches; of the first head: */
-    int64_t first = slot / j.block_tokens * j.n_kv_heads * head_stride + slot % j.block_tokens * t->head_dim;
+    unsigned block = (unsigned)slot / (unsigned)j.block_tokens, in_block = (unsigned)slot - block * (unsigned)j.block_tokens;
+    int64_t head_stride = (int64_t)j.block_tokens * t->head_dim; /* in the caches; of the first head: */
+    int64_t first = (int64_t)block * j.n_kv_heads * head_stride + (int64_t)in_block * t->head_dim;
     C *key = static_cast<C *>(j.k_cache) + first, *value = static_cast<C *>(j.v_cache) + first;
-    int i = (int)(blockIdx.y * THREADS + threadIdx.x);
-    if (i < j.n_kv_heads * pairs) {
-        int head = i / pairs;
-        turn_chunk(key + head * head_stride, k + head * t->head_dim, t, angles, i % pairs * CHUNK);
+    int i = (int)(blockIdx.y * THREADS + threadIdx.x), n = j.n_kv_heads * (int)j.pairs.d;
+    if (i < n) {
+        int head = divided(i, j.pairs), chunk = i - head * (int)j.pairs.d;
+        turn_chunk(key + head * head_stride, k + head * t->head_dim, t, angles, chunk * CHUNK);
         return;
     }
-    i -= j.n_kv_heads * pairs;
-    if (i < j.n_kv_heads * kept) {
-        int in_head = 2 * t->half + i % kept * CHUNK, head = i / kept;
+    i -= n, n = j.n_kv_heads * (int)j.kept.d;
+    if (i < n) {
+        int head = divided(i, j.kept), in_head = 2 * t->half + (i - head * (int)j.kept.d) * CHUNK;
         keep_chunk(key + head * head_stride + in_head, k + head * t->head_dim + in_head, t->head_dim - in_head, t->is_aligned);
         return;
     }
-    i -= j.n_kv_heads * kept;
-    if (i < j.n_kv_heads * whole) {
-        int in_head = i % whole * CHUNK, head = i / whole;
+    i -= n, n = j.n_kv_heads * (int)j.whole.d;
+    if (i < n) {
+        int head = divided(i, j.whole), in_head = (i - head * (int)j.whole.d) * CHUNK;
         keep_chunk(value + head * head_stride + in_head, v + head * t->head_dim + in_head, t->head_dim - in_head, t->is_aligned);
         return;
     }
-    i -= j.n_kv_heads * whole;
-    if (i >= j.n_heads * pairs) return;
-    T *head = static_cast<T *>(j.q) + row * j.q_stride + i / pairs * t->head_dim;
-    turn_chunk(head, head, t, angles, i % pairs * CHUNK);
+    i -= n;
+    if (i >= j.n_heads * (int)j.pairs.d) return;
+    int head_idx = divided(i, j.pairs);
+    T *head = static_cast<T *>(j.q) + row * j.q_stride + head_idx * t->head_dim;
+    turn_chunk(head, head, t, angles, (i - head_idx * (int)j.pairs.d) * CHUNK);
 }
 
 status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, const ops_tensor *k, const ops_tensor *v,
@@ -153,12 +173,16 @@ status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, con
     j.v = v->data;
     j.slots = static_cast<const int32_t *>(at->slots->data);
     j.n_slots = k_cache->dims[0] * k_cache->dims[2];
-    j.block_tokens = k_cache->dims[2];
+    j.block_tokens = (int)k_cache->dims[2];
     j.q_stride = q ? tensor_row_stride(q) : 0;
     j.k_stride = tensor_row_stride(k);
     j.v_stride = tensor_row_stride(v);
     j.n_heads = q ? n_heads : 0;
     j.n_kv_heads = n_kv_heads;
+    j.pairs = divisor_of(n_chunks(j.t.half));
+    j.kept = divisor_of(n_chunks(j.t.head_dim - 2 * j.t.half));
+    j.whole = divisor_of(n_chunks(j.t.head_dim));
+    CHECK((uint64_t)row_chunks(&j) * j.whole.d < UINT64_C(1) << 32, "chunks of a row divide by a product");
     j.t.is_aligned = j.t.is_aligned && (j.q_stride | j.k_stride | j.v_stride) % CHUNK == 0 && is_aligned16(j.q) &&
                      is_aligned16(j.k) && is_aligned16(j.v) && is_aligned16(j.k_cache) && is_aligned16(j.v_cache);
     WITH_DTYPE(k->dtype, T, WITH_CACHE(k_cache->dtype, T, C, {

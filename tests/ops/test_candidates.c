@@ -41,9 +41,9 @@ static ops_candidates *candidates(ops_ctx *ctx, const float *x, int64_t rows, in
 
 /* ---- rows ---------------------------------------------------------------------------------- */
 
-enum { RANDOM, EQUAL, TIES, RISING, FALLING, ZEROS, EXTREMES, IN_ONE_GROUP, TWO_LEVELS, N_KINDS };
+enum { RANDOM, EQUAL, TIES, RISING, FALLING, ZEROS, EXTREMES, IN_ONE_GROUP, IN_ONE_GROUP_BY_FOURS, TWO_LEVELS, N_KINDS };
 
-/* IN_ONE_GROUP, TWO_LEVELS: what makes bounds that are taken from every 512th column bad ones. */
+/* IN_ONE_GROUP, TWO_LEVELS: what makes bounds that are taken from every 512th column bad ones, or from every 512th four. */
 static void fill_row(float *x, int64_t n, int kind, rng *r) {
     static const float extremes[] = {FLT_MAX, -FLT_MAX, FLT_MIN, -FLT_MIN, 1e-45f, -1e-45f, 0.0f, -0.0f};
     for (int64_t c = 0; c < n; c++) {
@@ -56,6 +56,7 @@ static void fill_row(float *x, int64_t n, int kind, rng *r) {
         case ZEROS: x[c] = c % 2 ? 0.0f : -0.0f; break;
         case EXTREMES: x[c] = extremes[rng_below(r, 8)]; break;
         case IN_ONE_GROUP: x[c] = c % 512 < 8 ? 20.0f + any : any; break;
+        case IN_ONE_GROUP_BY_FOURS: x[c] = c % 2048 < 32 ? 20.0f + any : any; break;
         case TWO_LEVELS: x[c] = c % 512 == 3 ? 1.0f : c % 512 < 62 && c < 512 ? 2.0f : -1.0f; break;
         default: x[c] = any;
         }

@@ -236,13 +236,14 @@ static void avx2_and_avx512_give_the_same_linear_bits(void **state) {
 typedef struct {
     const float *w, *b;
     const int32_t *positions;
+    int64_t cols; /* of a norm */
 } rows_arg;
 
 static void call_norm(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first,
                       int64_t n) {
     const rows_arg *a = arg;
     (void)first;
-    int64_t cols = 91;
+    int64_t cols = a->cols;
     ops_tensor to = activations(ctx, NULL, n, cols), tx = activations(ctx, x, n, cols);
     ops_tensor w = f32_vector(ctx, a->w, cols);
     ops_tensor b = f32_vector(ctx, a->b, cols);
@@ -253,7 +254,7 @@ static void call_norm(ops_ctx *ctx, void *arg, float *out, const float *x, int64
 static void call_rms_norm(ops_ctx *ctx, void *arg, float *out, const float *x, int64_t first, int64_t n) {
     const rows_arg *a = arg;
     (void)first;
-    int64_t cols = 91;
+    int64_t cols = a->cols;
     ops_tensor to = activations(ctx, NULL, n, cols), tx = activations(ctx, x, n, cols);
     ops_tensor w = f32_vector(ctx, a->w, cols);
     assert_int_equal(ops_rms_norm(ctx, &to, &tx, &w, 1e-5f), STATUS_OK);
@@ -288,17 +289,21 @@ static void call_rope(ops_ctx *ctx, void *arg, float *out, const float *x, int64
 static void norm_gate_and_rope_rows_do_not_depend_on_cut_or_threads(void **state) {
     (void)state;
     rng r = rng_make(9);
-    float *x = random_floats(&r, ROWS * 91, 1.0f), *w = random_floats(&r, 250, 1.0f);
-    float *b = random_floats(&r, 250, 1.0f);
+    static const int64_t norm_cols[] = {91, 1400}; /* of one warp of a device, of several */
+    float *x = random_floats(&r, ROWS * 1400, 1.0f), *w = random_floats(&r, 1400, 1.0f);
+    float *b = random_floats(&r, 1400, 1.0f);
     int32_t positions[ROWS];
     for (int i = 0; i < ROWS; i++) positions[i] = (int32_t)rng_below(&r, 50);
-    rows_arg arg = {w, b, positions};
+    rows_arg arg = {w, b, positions, 0};
     for (int v = 0; v < N_VARIANTS; v++) {
         ops_ctx *ctx = open_variant(v, 1);
         if (!ctx) continue;
         ops_close(&ctx);
-        expect_invariant(v, &(row_operator){91, 91, call_norm, &arg}, x, "layer_norm");
-        expect_invariant(v, &(row_operator){91, 91, call_rms_norm, &arg}, x, "rms_norm");
+        for (size_t k = 0; k < sizeof norm_cols / sizeof *norm_cols; k++) {
+            arg.cols = norm_cols[k];
+            expect_invariant(v, &(row_operator){arg.cols, arg.cols, call_norm, &arg}, x, "layer_norm");
+            expect_invariant(v, &(row_operator){arg.cols, arg.cols, call_rms_norm, &arg}, x, "rms_norm");
+        }
         expect_invariant(v, &(row_operator){90, 45, call_gate, &arg}, x, "gate");
         expect_invariant(v, &(row_operator){91, 91, call_activate, &arg}, x, "activate");
         expect_invariant(v, &(row_operator){91, 91, call_rope, &arg}, x, "rope");

@@ -27,8 +27,9 @@ static ops_dtype dtype;
     for (int c##_i = 0; c##_i < contexts.n; c##_i++)                                               \
         for (ops_ctx *c = (dtype = contexts.dtype[c##_i], contexts.ctx[c##_i]); c; c = NULL)
 
-static const int64_t widths[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 127, 1152, 2560, 4304};
-#define N_WIDTHS (sizeof widths / sizeof widths[0])
+static const int64_t widths[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 127, 1152, 2560, 4304, 5128, 10247, 10264};
+#define N_NORM_WIDTHS (sizeof widths / sizeof widths[0])
+#define N_WIDTHS      (N_NORM_WIDTHS - 3) /* without those that only norms do otherwise */
 
 /* Activations, and what stays f32. */
 static guarded floats(ops_ctx *ctx, int64_t rows, int64_t cols, const float *values) {
@@ -51,7 +52,7 @@ static void layer_norm_keeps_the_spread_of_rows_with_a_large_mean(void **state) 
     (void)state;
     enum { R = 9 };
     EACH_CONTEXT(ctx)
-    for (size_t i = 0; i < N_WIDTHS; i++) {
+    for (size_t i = 0; i < N_NORM_WIDTHS; i++) {
         int64_t n = widths[i];
         rng r = rng_make(20 + i);
         float *x = random_floats(&r, R * n, 1.0f), *w = random_floats(&r, n, 2.0f);
@@ -113,7 +114,7 @@ static void rms_norm_equals_the_double_formula(void **state) {
         for (int i = 0; i < 4; i++) assert_true(fabs((double)got4[i] - want4[i]) < 1e-7 + storage_error(dtype, want4[i]));
         free(got4);
         guarded_close(&g4), guarded_close(&w4);
-        for (size_t i = 0; i < N_WIDTHS; i++) {
+        for (size_t i = 0; i < N_NORM_WIDTHS; i++) {
             int64_t n = widths[i];
             rng r = rng_make(31);
             float *x = random_floats(&r, R * n, 3.0f), *w = random_floats(&r, n, 2.0f);

@@ -20,6 +20,8 @@ static inline void copy4_async(void *shared, const void *global, bool is_there) 
 template <int n>
 static inline void copies_wait(void) { emulated_copies_wait(n); }
 
+static inline void prefetch(const void *) {}
+
 static inline float emulated_f32(__half v) { return __half2float(v); }
 static inline float emulated_f32(__nv_bfloat16 v) { return __bfloat162float(v); }
 
