@@ -32,7 +32,7 @@
 #define N_OCTAVES     6   /* then in quarters of octaves, and all above are of the last */
 #define N_SIZES       (N_SMALL + 4 * N_OCTAVES)
 #define ROWS_LARGEST  ((int64_t)SMALL_STEP * N_SMALL << N_OCTAVES)
-#define ROWS_TRIED    192 /* to see whether two algorithms give the same bits */
+#define ROWS_TRIED    64 /* to see whether two algorithms give the same bits */
 #define ALGORITHMS    16
 #define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
 #define SUMS_BYTES    ((int64_t)32 << 20) /* of products of codes that wait for their end */
