@@ -5,8 +5,9 @@
  * block. It is bad for other numbers of rows: on an H200 by 15 to 35 % at 729 or 789 rows of the shapes of Mipha-3B. So when
  * a number of rows of some size first comes, the library is asked again, and its first answer with one piece that gives the
  * bits of the nominal one is taken. That is tried, with random rows and the weights at hand: the tensor cores' kernels go
- * through k in the same steps whatever their tiles are, but the library does not promise it. A row's bits do not depend
- * on its neighbours. Where ops_settings.is_fast gives that up, the library's first answer is taken as it is.
+ * through k in the same steps whatever their tiles are, but the library does not promise it. Of a sum that leaves as a half,
+ * eight bits are too few to see its order by: so it is tried with minus the rounded sum added, and what leaves is the
+ * remainder. A row's bits do not depend on its neighbours. Where ops_settings.is_fast gives that up, the library's first answer is taken as it is.
  * The bias, and with it the tanh GELU, is added to the f32 sum by cuBLASLt where the library offers
  * that, and so is what the caller adds; other activations follow as a pass of their own over the rounded result. Where an
  * activation is for a part of the outputs only, the two parts are two products over the one matrix: what a finished tile
@@ -219,52 +220,76 @@ static __global__ void scramble_element_per_thread(T *x, int64_t n) {
     if (i < n) from_f32(&x[i], (float)(h >> 8) * 0x1p-23f - 1.0f);
 }
 
-/* thread -> 16 bytes */
+/* thread -> 16 bytes: another sign for each of their numbers, whose highest bits are in the mask. */
+static __global__ void negate_piece_per_thread(uint4 *x, unsigned mask, int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) x[i] = uint4{x[i].x ^ mask, x[i].y ^ mask, x[i].z ^ mask, x[i].w ^ mask};
+}
+
 static __global__ void differ_piece_per_thread(int *differ, const uint4 *a, const uint4 *b, int64_t n) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < n && (a[i].x != b[i].x || a[i].y != b[i].y || a[i].z != b[i].z || a[i].w != b[i].w)) *differ = 1;
 }
 
-/* Memory that two algorithms are compared in; rows of both outs lie as close as they can. */
+/* What algorithms are compared by: a product of random rows with minus its rounded result added. */
 typedef struct {
     product_kind kind;
     product_job job;
-    unsigned char *data, *outs[2];
+    unsigned char *data, *want, *got, *minus; /* of outs: n_pieces of 16 bytes */
     int *differ;
-    size_t out_bytes;
+    int64_t n_pieces;
+    unsigned n_blocks; /* a thread a piece */
 } trial;
 
 static status trial_open(cuda_state *s, trial *t, const product_kind *k, const product_job *j) {
+    int64_t n = ROWS_TRIED * k->n_in;
+    size_t x_bytes = (size_t)n * dtype_bytes(k->dtype), out_bytes = (size_t)(ROWS_TRIED * k->n_out) * dtype_bytes(k->out_dtype);
+    void *data;
+    CUDA_TRY(cudaMalloc(&data, x_bytes + 3 * out_bytes + sizeof *t->differ));
     t->kind = *k;
     t->kind.out_stride = k->n_out;
-    size_t x_bytes = (size_t)(ROWS_TRIED * k->n_in) * dtype_bytes(k->dtype);
-    t->out_bytes = (size_t)(ROWS_TRIED * k->n_out) * dtype_bytes(k->out_dtype);
-    void *data;
-    CUDA_TRY(cudaMalloc(&data, x_bytes + 2 * t->out_bytes + sizeof *t->differ));
     t->data = static_cast<unsigned char *>(data);
-    t->outs[0] = t->data + x_bytes;
-    t->outs[1] = t->outs[0] + t->out_bytes;
-    t->differ = reinterpret_cast<int *>(t->outs[1] + t->out_bytes);
-    t->job = product_job{j->w, t->data, j->bias, NULL, t->outs[0], ROWS_TRIED, k->n_in};
-    unsigned n_blocks = (unsigned)ceil_div(ROWS_TRIED * k->n_in, THREADS);
+    t->want = t->data + x_bytes;
+    t->got = t->want + out_bytes;
+    t->minus = t->got + out_bytes;
+    t->differ = reinterpret_cast<int *>(t->minus + out_bytes);
+    t->n_pieces = (int64_t)(out_bytes / sizeof(uint4));
+    t->n_blocks = (unsigned)ceil_div(t->n_pieces, THREADS);
+    t->job = product_job{j->w, t->data, j->bias, NULL, NULL, ROWS_TRIED, k->n_in};
+    unsigned n_blocks = (unsigned)ceil_div(n, THREADS);
     if (k->dtype == OPS_DTYPE_E4M3)
-        LAUNCH((scramble_element_per_thread<e4m3>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<e4m3 *>(t->data), ROWS_TRIED * k->n_in);
+        LAUNCH((scramble_element_per_thread<e4m3>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<e4m3 *>(t->data), n);
     else
         WITH_DTYPE(k->dtype, T, {
-            LAUNCH((scramble_element_per_thread<T>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<T *>(t->data), ROWS_TRIED * k->n_in);
+            LAUNCH((scramble_element_per_thread<T>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<T *>(t->data), n);
         });
     return cuda_launched("scramble_element_per_thread");
 }
 
-/* What the algorithm makes, against what the nominal one left in outs[0]. */
+/* minus: of sums before an activation, whatever kind the trial is of; then what the nominal algorithm makes of them. */
+static status trial_want(cuda_state *s, trial *t, const cublasLtMatmulAlgo_t *nominal) {
+    product_kind plain = t->kind;
+    cuda_product *p;
+    plain.gelu = 0;
+    t->job.out = t->minus;
+    TRY(product_of(s, &p, &plain));
+    if (!p->has_nominal) return STATUS_UNSUPPORTED;
+    TRY(multiply(s, &plain, &t->job, &p->nominal));
+    LAUNCH(negate_piece_per_thread, t->n_blocks, THREADS, 0, s->stream, reinterpret_cast<uint4 *>(t->minus),
+           t->kind.out_dtype == OPS_DTYPE_F32 ? 0x80000000u : 0x80008000u, t->n_pieces);
+    TRY(cuda_launched("negate_piece_per_thread"));
+    t->job.add = t->minus;
+    t->job.out = t->want;
+    return multiply(s, &t->kind, &t->job, nominal);
+}
+
 static status trial_run(cuda_state *s, trial *t, const cublasLtMatmulAlgo_t *algorithm, bool *is_same) {
     int differ = 0;
-    t->job.out = t->outs[1];
+    t->job.out = t->got;
     CUDA_TRY(cudaMemsetAsync(t->differ, 0, sizeof *t->differ, s->stream));
     TRY(multiply(s, &t->kind, &t->job, algorithm));
-    int64_t pieces = (int64_t)(t->out_bytes / sizeof(uint4));
-    LAUNCH(differ_piece_per_thread, (unsigned)ceil_div(pieces, THREADS), THREADS, 0, s->stream, t->differ,
-           reinterpret_cast<const uint4 *>(t->outs[0]), reinterpret_cast<const uint4 *>(t->outs[1]), pieces);
+    LAUNCH(differ_piece_per_thread, t->n_blocks, THREADS, 0, s->stream, t->differ, reinterpret_cast<const uint4 *>(t->want),
+           reinterpret_cast<const uint4 *>(t->got), t->n_pieces);
     TRY(cuda_launched("differ_piece_per_thread"));
     CUDA_TRY(cudaMemcpyAsync(&differ, t->differ, sizeof differ, cudaMemcpyDeviceToHost, s->stream));
     CUDA_TRY(cudaStreamSynchronize(s->stream));
@@ -278,7 +303,7 @@ static status choose_same(cuda_state *s, const cuda_product *p, const product_jo
                           cublasLtMatmulAlgo_t *chosen) {
     trial t = {};
     status st = trial_open(s, &t, &p->kind, j);
-    if (st == STATUS_OK) st = multiply(s, &t.kind, &t.job, &p->nominal);
+    if (st == STATUS_OK) st = trial_want(s, &t, &p->nominal);
     bool is_same = false;
     for (int i = 0; i < n && st == STATUS_OK && !is_same; i++) {
         st = trial_run(s, &t, &answers[i], &is_same);
