@@ -4,11 +4,12 @@
  *     st = kv_seq_open(kv, &prefix, 759, 0);              // BUSY when there is no room
  *     kv_seq_extend(kv, &prefix, 256);                    // positions 0 .. 255 may be written
  *     st = kv_seq_open(kv, &question, 900, 759);          // 47 full blocks will be shared
- *     copy = kv_seq_fork(kv, &question, &prefix, 759);    // and the partial one copied
+ *     copy = kv_seq_fork(kv, &question, &prefix, 759);    // and the partial one is there twice
  *     kv_seq_close(kv, &question);
  *
  * A block holds KV_BLOCK_TOKENS positions of one sequence, in all layers. Blocks are counted by
- * reference; only full blocks are ever shared, so a shared block is never written. A sequence reserves
+ * reference; only full blocks are ever shared, so nobody writes to a block that another one took: when a
+ * child shares it, its parent has written it, or does so in the child's first step. A sequence reserves
  * the most it can need when it opens: afterwards extending cannot fail, and running work never has to
  * be thrown out. One thread. */
 #ifndef LM_NODE_KV_CACHE_H
@@ -55,7 +56,7 @@ void kv_seq_close(kv_cache *kv, kv_seq *seq);
 void kv_seq_extend(kv_cache *kv, kv_seq *seq, int n_tokens);
 
 /* The empty child begins with the first n_tokens of parent: full blocks are shared; a partial last one
- * is the child's own, and the caller copies its contents before the child runs. */
+ * is the child's own, and the caller sees to it that the child finds the parent's contents there. */
 kv_copy kv_seq_fork(kv_cache *kv, kv_seq *child, const kv_seq *parent, int n_tokens);
 
 /* Where position lies: block * KV_BLOCK_TOKENS + offset. */

@@ -40,6 +40,9 @@
 /* The index arrays of one step, on the device. */
 typedef struct {
     ops_tensor ids, positions, turns, slots, seqs, image_rows, out_rows, out_positions, out_turns, out_seqs, tables;
+    int n_twice;
+    const lm_kv_twice *twice; /* on the host */
+    ops_tensor twice_slots;   /* of all their rows, one after another */
 } step_indices;
 
 struct lm_decoder {
@@ -122,7 +125,7 @@ static size_t kv_bytes(const lm_decoder *d) {
 
 static int64_t n_indices_max(const lm_decoder *d) {
     return (int64_t)7 * d->s.max_rows + (int64_t)5 * d->s.max_out +
-           (int64_t)d->s.max_seqs * kv_blocks_for(d->s.max_context);
+           (int64_t)d->s.max_seqs * (kv_blocks_for(d->s.max_context) + KV_BLOCK_TOKENS);
 }
 
 static size_t activation_bytes(const lm_decoder *d) {
@@ -366,6 +369,13 @@ static void check_range(const int32_t *values, int n, int64_t end, const char *w
     for (int i = 0; i < n; i++) CHECK(values[i] >= 0 && values[i] < end, what);
 }
 
+static void check_twice(const lm_decoder *d, const lm_batch *b, const lm_kv_twice *t) {
+    CHECK(t->n_rows >= 1 && t->first_row >= 0 && t->first_row <= b->n_rows - t->n_rows, "rows written twice are rows");
+    CHECK(t->first_slot >= 0 && t->first_slot / KV_BLOCK_TOKENS < d->s.kv_blocks &&
+              t->first_slot % KV_BLOCK_TOKENS + t->n_rows <= KV_BLOCK_TOKENS,
+          "rows written twice go to one block that exists");
+}
+
 static void check_batch(const lm_decoder *d, const lm_batch *b) {
     CHECK(b->n_rows >= 1 && b->n_rows <= d->s.max_rows, "a step has 1 to max_rows rows");
     CHECK(b->n_seqs >= 1 && b->n_seqs <= d->s.max_seqs, "a step has 1 to max_seqs sequences");
@@ -386,6 +396,8 @@ static void check_batch(const lm_decoder *d, const lm_batch *b) {
     check_range(b->out_rows, b->n_out, b->n_rows, "a wanted row is a row");
     check_range(b->tables, b->n_seqs * b->n_table_blocks, d->s.kv_blocks, "a block exists");
     if (b->adapters) check_range(b->adapters, b->n_rows, d->adapters.n_adapters + 1, "an adapter is served");
+    CHECK(b->n_twice >= 0 && b->n_twice <= d->s.max_seqs, "at most max_seqs sequences begin with rows of others");
+    for (int i = 0; i < b->n_twice; i++) check_twice(d, b, &b->twice[i]);
 }
 
 /* Appends n values to the host copy and returns where they will be on the device. */
@@ -402,6 +414,15 @@ static ops_tensor stage_picked(lm_decoder *d, int64_t *used, const int32_t *valu
     ops_tensor view = tensor_rows(&d->indices, *used, n);
     *used += n;
     return view;
+}
+
+static void stage_twice(lm_decoder *d, int64_t *used, step_indices *at, const lm_batch *b) {
+    const int64_t first = *used;
+    for (int i = 0; i < b->n_twice; i++)
+        for (int k = 0; k < b->twice[i].n_rows; k++) d->host_indices[(*used)++] = b->twice[i].first_slot + k;
+    at->n_twice = b->n_twice;
+    at->twice = b->twice;
+    at->twice_slots = tensor_rows(&d->indices, first, *used - first);
 }
 
 /* Which row of cosines and sines each row takes: its position's, in the second table where the call it
@@ -451,6 +472,7 @@ static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b)
     at->out_seqs = stage_picked(d, &used, b->seqs, b->out_rows, b->n_out);
     at->tables = stage(d, &used, b->tables, (int64_t)b->n_seqs * b->n_table_blocks);
     at->tables = tensor_reshape(&at->tables, 2, (int64_t[]){b->n_seqs, b->n_table_blocks});
+    stage_twice(d, &used, at, b);
     ops_tensor all = tensor_rows(&d->indices, 0, used);
     return ops_upload(d->ctx, &all, d->host_indices);
 }
@@ -586,15 +608,27 @@ static status run_branches(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_t
 }
 
 /* Keys and values, the first columns of rows, to their slots; q NULL: no queries are turned with them. */
-static status append_keys(lm_decoder *d, decoder_layer *l, const ops_tensor *rows, ops_tensor *q, const ops_tensor *slots,
-                          const row_places *at) {
+static status append_rows(lm_decoder *d, decoder_layer *l, const ops_tensor *rows, ops_tensor *q, const ops_tensor *turns,
+                          const ops_tensor *slots) {
     const int64_t kv = decoder_kv_width(&d->c);
     ops_tensor k = tensor_columns(rows, 0, kv), v = tensor_columns(rows, kv, kv);
-    const ops_kv_places places = {&d->cos, &d->sin, at->turns, slots};
+    const ops_kv_places places = {&d->cos, &d->sin, turns, slots};
     return ops_kv_append(d->ctx, &l->keys, &l->values, &k, &v, q, &places, d->c.n_heads, d->c.n_kv_heads);
 }
 
-static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, const ops_tensor *slots,
+/* Of all rows of a step, and those of some a second time. */
+static status append_keys(lm_decoder *d, decoder_layer *l, const ops_tensor *rows, ops_tensor *q, const step_indices *at) {
+    TRY(append_rows(d, l, rows, q, &at->turns, &at->slots));
+    for (int64_t i = 0, used = 0; i < at->n_twice; used += at->twice[i].n_rows, i++) {
+        const int64_t first = at->twice[i].first_row, n = at->twice[i].n_rows;
+        ops_tensor again = tensor_rows(rows, first, n), turns = tensor_rows(&at->turns, first, n);
+        ops_tensor slots = tensor_rows(&at->twice_slots, used, n);
+        TRY(append_rows(d, l, &again, NULL, &turns, &slots));
+    }
+    return STATUS_OK;
+}
+
+static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, const step_indices *step,
                         const row_places *at) {
     const int64_t rows = x->dims[0], before = 2 * decoder_kv_width(&d->c), width = before + decoder_q_mlp_width(&d->c);
     ops_tensor n = tensor_rows(&d->n, 0, rows), wide = tensor_first(&d->wide, rows, width);
@@ -602,7 +636,7 @@ static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tens
     TRY(run_norm(d, &n, x, &l->norm1));
     TRY(run_linear(d, &wide, &n, &l->in, &params, at));
     ops_tensor q = tensor_columns(&wide, before, decoder_q_width(&d->c)), q_mlp = tensor_columns(&wide, before, width - before);
-    TRY(append_keys(d, l, &wide, &q, slots, at));
+    TRY(append_keys(d, l, &wide, &q, step));
     return run_branches(d, l, x, other, &n, &q_mlp, at);
 }
 
@@ -613,7 +647,7 @@ static status run_last_layer(lm_decoder *d, decoder_layer *l, ops_tensor *out_x,
     ops_tensor n = tensor_rows(&d->n, 0, rows), both = tensor_first(&d->wide, rows, 2 * decoder_kv_width(&d->c));
     TRY(run_norm(d, &n, x, &l->norm1));
     TRY(run_linear(d, &both, &n, &l->kv, &(ops_linear_params){.act = OPS_ACT_NONE}, all));
-    TRY(append_keys(d, l, &both, NULL, &at->slots, all));
+    TRY(append_keys(d, l, &both, NULL, at));
     if (n_out == 0) return STATUS_OK;
     ops_tensor other = tensor_rows(&d->out_other, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
     ops_tensor q_mlp = tensor_first(&d->wide, n_out, decoder_q_mlp_width(&d->c));
@@ -633,7 +667,7 @@ static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x, const 
     const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables, &d->out_kinds};
     const int last = d->c.n_layers - 1;
     for (int i = 0; i < last; i++) {
-        TRY(run_layer(d, &d->layers[i], x, &other, &at->slots, &all));
+        TRY(run_layer(d, &d->layers[i], x, &other, at, &all));
         TRY(tap_state(d, i + 1, x));
     }
     TRY(run_last_layer(d, &d->layers[last], out_x, x, at, &all, &wanted));

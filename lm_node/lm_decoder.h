@@ -26,8 +26,14 @@ typedef struct {
     int kv_blocks;   /* blocks of KV_BLOCK_TOKENS positions */
 } lm_decoder_settings;
 
+/* Keys and values of rows first_row .. first_row + n_rows - 1 are written a second time, at first_slot and behind it, all in
+ * one block: for a sequence that begins with another one's rows while these are computed. */
+typedef struct {
+    int32_t first_row, n_rows, first_slot;
+} lm_kv_twice;
+
 /* One step. All arrays are the caller's and on the host. Indices out of their range are our own mistake
- * (CHECK). Keys and values of every row are written at its slot before any row looks at them. */
+ * (CHECK). Keys and values of every row are written at its slot, and where `twice` says so, before any row looks at them. */
 typedef struct {
     int n_rows;               /* 1 .. max_rows */
     int n_decode_rows;        /* the first of them are tokens being decoded, the others belong to prompts */
@@ -49,6 +55,8 @@ typedef struct {
     int n_out;                 /* 0 .. max_out */
     const int32_t *out_rows;   /* [n_out] rows whose next token is wanted */
     const ops_candidates_wanted *wanted; /* [n_out] of their logits; NULL: the largest of each */
+    int n_twice;                         /* 0 .. max_seqs */
+    const lm_kv_twice *twice;            /* [n_twice] */
 } lm_batch;
 
 /* What came out, on the host, good until the next step. */
@@ -69,7 +77,7 @@ MUST_USE status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *bat
  * the device until somebody asks. Errors: DEVICE. */
 MUST_USE status lm_decoder_logits(lm_decoder *d, const float **logits, int row, err *e);
 
-/* Copies keys and values of one block in all layers: a question takes over a partial block. */
+/* Copies keys and values of one block in all layers: a question takes over a partial block that earlier steps have written. */
 MUST_USE status lm_decoder_copy_block(lm_decoder *d, int32_t to, int32_t from, err *e);
 
 /* Device memory by purpose, in bytes; logged at open. */

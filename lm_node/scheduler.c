@@ -1,6 +1,12 @@
 /* Three lists: prefixes (resident or being computed), waiting questions in order, and running ones. A step
  * takes one row of every question that decodes, image by image, then fills its chunk with rows of prompts: of a prefix for
- * the first question that wants it, of a question whose prefix is there.
+ * the first question that wants it, of a question whose prefix is there or complete with this step.
+ *
+ * A prefix mostly ends inside a block, and every question on it goes on in a block of its own, which has to begin with the
+ * prefix's last rows. What earlier steps have written of them is copied before the step; rows of the step itself are
+ * written to both blocks (lm_kv_twice). Either way they are computed once, and nobody waits a step, in which all weights are
+ * read, for them. Only a prefix of whose last block one step has written a part and this one the rest has its questions
+ * wait for the next.
  *
  * Room: a prefix nobody wants is evicted when its blocks are needed, the least recently used first. One
  * that only waiting questions want stays, unless nothing runs: then nobody else would ever make room, so
@@ -28,6 +34,7 @@ typedef struct prefix {
     kv_seq seq;    /* closed until a question that wants it is admitted */
     int n_done;    /* positions computed */
     int n_planned; /* positions of the current step, done when it succeeds */
+    int first_row; /* of the current step, of these */
     int n_users;   /* questions, waiting and running */
     bool is_broken; /* gave something that is not a number: no further question may share it */
     uint64_t used; /* step of last use */
@@ -64,6 +71,7 @@ struct scheduler {
     /* One step's arrays. */
     int32_t *row_ids, *positions, *spans, *slots, *seqs, *adapters, *image_rows, *tables, *out_rows;
     ops_candidates_wanted *wanted;
+    lm_kv_twice *twice;
     unsigned char *features;
     running **out_of; /* whose logits row */
     const kv_seq **seq_of;
@@ -368,15 +376,33 @@ static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
         if (!is_image || image_row % s->image_tokens == 0) at++;
     }
     p->n_planned = n;
+    p->first_row = s->batch.n_rows - n;
     *room -= n;
     s->counters.prefill_tokens += (uint64_t)n;
 }
 
+/* Positions of p's last block, unless it is full. */
+static int n_in_last_block(const prefix *p) { return p->n_tokens % KV_BLOCK_TOKENS; }
+
+/* Whether rows of p's questions can be in this step: p is complete before it, or with it and its last block is of one piece. */
+static bool can_be_followed(const prefix *p) {
+    if (p->n_done == p->n_tokens) return true;
+    return p->n_done + p->n_planned == p->n_tokens && p->n_done <= p->n_tokens - n_in_last_block(p);
+}
+
+/* Does not fail when p's rows are in the step. */
 static status fork_prefix(scheduler *s, running *r, err *e) {
-    if (r->is_forked || !r->prefix) return STATUS_OK;
+    const prefix *p = r->prefix;
+    if (r->is_forked || !p) return STATUS_OK;
     r->is_forked = true;
-    kv_copy copy = kv_seq_fork(s->kv, &r->seq, &r->prefix->seq, r->prefix->n_tokens);
-    return copy.from >= 0 ? lm_decoder_copy_block(s->decoder, copy.to, copy.from, e) : STATUS_OK;
+    kv_copy copy = kv_seq_fork(s->kv, &r->seq, &p->seq, p->n_tokens);
+    if (copy.from < 0) return STATUS_OK;
+    if (p->n_planned == 0) return lm_decoder_copy_block(s->decoder, copy.to, copy.from, e);
+    CHECK(s->batch.n_twice < s->max_seqs, "a step has room for every running sequence");
+    s->twice[s->batch.n_twice++] = (lm_kv_twice){.first_row = p->first_row + p->n_planned - n_in_last_block(p),
+                                                 .n_rows = n_in_last_block(p),
+                                                 .first_slot = copy.to * KV_BLOCK_TOKENS};
+    return STATUS_OK;
 }
 
 /* n rows of the question's own ids; the last one's logits are wanted when no id is left. */
@@ -411,18 +437,15 @@ static void add_decode_rows(scheduler *s) {
         if (p->n_users > 0) add_decode_rows_of(s, p);
 }
 
-/* In the order of the questions. A question starts in the step after its prefix is complete, because the
- * prefix's partial block is copied before the step runs. */
+/* In the order of the questions: of each its prefix, if nobody before it wanted that, and then its own rows. */
 static void add_prompt_rows(scheduler *s) {
     int room = s->settings.chunk_rows;
     for (running *r = s->active, *next; r && room > 0; r = next) {
         prefix *p = r->prefix;
         next = r->next;
         if (r->n_ids > r->n_prompt) continue;
-        if (p && p->n_done < p->n_tokens) {
-            if (p->n_planned == 0) add_prefix_rows(s, p, &room);
-            continue;
-        }
+        if (p && p->n_done < p->n_tokens && p->n_planned == 0) add_prefix_rows(s, p, &room);
+        if (room == 0 || (p && !can_be_followed(p))) continue;
         err e;
         if (fork_prefix(s, r, &e) != STATUS_OK) {
             finish(s, r, SCHEDULER_ERROR, &e);
@@ -506,7 +529,8 @@ bool scheduler_step(scheduler *s) {
                           .features = s->features,
                           .tables = s->tables,
                           .out_rows = s->out_rows,
-                          .wanted = s->wanted};
+                          .wanted = s->wanted,
+                          .twice = s->twice};
     add_decode_rows(s);
     s->batch.n_decode_rows = s->batch.n_rows;
     add_prompt_rows(s);
@@ -549,12 +573,13 @@ static status open_arrays(scheduler *s, err *e) {
     s->image_rows = calloc(rows, sizeof *s->image_rows);
     s->out_rows = calloc(seqs, sizeof *s->out_rows);
     s->wanted = calloc(seqs, sizeof *s->wanted);
+    s->twice = calloc(seqs, sizeof *s->twice);
     s->tables = calloc(seqs * columns, sizeof *s->tables);
     s->features = calloc(rows, s->feature_row_bytes);
     s->out_of = calloc(seqs, sizeof(running *));
     s->seq_of = calloc(seqs, sizeof(kv_seq *));
     if (s->row_ids && s->positions && s->spans && s->slots && s->seqs && s->adapters && s->image_rows &&
-        s->out_rows && s->wanted && s->tables && s->features && s->out_of && s->seq_of)
+        s->out_rows && s->wanted && s->twice && s->tables && s->features && s->out_of && s->seq_of)
         return STATUS_OK;
     return fail(e, STATUS_NO_MEMORY, "scheduler: no memory for steps of %d rows", s->max_rows);
 }
@@ -588,7 +613,7 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
     s->waiting_last = &s->waiting;
     s->active_last = &s->active;
     s->max_rows = settings->chunk_rows + settings->max_questions;
-    s->max_seqs = 2 * settings->max_questions; /* each may compute its prefix, or itself */
+    s->max_seqs = 2 * settings->max_questions; /* each may compute its prefix, and itself */
     lm_decoder_settings d = {.max_rows = s->max_rows,
                              .max_seqs = s->max_seqs,
                              .max_out = settings->max_questions,
@@ -633,6 +658,7 @@ void scheduler_close(scheduler **out) {
     free(s->image_rows);
     free(s->out_rows);
     free(s->wanted);
+    free(s->twice);
     free(s->tables);
     free(s->features);
     free(s->out_of);

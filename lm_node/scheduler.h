@@ -8,7 +8,8 @@
  * A question is a list of ids with a PROMPT_IMAGE_ID for each of its images. What stands up to and including
  * the last image is its prefix: it is computed once for all questions with equal prefix ids, images and adapter, and
  * its keys and values stay for later ones until their room is needed. Running questions decode one token a step;
- * what is left of the step's rows goes to prompts, in pieces, so that a long prompt stalls nobody.
+ * what is left of the step's rows goes to prompts, in pieces, so that a long prompt stalls nobody. The own rows of all
+ * questions that wait for a prefix come behind its last ones in the same step, as far as there is room.
  *
  * A question is admitted when the blocks it can ever need are free; until then it waits in order, and
  * nothing that runs is ever thrown out. What a question answers does not depend on what runs beside it.

@@ -81,7 +81,7 @@ static int table_of_size(const step_graphs *g, int n) {
  * operators. */
 static bool has_graph(const step_graphs *g, const lm_batch *b) {
     if (b->n_rows > g->s.max_rows || b->n_decode_rows < b->n_rows || b->n_out != b->n_rows) return false;
-    if (b->n_image_rows > 0 || b->n_seqs > b->n_rows) return false;
+    if (b->n_image_rows > 0 || b->n_twice > 0 || b->n_seqs > b->n_rows) return false;
     for (int i = 0; b->adapters && i < b->n_rows; i++)
         if (b->adapters[i] != 0) return false;
     return true;

@@ -122,15 +122,28 @@ static void take_logits(fixture *f, int n_out) {
     }
 }
 
-/* Rows from .. from + n - 1 of s as one step of one sequence. all: logits of every row, else the last. */
-static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from, int n, bool all) {
+/* A sequence that goes on at position `cut` where another one ends, in the step that computes it. */
+typedef struct {
+    kv_seq *seq;
+    int cut;
+    lm_kv_twice twice; /* what it takes over */
+} follower;
+
+/* Rows from .. from + n - 1 of s as one step of one sequence, or from `cut` on of the follower, if there is one. all: logits of
+ * every row, else the last. */
+static const float *run_rows_of(fixture *f, kv_seq *seq, const follower *behind, const spliced *s, int from, int n, bool all) {
     static int32_t positions[ROWS_MAX], spans[ROWS_MAX], slots[ROWS_MAX], seqs[ROWS_MAX], images[ROWS_MAX], outs[ROWS_MAX];
     static int32_t adapters[ROWS_MAX];
     static const unsigned char *rows[ROWS_MAX];
     size_t row_bytes = lm_decoder_feature_row_bytes(f->d);
     unsigned char *features = malloc((size_t)n * row_bytes);
     assert_non_null(features);
-    kv_seq_extend(f->kv, seq, n);
+    static int32_t tables[2 * ROWS_MAX];
+    kv_seq_extend(f->kv, seq, behind ? behind->cut - from : n);
+    const kv_seq *last = behind ? behind->seq : seq;
+    memset(tables, 0, sizeof tables);
+    memcpy(tables, seq->blocks, (size_t)seq->n_blocks * sizeof *tables);
+    if (behind) memcpy(tables + last->n_blocks, last->blocks, (size_t)last->n_blocks * sizeof *tables);
     lm_batch b = {.n_rows = n,
                   .ids = s->ids + from,
                   .positions = positions,
@@ -141,15 +154,17 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
                   .image_rows = images,
                   .features = features,
                   .feature_rows = all ? NULL : rows, /* both ways are gone */
-                  .n_seqs = 1,
-                  .n_table_blocks = seq->n_blocks,
-                  .tables = seq->blocks,
-                  .out_rows = outs};
+                  .n_seqs = behind ? 2 : 1,
+                  .n_table_blocks = last->n_blocks,
+                  .tables = tables,
+                  .out_rows = outs,
+                  .n_twice = behind && behind->twice.n_rows > 0,
+                  .twice = behind ? &behind->twice : NULL};
     for (int i = 0; i < n; i++) {
         positions[i] = from + i;
         spans[i] = s->n;
-        slots[i] = kv_seq_slot(seq, from + i);
-        seqs[i] = 0;
+        seqs[i] = behind && from + i >= behind->cut;
+        slots[i] = kv_seq_slot(seqs[i] ? last : seq, from + i);
         adapters[i] = f->adapter;
         if (all || i == n - 1) outs[b.n_out++] = i;
         if (s->feature[from + i] < 0) continue;
@@ -163,6 +178,10 @@ static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from
     free(features);
     take_logits(f, b.n_out);
     return f->logits;
+}
+
+static const float *run_rows(fixture *f, kv_seq *seq, const spliced *s, int from, int n, bool all) {
+    return run_rows_of(f, seq, NULL, s, from, n, all);
 }
 
 /* ---- comparisons --------------------------------------------------------------------------- */
@@ -397,6 +416,50 @@ static void a_prompt_cut_into_any_pieces_has_the_same_logits(void **state) {
     check_pieces("phi3_long", NULL);
 }
 
+/* The last row's logits when the rows from cut on are of a sequence of their own, in one step with those before. */
+static const float *run_followed(fixture *f, const spliced *s, int cut) {
+    kv_seq first, second;
+    int n_twice = cut % KV_BLOCK_TOKENS;
+    assert_int_equal(kv_seq_open(f->kv, &first, cut, 0), STATUS_OK);
+    assert_int_equal(kv_seq_open(f->kv, &second, s->n, cut), STATUS_OK);
+    kv_seq_extend(f->kv, &first, cut);
+    kv_copy copy = kv_seq_fork(f->kv, &second, &first, cut);
+    kv_seq_extend(f->kv, &second, s->n - cut);
+    follower behind = {&second, cut, {cut - n_twice, n_twice, copy.to * KV_BLOCK_TOKENS}};
+    first.n_tokens = 0; /* run_rows_of extends it again, in the blocks it has */
+    const float *logits = run_rows_of(f, &first, &behind, s, 0, s->n, false);
+    kv_seq_close(f->kv, &second);
+    kv_seq_close(f->kv, &first);
+    return logits;
+}
+
+static void check_followed(const char *case_name, model_settings how) {
+    fixture f;
+    open_fixture_with(&f, case_name, 2, how);
+    golden_tensor ids = golden_get(f.g, "prompt.%d.ids", 3);
+    spliced s = splice(&f, ids.i32, (int)ids.dims[0]);
+    size_t bytes = (size_t)f.c->decoder.n_vocab_out * sizeof(float);
+    float *whole = malloc(bytes);
+    kv_seq seq;
+    assert_non_null(whole);
+    assert_int_equal(kv_seq_open(f.kv, &seq, s.n, 0), STATUS_OK);
+    memcpy(whole, run_rows(&f, &seq, &s, 0, s.n, false), bytes);
+    kv_seq_close(f.kv, &seq);
+    assert_true(s.n > KV_BLOCK_TOKENS + 2);
+    for (int cut = 1; cut < s.n && cut < 2 * KV_BLOCK_TOKENS + 2; cut++)
+        assert_memory_equal(run_followed(&f, &s, cut), whole, bytes);
+    free(whole);
+    close_fixture(&f);
+}
+
+static void a_sequence_goes_on_where_another_ends_in_the_same_step(void **state) {
+    (void)state;
+    check_followed("odd_heads", (model_settings){0});
+    check_followed("odd_heads", (model_settings){.kv_dtype = "fp8"});
+    check_followed("gemma", (model_settings){0});
+    check_followed("phi3_long", (model_settings){0});
+}
+
 /* Logits of every row of prompt 3; the caller frees them. */
 static float *logits_of_prompt(fixture *f, spliced *s) {
     golden_tensor ids = golden_get(f->g, "prompt.%d.ids", 3);
@@ -566,6 +629,7 @@ int main(void) {
         cmocka_unit_test(projected_features_equal_transformers),
         cmocka_unit_test(greedy_tokens_equal_transformers),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
+        cmocka_unit_test(a_sequence_goes_on_where_another_ends_in_the_same_step),
         cmocka_unit_test(products_in_fp8_are_near_the_exact_ones),
         cmocka_unit_test(keys_are_kept_as_told_or_as_products_deserve),
         cmocka_unit_test(an_adapter_that_is_served_is_the_one_that_is_merged),
@@ -578,6 +642,7 @@ int main(void) {
         cmocka_unit_test(states_and_logits_of_gemma_equal_transformers),
         cmocka_unit_test(states_and_logits_of_phi_3_equal_transformers_behind_a_window_and_in_long_contexts),
         cmocka_unit_test(a_prompt_cut_into_any_pieces_has_the_same_logits),
+        cmocka_unit_test(a_sequence_goes_on_where_another_ends_in_the_same_step),
         cmocka_unit_test(products_in_fp8_are_near_the_exact_ones),
         cmocka_unit_test(keys_are_kept_as_told_or_as_products_deserve),
     };

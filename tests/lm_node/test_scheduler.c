@@ -478,6 +478,146 @@ static void a_resident_prefix_needs_no_features(void **state) {
     close_engine(&en);
 }
 
+/* A question whose prefix has n_before words before its image, and all that is known about its tokens. */
+static ask question_behind(int n_before, int image, uint64_t seed, int n_own) {
+    ask a = {.image = image, .max_new = 6, .sampling.n_logprobs = 3};
+    rng same = rng_make(3), own = rng_make(seed);
+    add_words(&a, &same, n_before);
+    a.ids[a.n_ids++] = PROMPT_IMAGE_ID;
+    add_words(&a, &own, n_own);
+    return a;
+}
+
+/* How many steps it takes until somebody has a token. */
+static int steps_until_token(engine *en, const record *r) {
+    for (int n = 1; n < STEPS_MAX; n++) {
+        assert_true(scheduler_step(en->s));
+        if (r->n > 0) return n;
+    }
+    fail_msg("no token in %d steps", STEPS_MAX);
+    return 0;
+}
+
+/* Wherever in a block the prefix ends, and with not a block more than promised. In steps no longer than the prefix the
+ * question comes behind it as it always does, with a copy of its last block. */
+static void the_first_question_on_an_image_has_its_token_after_one_step(void **state) {
+    (void)state;
+    const int n_own[] = {1, 5, 40}, n_image = model_get_config(m)->tower.n_tokens;
+    for (int n_before = 0; n_before < KV_BLOCK_TOKENS; n_before++)
+        for (size_t k = 0; k < sizeof n_own / sizeof n_own[0]; k++) {
+            const int n_prefix = n_before + n_image;
+            ask a = question_behind(n_before, 0, k, n_own[k]);
+            engine_settings s = usual;
+            s.kv_blocks = kv_blocks_for(n_prefix + n_own[k] + a.max_new) + 1;
+            engine one = open_engine(s);
+            s.chunk_rows = n_prefix;
+            engine two = open_engine(s);
+            record r[2] = {{0}};
+            submit(&one, &a, r, 0);
+            submit(&two, &a, r, 1);
+            assert_int_equal(steps_until_token(&one, &r[0]), 1);
+            assert_int_equal(steps_until_token(&two, &r[1]), 1 + (n_own[k] + n_prefix - 1) / n_prefix);
+            run_to_end(&one);
+            run_to_end(&two);
+            assert_same(&r[0], &r[1], n_before);
+            assert_false(r[0].prefix_cached);
+            assert_int_equal(scheduler_read_counters(one.s).prefill_tokens, n_prefix + n_own[k]);
+            close_engine(&one);
+            close_engine(&two);
+        }
+}
+
+/* Some on one image, some on another, one on none; the prefix that stays is as good as one that was computed by itself. */
+static void questions_that_wait_together_start_in_the_step_of_their_prefix(void **state) {
+    (void)state;
+    engine_settings s = usual;
+    engine one = open_engine(s);
+    s.chunk_rows = prefix_rows();
+    engine many = open_engine(s);
+    record r[2][9] = {{{0}}}, dropped = {0};
+    ask q[9];
+    for (int i = 0; i < 9; i++) q[i] = question_behind(13, i % 2, 50 + (uint64_t)i, 3 + i);
+    q[6] = (ask){.image = -1, .max_new = 6};
+    memcpy(q[6].ids, q[5].ids, 5 * sizeof *q[6].ids);
+    q[6].n_ids = 5;
+    for (int i = 0; i < 7; i++) submit(&one, &q[i], r[0], i);
+    submit(&one, &q[0], &dropped, 0);
+    assert_true(scheduler_step(one.s));
+    for (int i = 0; i < 7; i++) assert_int_equal(r[0][i].n, 1);
+    scheduler_counters c = scheduler_read_counters(one.s);
+    assert_int_equal(c.prefill_tokens, 2 * prefix_rows() + 3 + 4 + 5 + 6 + 7 + 8 + 5 + 3);
+    assert_int_equal(c.prefix_tokens_reused, 5 * prefix_rows());
+    scheduler_cancel(one.s, &dropped);
+    for (int i = 7; i < 9; i++) submit(&one, &q[i], r[0], i); /* while the others decode */
+    assert_true(scheduler_step(one.s));
+    for (int i = 7; i < 9; i++) assert_int_equal(r[0][i].n, 1);
+    run_to_end(&one);
+    for (int i = 0; i < 9; i++) {
+        submit(&many, &q[i], r[1], i);
+        run_to_end(&many);
+        assert_same(&r[0][i], &r[1][i], i);
+        assert_int_equal(r[0][i].prefix_cached, i >= 2 && i != 6);
+    }
+    assert_int_equal(dropped.n, 1);
+    assert_int_equal(scheduler_read_counters(one.s).kv_blocks_in_use, 2 * kv_blocks_for(prefix_rows()));
+    close_engine(&one);
+    close_engine(&many);
+}
+
+/* In pieces of every size: the question's rows fill the step that ends the prefix, unless a step before has begun with the
+ * prefix's last block. */
+static void a_prompt_in_pieces_takes_no_step_more_than_its_rows_need(void **state) {
+    (void)state;
+    const int n_image = model_get_config(m)->tower.n_tokens, n_own = 7, n_full = (n_image / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS;
+    const int n_prefix = n_full + 6;
+    ask a = question_behind(n_prefix - n_image, 0, 77, n_own);
+    record want = {0};
+    for (int rows = 1; rows <= n_prefix + n_own; rows++) {
+        engine_settings s = usual;
+        s.chunk_rows = rows;
+        engine en = open_engine(s);
+        record r[2] = {{0}};
+        submit(&en, &a, r, 0);
+        const int last_piece = (n_prefix - 1) / rows * rows;
+        const int apart = (n_prefix + rows - 1) / rows + (n_own + rows - 1) / rows;
+        const int together = (n_prefix + n_own + rows - 1) / rows;
+        assert_int_equal(steps_until_token(&en, &r[0]), last_piece <= n_full ? together : apart);
+        run_to_end(&en);
+        submit(&en, &a, r, 1);
+        run_to_end(&en);
+        if (rows == 1) want = r[0];
+        assert_same(&r[0], &want, rows);
+        assert_same(&r[1], &want, rows);
+        close_engine(&en);
+    }
+}
+
+/* Who is dropped, the one that had the prefix computed or one behind it, after any number of steps. */
+static void a_question_that_is_cancelled_leaves_its_prefix_to_the_others(void **state) {
+    (void)state;
+    ask a = question_behind(13, 0, 78, 9), b = question_behind(13, 0, 79, 9);
+    for (int n_steps = 0; n_steps < 6; n_steps++)
+        for (int first = 0; first < 2; first++) {
+            engine_settings s = usual;
+            s.chunk_rows = n_steps % 2 ? 19 : 16; /* ends inside the last block, or before it */
+            engine en = open_engine(s), calm = open_engine(usual);
+            record dropped = {0}, r = {0}, want = {0};
+            submit(&calm, &a, &want, 0);
+            run_to_end(&calm);
+            if (first) submit(&en, &b, &dropped, 0);
+            submit(&en, &a, &r, 0);
+            if (!first) submit(&en, &b, &dropped, 0);
+            for (int k = 0; k < n_steps; k++) assert_true(scheduler_step(en.s));
+            scheduler_cancel(en.s, &dropped);
+            run_to_end(&en);
+            assert_same(&r, &want, n_steps);
+            assert_false(dropped.is_finished);
+            assert_int_equal(scheduler_read_counters(en.s).kv_blocks_in_use, kv_blocks_for(prefix_rows()));
+            close_engine(&en);
+            close_engine(&calm);
+        }
+}
+
 /* Three images, with words before, between and behind them. */
 static ask question_on_three(uint64_t between, uint64_t behind) {
     ask a = {.image = 0, .max_new = 4};
@@ -806,6 +946,10 @@ int main(void) {
         cmocka_unit_test(cancelled_neighbours_change_no_byte),
         cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
         cmocka_unit_test(ten_questions_about_one_image_compute_its_prefix_once),
+        cmocka_unit_test(the_first_question_on_an_image_has_its_token_after_one_step),
+        cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
+        cmocka_unit_test(a_prompt_in_pieces_takes_no_step_more_than_its_rows_need),
+        cmocka_unit_test(a_question_that_is_cancelled_leaves_its_prefix_to_the_others),
         cmocka_unit_test(questions_on_one_image_decode_beside_each_other),
         cmocka_unit_test(a_resident_prefix_needs_no_features),
         cmocka_unit_test(questions_share_all_that_stands_before_and_between_their_images),
@@ -825,6 +969,9 @@ int main(void) {
         cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
         cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+        cmocka_unit_test(the_first_question_on_an_image_has_its_token_after_one_step),
+        cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
+        cmocka_unit_test(a_prompt_in_pieces_takes_no_step_more_than_its_rows_need),
     };
     const struct CMUnitTest rounded[] = {
         cmocka_unit_test(the_company_of_others_changes_no_byte),
@@ -832,6 +979,7 @@ int main(void) {
         cmocka_unit_test(the_number_of_threads_changes_no_byte),
         cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+        cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
     };
     const struct CMUnitTest adapters[] = {
         cmocka_unit_test(each_adapter_gives_answers_of_its_own),
@@ -841,16 +989,19 @@ int main(void) {
         cmocka_unit_test(the_number_of_threads_changes_no_byte),
         cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+        cmocka_unit_test(a_prompt_in_pieces_takes_no_step_more_than_its_rows_need),
     };
     const struct CMUnitTest device[] = {
         cmocka_unit_test(a_question_is_answered_as_by_transformers),
         cmocka_unit_test(the_company_of_others_changes_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
+        cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
     };
     const struct CMUnitTest coded[] = {
         cmocka_unit_test(the_company_of_others_changes_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
         cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
+        cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
     };
     if (ops_device_count(TEST_DEVICE) == 0) return TEST_SKIPPED;
     int n_failed = cmocka_run_group_tests_name("keys and values in e4m3", coded, set_up_coded, tear_down);
