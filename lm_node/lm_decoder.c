@@ -500,18 +500,12 @@ static status run_norm(lm_decoder *d, ops_tensor *out, const ops_tensor *x, cons
     return ops_layer_norm(d->ctx, out, x, &norm->w, &norm->b, d->c.norm_eps);
 }
 
-/* Where image row i stands. */
-static const unsigned char *feature_row(const lm_decoder *d, const lm_batch *b, int i) {
-    if (b->feature_rows) return b->feature_rows[i];
-    return (const unsigned char *)b->features + (size_t)i * projector_row_bytes(d->projectors[0]);
-}
-
 /* Image rows first .. first + n - 1 to the projector: what stands beside each other crosses at once. */
-static status upload_features(const lm_decoder *d, projector *p, const lm_batch *b, int first, int n) {
+static status upload_features(projector *p, const lm_batch *b, int first, int n) {
     const size_t row_bytes = projector_row_bytes(p);
     for (int i = 0, end; i < n; i = end) {
-        const unsigned char *from = feature_row(d, b, first + i);
-        for (end = i + 1; end < n && feature_row(d, b, first + end) == from + (size_t)(end - i) * row_bytes;) end++;
+        const unsigned char *from = b->feature_rows[first + i];
+        for (end = i + 1; end < n && b->feature_rows[first + end] == from + (size_t)(end - i) * row_bytes;) end++;
         TRY(projector_upload(p, i, from, end - i));
     }
     return STATUS_OK;
@@ -523,7 +517,7 @@ static status run_images(lm_decoder *d, ops_tensor *x, const step_indices *at, c
         int served = adapter_of(b, b->image_rows[first]);
         for (n = 1; first + n < b->n_image_rows && adapter_of(b, b->image_rows[first + n]) == served;) n++;
         ops_tensor projected, to = tensor_rows(&at->image_rows, first, n);
-        TRY(upload_features(d, d->projectors[served], b, first, n));
+        TRY(upload_features(d->projectors[served], b, first, n));
         TRY(projector_run(d->projectors[served], &projected, n, e));
         TRY(ops_scatter_rows(d->ctx, x, &projected, &to));
     }

@@ -46,9 +46,8 @@ typedef struct {
     const int32_t *adapters;  /* [n_rows] the served adapter of a row, 0: none; NULL: none for all */
     int n_image_rows;
     const int32_t *image_rows; /* [n_image_rows] the rows that are features instead of tokens */
-    const void *features;      /* [n_image_rows, tower hidden] in model_tower_dtype, not yet projected */
-    const unsigned char *const *feature_rows; /* [n_image_rows] where each of them stands, instead of `features`; may be
-                                                 NULL. Rows beside each other cross at once */
+    const unsigned char *const *feature_rows; /* [n_image_rows] where each of them stands, [tower hidden] in
+                                                 model_tower_dtype, not yet projected; rows beside each other cross at once */
     int n_seqs;                /* 1 .. max_seqs */
     int n_table_blocks;        /* columns of tables, enough for the longest sequence */
     const int32_t *tables;     /* [n_seqs, n_table_blocks] blocks in order; unused entries 0 */

@@ -19,9 +19,12 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "lm_node/image_memory.h"
 #include "lm_node/kv_cache.h"
 #include "lm_node/lm_decoder.h"
 #include "lm_node/prompt.h"
+
+#define IMAGES_AT_ONCE 64 /* that memory for features is opened for: of 729 rows of 1152 halves 107 MB */
 
 typedef struct prefix {
     struct prefix *next;
@@ -29,8 +32,8 @@ typedef struct prefix {
     int adapter;
     int32_t *ids; /* up to and with its last image */
     bool is_long; /* computed as part of prompts longer than long_from */
-    int n_ids, n_tokens;
-    unsigned char *features; /* of its images, one after another */
+    int n_ids, n_tokens, n_images;
+    unsigned char **features; /* [n_images], each a place of s->images */
     kv_seq seq;    /* closed until a question that wants it is admitted */
     int n_done;    /* positions computed */
     int n_planned; /* positions of the current step, done when it succeeds */
@@ -63,6 +66,7 @@ struct scheduler {
     int long_from;  /* positions from which a prompt turns its keys otherwise; INT_MAX: it never does */
     int n_vocab_in; /* ids that have an embedding */
     size_t feature_row_bytes;
+    image_memory *images; /* features of prefixes */
     prefix *prefixes;
     running *waiting, **waiting_last;
     running *active, **active_last;
@@ -72,7 +76,7 @@ struct scheduler {
     int32_t *row_ids, *positions, *spans, *slots, *seqs, *adapters, *image_rows, *tables, *out_rows;
     ops_candidates_wanted *wanted;
     lm_kv_twice *twice;
-    unsigned char *features;
+    const unsigned char **feature_rows;
     running **out_of; /* whose logits row */
     const kv_seq **seq_of;
     lm_batch batch;
@@ -114,6 +118,24 @@ bool scheduler_has_prefix(const scheduler *s, const scheduler_question *q) {
     return n_shared > 0 && find_prefix(s, q, n_shared, count_tokens(s, q->ids, q->n_ids) > s->long_from) != NULL;
 }
 
+static void free_features(scheduler *s, prefix *p) {
+    for (int i = 0; p->features && i < p->n_images; i++) image_memory_give(s->images, p->features[i]);
+    free(p->features);
+}
+
+/* As they are handed over, each image to a place of its own. */
+static bool keep_features(scheduler *s, prefix *p, const unsigned char *features) {
+    const size_t image_bytes = (size_t)s->image_tokens * s->feature_row_bytes;
+    p->features = calloc((size_t)p->n_images, sizeof *p->features);
+    for (int i = 0; p->features && i < p->n_images; i++) {
+        err e;
+        p->features[i] = image_memory_take(s->images, &e);
+        if (!p->features[i]) return false;
+        memcpy(p->features[i], features + (size_t)i * image_bytes, image_bytes);
+    }
+    return p->features != NULL;
+}
+
 static void free_prefix(scheduler *s, prefix *p) {
     for (prefix **at = &s->prefixes; *at; at = &(*at)->next)
         if (*at == p) {
@@ -121,14 +143,12 @@ static void free_prefix(scheduler *s, prefix *p) {
             break;
         }
     kv_seq_close(s->kv, &p->seq);
-    free(p->features);
+    free_features(s, p);
     free(p->ids);
     free(p);
 }
 
 static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids, bool is_long) {
-    int n_images = count_images(q->ids, n_ids);
-    size_t feature_bytes = (size_t)n_images * (size_t)s->image_tokens * s->feature_row_bytes;
     prefix *p = calloc(1, sizeof *p);
     if (!p) return NULL;
     p->image = q->image;
@@ -136,16 +156,15 @@ static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids,
     p->is_long = is_long;
     p->n_ids = n_ids;
     p->n_tokens = (int)count_tokens(s, q->ids, n_ids);
+    p->n_images = count_images(q->ids, n_ids);
     p->ids = malloc((size_t)n_ids * sizeof *p->ids);
-    p->features = malloc(feature_bytes);
-    if (!p->ids || !p->features) {
+    if (!p->ids || !keep_features(s, p, q->features)) {
         free(p->ids);
-        free(p->features);
+        free_features(s, p);
         free(p);
         return NULL;
     }
     memcpy(p->ids, q->ids, (size_t)n_ids * sizeof *p->ids);
-    memcpy(p->features, q->features, feature_bytes);
     p->next = s->prefixes;
     s->prefixes = p;
     s->counters.prefixes++;
@@ -354,8 +373,8 @@ static void add_row(scheduler *s, const row_owner *of, int32_t id, int position,
 /* image_row: of all its images' rows. */
 static void add_image_row(scheduler *s, const row_owner *of, const prefix *p, int image_row, int position, int span) {
     s->image_rows[s->batch.n_image_rows] = s->batch.n_rows;
-    memcpy(s->features + (size_t)s->batch.n_image_rows * s->feature_row_bytes,
-           p->features + (size_t)image_row * s->feature_row_bytes, s->feature_row_bytes);
+    s->feature_rows[s->batch.n_image_rows] =
+        p->features[image_row / s->image_tokens] + (size_t)(image_row % s->image_tokens) * s->feature_row_bytes;
     s->batch.n_image_rows++;
     add_row(s, of, 0, position, span);
 }
@@ -526,7 +545,7 @@ bool scheduler_step(scheduler *s) {
                           .seqs = s->seqs,
                           .adapters = s->adapters,
                           .image_rows = s->image_rows,
-                          .features = s->features,
+                          .feature_rows = s->feature_rows,
                           .tables = s->tables,
                           .out_rows = s->out_rows,
                           .wanted = s->wanted,
@@ -575,13 +594,21 @@ static status open_arrays(scheduler *s, err *e) {
     s->wanted = calloc(seqs, sizeof *s->wanted);
     s->twice = calloc(seqs, sizeof *s->twice);
     s->tables = calloc(seqs * columns, sizeof *s->tables);
-    s->features = calloc(rows, s->feature_row_bytes);
+    s->feature_rows = calloc(rows, sizeof *s->feature_rows);
     s->out_of = calloc(seqs, sizeof(running *));
     s->seq_of = calloc(seqs, sizeof(kv_seq *));
     if (s->row_ids && s->positions && s->spans && s->slots && s->seqs && s->adapters && s->image_rows &&
-        s->out_rows && s->wanted && s->twice && s->tables && s->features && s->out_of && s->seq_of)
+        s->out_rows && s->wanted && s->twice && s->tables && s->feature_rows && s->out_of && s->seq_of)
         return STATUS_OK;
     return fail(e, STATUS_NO_MEMORY, "scheduler: no memory for steps of %d rows", s->max_rows);
+}
+
+/* No more at once than have room for their keys. */
+static status open_images(scheduler *s, ops_ctx *ctx, err *e) {
+    int n = s->n_kv_blocks / kv_blocks_for(s->image_tokens);
+    if (n < 1) n = 1;
+    if (n > IMAGES_AT_ONCE) n = IMAGES_AT_ONCE;
+    return image_memory_open(&s->images, ctx, (size_t)s->image_tokens * s->feature_row_bytes, n, e);
 }
 
 status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
@@ -626,6 +653,7 @@ status scheduler_open(scheduler **out, ops_ctx *ctx, const model *m,
         s->feature_row_bytes = lm_decoder_feature_row_bytes(s->decoder);
         st = open_arrays(s, e);
     }
+    if (st == STATUS_OK) st = open_images(s, ctx, e);
     if (st != STATUS_OK) {
         scheduler_close(&s);
         return st;
@@ -646,6 +674,7 @@ void scheduler_close(scheduler **out) {
         free_running(s, r);
     }
     while (s->prefixes) free_prefix(s, s->prefixes);
+    image_memory_close(&s->images);
     sampler_close(&s->sampler);
     kv_cache_close(&s->kv);
     lm_decoder_close(&s->decoder);
@@ -660,7 +689,7 @@ void scheduler_close(scheduler **out) {
     free(s->wanted);
     free(s->twice);
     free(s->tables);
-    free(s->features);
+    free(s->feature_rows);
     free(s->out_of);
     free(s->seq_of);
     free(s);

@@ -152,8 +152,7 @@ static const float *run_rows_of(fixture *f, kv_seq *seq, const follower *behind,
                   .seqs = seqs,
                   .adapters = adapters,
                   .image_rows = images,
-                  .features = features,
-                  .feature_rows = all ? NULL : rows, /* both ways are gone */
+                  .feature_rows = rows,
                   .n_seqs = behind ? 2 : 1,
                   .n_table_blocks = last->n_blocks,
                   .tables = tables,
@@ -168,9 +167,10 @@ static const float *run_rows_of(fixture *f, kv_seq *seq, const follower *behind,
         adapters[i] = f->adapter;
         if (all || i == n - 1) outs[b.n_out++] = i;
         if (s->feature[from + i] < 0) continue;
-        memcpy(features + (size_t)b.n_image_rows * row_bytes,
-               f->features + (size_t)s->feature[from + i] * row_bytes, row_bytes);
-        rows[b.n_image_rows] = f->features + (size_t)s->feature[from + i] * row_bytes;
+        const unsigned char *row = f->features + (size_t)s->feature[from + i] * row_bytes;
+        unsigned char *copy = features + (size_t)b.n_image_rows * row_bytes;
+        memcpy(copy, row, row_bytes);
+        rows[b.n_image_rows] = all ? copy : row; /* beside each other, and as they are */
         images[b.n_image_rows++] = i;
     }
     err e;
