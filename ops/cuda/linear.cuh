@@ -30,15 +30,39 @@ static inline linear_end end_of(const linear_job *j) {
     return e;
 }
 
-/* O is the type of out. */
+/* What all results of an output end with. */
+typedef struct {
+    float scale, bias;
+} output_end;
+
+static __device__ inline output_end output_end_of(const linear_end *e, int64_t o) {
+    output_end end = {e->row_scales ? e->output_scales[o] : 1.0f, e->bias ? e->bias[o] : 0.0f};
+    return end;
+}
+
+/* A sum with all that follows but what is added. */
+static __device__ inline float end_sum(const linear_end *e, const output_end *end, float sum, int64_t row, int64_t o) {
+    if (e->row_scales) sum = sum * end->scale * e->row_scales[row];
+    if (e->bias) sum += end->bias;
+    return o >= e->act_from ? activation(sum, e->act) : sum;
+}
+
+/* What is added to it, 0 without. O is the type of out. */
+template <typename O>
+static __device__ inline float added(const linear_end *e, int64_t at) {
+    return e->add ? to_f32(static_cast<const O *>(e->add)[at]) : 0.0f;
+}
+
+template <typename O>
+static __device__ inline void store_result(const linear_end *e, float result, float more, int64_t at) {
+    from_f32(&static_cast<O *>(e->out)[at], e->add ? result + more : result);
+}
+
 template <typename O>
 static __device__ inline void finish_one(const linear_end *e, float sum, int64_t row, int64_t o) {
+    output_end end = output_end_of(e, o);
     int64_t at = row * e->n_out + o;
-    if (e->row_scales) sum = sum * e->output_scales[o] * e->row_scales[row];
-    if (e->bias) sum += e->bias[o];
-    if (o >= e->act_from) sum = activation(sum, e->act);
-    if (e->add) sum += to_f32(static_cast<const O *>(e->add)[at]);
-    from_f32(&static_cast<O *>(e->out)[at], sum);
+    store_result<O>(e, end_sum(e, &end, sum, row, o), added<O>(e, at), at);
 }
 
 /* Weights as a kernel sees them. */

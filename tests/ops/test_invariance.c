@@ -176,6 +176,55 @@ static void linear_rows_do_not_depend_on_cut_threads_or_neighbours(void **state)
     free(x), free(w), free(bias);
 }
 
+/* The first rows of a call of any number, on the edges of where a device goes from one way of sharing out its work to the
+ * next, are those of the longest. The second matrix is one that a device does not cut, so that what it has on its way goes
+ * round and round. */
+static void few_rows_are_the_same_in_calls_of_every_size(void **state) {
+    (void)state;
+    enum { MOST = 65, K = 648, N = 76, WIDE_N = 8456 };
+    static const int64_t rows[] = {1, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 64};
+    static const struct {
+        ops_dtype stored; /* I32: as activations */
+        ops_product product;
+        int64_t n_out;
+    } cases[] = {{OPS_DTYPE_I32, OPS_PRODUCT_F32, N}, {OPS_DTYPE_Q8, OPS_PRODUCT_F32, N}, {OPS_DTYPE_Q4, OPS_PRODUCT_F32, N},
+                 {OPS_DTYPE_I32, OPS_PRODUCT_FP8, N}, {OPS_DTYPE_I32, OPS_PRODUCT_F32, WIDE_N}, {OPS_DTYPE_Q8, OPS_PRODUCT_F32, WIDE_N}};
+    if (test_device_is_cpu()) skip();
+    rng r = rng_make(7);
+    float *x = random_floats(&r, MOST * K, 1.0f), *w = random_floats(&r, WIDE_N * K, 1.0f);
+    float *want = test_alloc(MOST * WIDE_N, sizeof *want), *got = test_alloc(MOST * WIDE_N, sizeof *got);
+    for (int v = 0; v < N_VARIANTS; v++)
+        for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+            ops_ctx *ctx = open_variant(v, 1);
+            bool is_block = cases[c].stored != OPS_DTYPE_I32, is_wide = cases[c].n_out == WIDE_N;
+            ops_dtype stored_in = is_block ? cases[c].stored : dtype;
+            if (!ctx || (is_wide && (dtype == OPS_DTYPE_F32 || is_block != (dtype == OPS_DTYPE_F16)))) { /* it takes its time */
+                ops_close(&ctx);
+                continue;
+            }
+            linear_arg arg = {.n_in = K, .n_out = cases[c].n_out, .is_few = true};
+            size_t row_bytes = dtype_row_bytes(stored_in, K);
+            unsigned char *stored = is_block ? test_alloc((size_t)arg.n_out, row_bytes) : stored_as(w, arg.n_out * K, stored_in);
+            for (int64_t o = 0; is_block && o < arg.n_out; o++) quantize_row(stored + (size_t)o * row_bytes, stored_in, w + o * K, K);
+            ops_tensor tw = tensor_make(stored, OPS_PLACE_HOST, stored_in, 2, (int64_t[]){arg.n_out, K});
+            err e;
+            assert_int_equal(ops_matrix_open_as(ctx, &arg.m, &tw, NULL, cases[c].product, &e), STATUS_OK);
+            assert_int_equal(ops_sync(ctx), STATUS_OK);
+            call_linear(ctx, &arg, want, x, 0, MOST);
+            for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+                if (is_wide && i % 3 != 0) continue; /* 1, 7, 16, 32 */
+                call_linear(ctx, &arg, got, x, 0, rows[i]);
+                if (!same_bits(want, got, rows[i] * arg.n_out))
+                    fail_msg("%s weights of %s, case %d: %lld rows differ", dtype_name(stored_in), variant_name(v), (int)c,
+                             (long long)rows[i]);
+            }
+            ops_matrix_close(ctx, &arg.m);
+            ops_close(&ctx);
+            free(stored);
+        }
+    free(x), free(w), free(want), free(got);
+}
+
 /* An output's value may not depend on where in a panel or vector its column lies. */
 static void linear_columns_do_not_depend_on_their_place(void **state) {
     (void)state;
@@ -638,6 +687,7 @@ static void full_attention_groups_do_not_depend_on_each_other(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_rows_do_not_depend_on_cut_threads_or_neighbours),
+        cmocka_unit_test(few_rows_are_the_same_in_calls_of_every_size),
         cmocka_unit_test(linear_columns_do_not_depend_on_their_place),
         cmocka_unit_test(a_fast_device_goes_by_the_number_of_rows),
         cmocka_unit_test(avx2_and_avx512_give_the_same_linear_bits),
