@@ -514,8 +514,8 @@ static void paged_attention_rows_do_not_depend_on_cut_threads_or_blocks(void **s
     paged_input_free(&in);
 }
 
-/* Enough heads that a device has its fill from all rows, but not from five: its two ways to go through keys beyond 128
- * (one block for all, one for each 128) give the same bits. */
+/* Many heads and rows, and five of the rows alone, with keys beyond 128: however a device shares them out, the bits are the
+ * same. */
 static void long_rows_do_not_depend_on_how_their_keys_are_shared_out(void **state) {
     (void)state;
     enum { N = 300, N_HEADS = 90, WIDTH = N_HEADS * 8, N_BLOCKS = (N + 15) / 16, FEW = 5 };
@@ -550,19 +550,20 @@ static void long_rows_do_not_depend_on_how_their_keys_are_shared_out(void **stat
  * everywhere, nowhere, and rows between them that see less: each gives the bits that it gives alone. */
 static void rows_that_share_blocks_are_as_if_alone(void **state) {
     (void)state;
-    enum { N_SEQS = 6, BLOCK = 16, THIRD = 9, N_BLOCKS = 3 * THIRD, N = 14, N_HEADS = 4, N_KV_HEADS = 2, HEAD = 8 };
+    enum { N_SEQS = 6, BLOCK = 16, N_BLOCKS = 27, N = 14, N_HEADS = 4, N_KV_HEADS = 2, HEAD = 8 };
     enum { WIDTH = N_HEADS * HEAD, KV_WIDTH = N_KV_HEADS * HEAD, N_CACHE = N_SEQS * N_BLOCKS };
-    /* Whose blocks each third of a table is made of; a third is more than a piece of keys that a device takes at once. */
-    static const int owner[N_SEQS][3] = {{0, 0, 0}, {0, 0, 1}, {0, 0, 0}, {3, 0, 3}, {3, 0, 0}, {5, 5, 5}};
+    /* Whose blocks a table has in front, from block 15 and from block 17 on. Devices go by eight blocks: 15 and 16 are the last of
+     * one piece of keys and the first of another. */
+    static const int owner[N_SEQS][3] = {{0, 0, 0}, {0, 0, 1}, {0, 0, 0}, {3, 0, 3}, {3, 0, 0}, {0, 5, 0}};
     static const int32_t seqs[N] = {0, 1, 2, 2, 1, 1, 0, 3, 4, 4, 5, 0, 1, 5};
-    static const int32_t positions[N] = {420, 5, 130, 431, 400, 401, 255, 256, 3, 300, 300, 127, 128, 0};
+    static const int32_t positions[N] = {420, 5, 130, 431, 400, 401, 255, 256, 3, 300, 300, 290, 128, 0};
     rng r = rng_make(17);
     float *q = random_floats(&r, N * WIDTH, 2.0f), *k = random_floats(&r, N_CACHE * BLOCK * KV_WIDTH, 1.0f);
     float *v = random_floats(&r, N_CACHE * BLOCK * KV_WIDTH, 1.0f);
     float together[N * WIDTH], alone[WIDTH];
     int32_t tables[N_SEQS * N_BLOCKS];
     for (int i = 0; i < N_SEQS * N_BLOCKS; i++)
-        tables[i] = owner[i / N_BLOCKS][i % N_BLOCKS / THIRD] * N_BLOCKS + i % N_BLOCKS * 7 % N_BLOCKS;
+        tables[i] = owner[i / N_BLOCKS][(i % N_BLOCKS >= 15) + (i % N_BLOCKS >= 17)] * N_BLOCKS + i % N_BLOCKS * 7 % N_BLOCKS;
     const int64_t cache[4] = {N_CACHE, N_KV_HEADS, BLOCK, HEAD};
     for (int i = 0; i < 4 * N_CACHE_DTYPES * N_VARIANTS; i++) {
         ops_ctx *ctx = open_variant(i / 4 % N_VARIANTS, 1);
