@@ -33,6 +33,7 @@ struct bench_engine {
     uint64_t next_image;     /* no two runs share one */
     int n_asked, n_unfinished; /* questions of this run */
     int n_answering;           /* of them with a first token */
+    int64_t n_tokens;          /* of all of them */
     bool is_answering[QUESTIONS_MAX];
     status failed;
     err why;
@@ -44,6 +45,7 @@ static bool on_token(void *user, int question_idx, const sampled_token *t) {
     bench_engine *b = user;
     bool *is_answering = &b->is_answering[question_idx];
     (void)t;
+    b->n_tokens++;
     if (!*is_answering) b->n_answering++;
     *is_answering = true;
     return false;
@@ -190,18 +192,23 @@ static status run_decode(bench_engine *b, const bench_case *c, double *ms, err *
     status st = prompt_fits(b, c, e);
     if (st == STATUS_OK && c->n > b->s.max_questions)
         st = fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": at most %d run at once (--max-questions)", c->text, b->s.max_questions);
+    /* Tokens for all steps until the last question has its first one: keys and values of more would be reserved for nothing. */
+    int n_steps = c->n * (c->tokens / b->s.chunk_rows + 2) + DECODE_STEPS;
     for (int i = 0; i < c->n && st == STATUS_OK; i++)
-        st = ask(b, b->next_image + (uint64_t)(i / c->questions), n_text, 1000000, e);
+        st = ask(b, b->next_image + (uint64_t)(i / c->questions), n_text, n_steps, e);
     b->next_image += (uint64_t)c->n;
     if (st == STATUS_OK && c->tokens + DECODE_STEPS > model_get_config(b->m)->decoder.max_positions)
         st = fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": the model has %d positions", c->text,
                   model_get_config(b->m)->decoder.max_positions);
     while (st == STATUS_OK && b->n_answering < c->n) st = step(b, e);
-    int64_t start_us = clock_now_us();
+    int64_t start_us = clock_now_us(), n_before = b->n_tokens;
     for (int i = 0; i < DECODE_STEPS && st == STATUS_OK; i++) st = step(b, e);
     *ms = (double)(clock_now_us() - start_us) / 1e3 / DECODE_STEPS;
     scheduler_cancel(b->scheduler, b);
     b->n_unfinished = 0;
+    if (st == STATUS_OK && b->n_tokens - n_before != (int64_t)c->n * DECODE_STEPS)
+        return fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": of %d tokens %d steps made %lld: more --kv-bytes are needed", c->text,
+                    c->n * DECODE_STEPS, DECODE_STEPS, (long long)(b->n_tokens - n_before));
     return st;
 }
 
