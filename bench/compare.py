@@ -148,7 +148,7 @@ class Theirs:
             return ms
         new = {"caption": 64, "answer": 3}[what]
         # A batch size has its share of the pictures, so that the sizes cost about the same to try.
-        return min(self.timed(lambda b=b: self.jobs(max(b, n // 8), new, b)) * n / max(b, n // 8) for b in BATCHES[self.device] if b <= n)
+        return min(self.timed(lambda b=b: self.jobs(max(b, n // 8), new, b)) * n / max(b, n // 8) for b in [b for b in BATCHES[self.device] if b <= n] or [n])
 
 
 class Ours:
@@ -181,8 +181,8 @@ def measure(args, ours, theirs):
                 mine.append(result)
                 for w in theirs:
                     other[w].append(times[w])
-        middle = sorted(mine, key=lambda r: r["ms"])[len(mine) // 2]
-        columns = "".join(f" {statistics.median(t):22.1f} {statistics.median(t) / middle['ms']:6.2f}" for t in other.values())
+        middle = sorted(mine, key=lambda r: r["ms"])[(len(mine) - 1) // 2]
+        columns = "".join(f" {statistics.median_low(t):22.1f} {statistics.median_low(t) / middle['ms']:6.2f}" for t in other.values())
         share = f"{middle['of_bytes']:8.0%}" if middle["bytes"] else f"{'':8s}"
         print(f"{case:16s} {middle['ms']:10.1f} {middle['rate']:10.1f} {middle['unit']:9s} {middle['of_flops']:8.0%} {share}"
               f"{columns}", flush=True)
@@ -195,7 +195,7 @@ def main():
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the checkpoint")
     parser.add_argument("--theirs", default=None, help="types of PyTorch, each perhaps with +compile")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--model", type=pathlib.Path, help="a folder that `mipha model random` wrote; else one is made")
+    parser.add_argument("--model", type=pathlib.Path, help="a folder that `mipha model random` wrote, whatever type and layers; else one is made")
     parser.add_argument("--tower-layers", type=int, default=5)
     parser.add_argument("--decoder-layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -208,12 +208,13 @@ def main():
             subprocess.run([args.build / "bin" / "mipha", "model", "random", "-o", folder, "--dtype", args.dtype,
                             "--tower-layers", str(args.tower_layers), "--decoder-layers", str(args.decoder_layers)], check=True)
         weights = load_file(pathlib.Path(folder) / "model.safetensors")
+        stored = next(iter(weights.values())).dtype
         theirs = {w: Theirs(w, args, weights) for w in ways}
         del weights
         ours = Ours(args, folder)
         m = ours.machine
         print(f"{m['device']}; torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads, "
-              f"checkpoint {args.dtype}, {m['tower_layers']} tower and {m['decoder_layers']} decoder layers run, ready in "
+              f"checkpoint {str(stored).removeprefix('torch.')}, {m['tower_layers']} tower and {m['decoder_layers']} decoder layers run, ready in "
               f"{ours.ready['ready_ms']:.0f} ms, median of {args.rounds} rounds in turns; ceilings "
               f"{m['flops_per_s'] / 1e12:.2f} TFLOP/s, {m['bytes_per_s'] / 1e9:.1f} GB/s")
         measure(args, ours, theirs)

@@ -2,8 +2,9 @@
  *
  *     device_bench [--device NAME] [--only TEXT]
  *
- * For a GPU: a case is a few calls in a row, recorded as one graph where the device has them, on operands that no cache
- * holds; the best of several runs counts. The floor is the larger of two times: the bytes that the operator has to read and
+ * For a GPU: a case is a few calls in a row, recorded as one graph where the device has them; the best of several runs counts.
+ * Weights, keys and values are such that no cache holds them, as between the layers of a network; rows of activations are
+ * the same in each call and may come from the second-level cache, as what the operator before has left. The floor is the larger of two times: the bytes that the operator has to read and
  * write once, and its multiply-adds, at the rates that a sum of two large arrays and a product of two large squares reach
  * here in the same run. Weights, activations, keys and values are bf16, or f32 where the device knows nothing else. Results
  * are not looked at: the tests do that. */

@@ -207,7 +207,7 @@ static status run_decode(bench_engine *b, const bench_case *c, double *ms, err *
     scheduler_cancel(b->scheduler, b);
     b->n_unfinished = 0;
     if (st == STATUS_OK && b->n_tokens - n_before != (int64_t)c->n * DECODE_STEPS)
-        return fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": of %d tokens %d steps made %lld: more --kv-bytes are needed", c->text,
+        return fail(e, STATUS_BAD_ARGUMENT, "case \"%s\": of %d tokens %d steps made %lld: more --kv-bytes or --chunk-rows are needed", c->text,
                     c->n * DECODE_STEPS, DECODE_STEPS, (long long)(b->n_tokens - n_before));
     return st;
 }

@@ -6,7 +6,8 @@
  *     image_memory_give(m, place);
  *     image_memory_close(&m);
  *
- * Such memory is dear to open, so places are kept when they are given back, and more are opened only when all are taken.
+ * Such memory is dear to open, so places are kept when they are given back, and more are opened only when all are taken. What
+ * was once taken at a time is kept until close: what is asked at once (slots times images of a job) and what is resident.
  * One thread, that of the context, which outlives it. */
 #ifndef LM_NODE_IMAGE_MEMORY_H
 #define LM_NODE_IMAGE_MEMORY_H

@@ -124,16 +124,16 @@ static void free_features(scheduler *s, prefix *p) {
 }
 
 /* As they are handed over, each image to a place of its own. */
-static bool keep_features(scheduler *s, prefix *p, const unsigned char *features) {
+static status keep_features(scheduler *s, prefix *p, const unsigned char *features, err *e) {
     const size_t image_bytes = (size_t)s->image_tokens * s->feature_row_bytes;
     p->features = calloc((size_t)p->n_images, sizeof *p->features);
-    for (int i = 0; p->features && i < p->n_images; i++) {
-        err e;
-        p->features[i] = image_memory_take(s->images, &e);
-        if (!p->features[i]) return false;
+    if (!p->features) return fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
+    for (int i = 0; i < p->n_images; i++) {
+        p->features[i] = image_memory_take(s->images, e);
+        if (!p->features[i]) return e->code;
         memcpy(p->features[i], features + (size_t)i * image_bytes, image_bytes);
     }
-    return p->features != NULL;
+    return STATUS_OK;
 }
 
 static void free_prefix(scheduler *s, prefix *p) {
@@ -148,9 +148,9 @@ static void free_prefix(scheduler *s, prefix *p) {
     free(p);
 }
 
-static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids, bool is_long) {
+static status make_prefix(scheduler *s, prefix **made, const scheduler_question *q, int n_ids, bool is_long, err *e) {
     prefix *p = calloc(1, sizeof *p);
-    if (!p) return NULL;
+    if (!p) return fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
     p->image = q->image;
     p->adapter = q->adapter;
     p->is_long = is_long;
@@ -158,17 +158,19 @@ static prefix *make_prefix(scheduler *s, const scheduler_question *q, int n_ids,
     p->n_tokens = (int)count_tokens(s, q->ids, n_ids);
     p->n_images = count_images(q->ids, n_ids);
     p->ids = malloc((size_t)n_ids * sizeof *p->ids);
-    if (!p->ids || !keep_features(s, p, q->features)) {
+    status st = p->ids ? keep_features(s, p, q->features, e) : fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
+    if (st != STATUS_OK) {
         free(p->ids);
         free_features(s, p);
         free(p);
-        return NULL;
+        return st;
     }
     memcpy(p->ids, q->ids, (size_t)n_ids * sizeof *p->ids);
     p->next = s->prefixes;
     s->prefixes = p;
     s->counters.prefixes++;
-    return p;
+    *made = p;
+    return STATUS_OK;
 }
 
 static void unload_prefix(scheduler *s, prefix *p) {
@@ -259,8 +261,8 @@ status scheduler_submit(scheduler *s, const scheduler_question *q, err *e) {
         r->prefix = find_prefix(s, q, n_shared, is_long);
         if (!r->prefix && !q->features)
             st = fail(e, STATUS_NOT_FOUND, "question: no features of its image");
-        else if (!r->prefix && !(r->prefix = make_prefix(s, q, n_shared, is_long)))
-            st = fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
+        else if (!r->prefix)
+            st = make_prefix(s, &r->prefix, q, n_shared, is_long, e);
         if (st != STATUS_OK) {
             free(r->ids);
             free(r);

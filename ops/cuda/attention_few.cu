@@ -2,7 +2,7 @@
  * What it costs is reading keys and values, so it is all about having many of them on their way: warp -> a key head, a chunk
  * of 128 keys counted from absolute position 0, and a tile of rows: one, or some beside each other whose tables name the same
  * blocks in the chunk, so that questions on one image read its keys once for all of them. Up to 16 queries; a warp waits for
- * none of the others. Keys and values come in tiles of 32 (16 of heads over 96), two of them on their way.
+ * none of the others. Keys and values come in tiles of 32 (16 of heads over 80), two of them on their way.
  *
  * The order of a row's sum: in a chunk, tiles of keys in order, with a maximum that moves and a sum that begins anew; what a
  * chunk makes stays in scratch until a second kernel joins a row's chunks in order. Who shares the tile changes nothing.
@@ -16,11 +16,12 @@
 #define STAGES       2
 #define JOIN_THREADS 128
 #define JOIN_AHEAD   8 /* chunks whose parts are loaded before the first of them is joined */
-#define PARTIAL_BYTES_MAX ((size_t)64 << 20)
+#define PARTIAL_BYTES_MAX ((size_t)256 << 20)
+#define SHARED_BYTES_MOST (99 << 10) /* of a block, on the devices that have least */
 
 template <int pad>
-struct shape_of {
-    static constexpr int keys = pad > 96 ? 16 : 32;
+struct few_shape {
+    static constexpr int keys = pad > 80 ? 16 : 32;
     static constexpr int warps = pad > 128 ? 2 : 4; /* of a block: as many as its shared memory is enough for on every device */
 };
 
@@ -29,7 +30,7 @@ typedef struct {
     float *partial; /* [n_chunks, rows, n_heads, pad + 2]: sums, maximum, sum of weights */
     int64_t first_row, end_row; /* of this launch; partial is for those */
     int rows_a_tile, tiles_a_kv; /* tiles_a_kv: of the queries of one row, where a tile has not room for all */
-} few_job;
+} few_attention_job;
 
 /* ---- tiles of rows ------------------------------------------------------------------------- */
 
@@ -46,12 +47,12 @@ static __device__ inline bool shares_chunk(const attention_job *a, int s, int ot
 }
 
 /* A tile begins at multiples of its size and wherever the keys change. */
-static __device__ inline bool begins_tile(const few_job *j, int64_t row, int chunk) {
+static __device__ inline bool begins_tile(const few_attention_job *j, int64_t row, int chunk) {
     return (int)(row - j->first_row) % j->rows_a_tile == 0 || !shares_chunk(&j->a, j->a.row_seq[row], j->a.row_seq[row - 1], chunk);
 }
 
 /* How many rows the tile has that begins at a row; 0: none does. The warp asks together. */
-static __device__ inline int rows_of_tile(const few_job *j, int64_t row, int chunk) {
+static __device__ inline int rows_of_tile(const few_attention_job *j, int64_t row, int chunk) {
     int i = (int)threadIdx.x % WARP, size = j->rows_a_tile;
     bool begins = i < size && (row + i >= j->end_row || begins_tile(j, row + i, chunk));
     int none = warp_max(i == 0 && !begins ? 1 : 0), behind = warp_max(i > 0 && begins ? size - i : 0);
@@ -61,7 +62,7 @@ static __device__ inline int rows_of_tile(const few_job *j, int64_t row, int chu
 /* ---- a chunk ------------------------------------------------------------------------------- */
 
 /* The row and head of a query of this lane's, row -1: there is none. */
-static __device__ inline int64_t row_of(const few_job *j, int64_t first_row, int n_rows, int part, int high, int kv_head, int *head) {
+static __device__ inline int64_t row_of(const few_attention_job *j, int64_t first_row, int n_rows, int part, int high, int kv_head, int *head) {
     int heads = j->a.heads_a_kv, query = part * QUERIES + (int)threadIdx.x % WARP / 4 + 8 * high;
     int64_t row = first_row + query / heads;
     *head = kv_head * heads + query % heads;
@@ -69,10 +70,10 @@ static __device__ inline int64_t row_of(const few_job *j, int64_t first_row, int
 }
 
 template <typename T, typename C, int pad>
-static __device__ inline void attend_keys(keys_memory<pad, C, shape_of<pad>::keys, STAGES> *s, query_state<pad, 1> *q,
+static __device__ inline void attend_keys(keys_memory<pad, C, few_shape<pad>::keys, STAGES> *s, query_state<pad, 1> *q,
                                           const unsigned frag[1][pad / 16][4], const attention_job *a, int seq, int kv_head,
                                           int from, int to, int all_low, int all_high) {
-    constexpr int keys = shape_of<pad>::keys;
+    constexpr int keys = few_shape<pad>::keys;
     const float scale = a->scale * LOG2_E;
     int lane = (int)threadIdx.x % WARP, stage = 0;
     copy_keys<C, pad, keys, STAGES, WARP>(s, 0, a, lane, seq, to, kv_head, from);
@@ -105,12 +106,12 @@ static __device__ inline void attend_keys(keys_memory<pad, C, shape_of<pad>::key
 }
 
 template <int pad>
-static __device__ inline float *partial_of(const few_job *j, int chunk, int64_t row, int head) {
+static __device__ inline float *partial_of(const few_attention_job *j, int chunk, int64_t row, int head) {
     return j->partial + (((int64_t)chunk * (j->end_row - j->first_row) + row - j->first_row) * j->a.n_heads + head) * (pad + 2);
 }
 
 template <int pad>
-static __device__ inline void leave_chunk(const query_state<pad, 1> *q, const few_job *j, int chunk, const int64_t row[2], const int head[2]) {
+static __device__ inline void leave_chunk(const query_state<pad, 1> *q, const few_attention_job *j, int chunk, const int64_t row[2], const int head[2]) {
     int t = (int)threadIdx.x % 4;
     for (int i = 0; i < 2; i++) {
         float sum = quad_sum(q->sum[0][i]);
@@ -118,17 +119,17 @@ static __device__ inline void leave_chunk(const query_state<pad, 1> *q, const fe
         float *to = partial_of<pad>(j, chunk, row[i], head[i]);
 #pragma unroll
         for (int n = 0; n < pad / 8; n++)
-            *reinterpret_cast<float2 *>(to + n * 8 + 2 * t) = float2{q->acc[0][n][2 * i], q->acc[0][n][2 * i + 1]};
+            *reinterpret_cast<float2 *>(to + n * 8 + 2 * t) = float2{finite_or_nan(q->acc[0][n][2 * i]), finite_or_nan(q->acc[0][n][2 * i + 1])};
         if (t == 0) *reinterpret_cast<float2 *>(to + pad) = float2{q->top[0][i], sum};
     }
 }
 
 template <typename T, typename C, int pad>
-static __global__ void __launch_bounds__(WARP *shape_of<pad>::warps) attend_few_warp_per_head(few_job j) {
+static __global__ void __launch_bounds__(WARP *few_shape<pad>::warps) attend_few_warp_per_head(few_attention_job j) {
     SHARED_MEMORY(memory);
-    typedef keys_memory<pad, C, shape_of<pad>::keys, STAGES> own_memory;
+    typedef keys_memory<pad, C, few_shape<pad>::keys, STAGES> own_memory;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, chunk = (int)blockIdx.z;
-    int unit = (int)blockIdx.y * shape_of<pad>::warps + warp, kv_head = unit / j.tiles_a_kv, part = unit % j.tiles_a_kv;
+    int unit = (int)blockIdx.y * few_shape<pad>::warps + warp, kv_head = unit / j.tiles_a_kv, part = unit % j.tiles_a_kv;
     int64_t first_row = j.first_row + blockIdx.x;
     if (kv_head >= j.a.n_heads / j.a.heads_a_kv) return;
     int n_rows = rows_of_tile(&j, first_row, chunk);
@@ -137,7 +138,7 @@ static __global__ void __launch_bounds__(WARP *shape_of<pad>::warps) attend_few_
     if (is_mine && !is_row) *j.a.fault = 1;
     int first = is_row ? first_key(&j.a, first_row + lane) : 0, last = is_row ? last_key(&j.a, first_row + lane) : -1;
     int begin = chunk * CHUNK_KEYS, end = begin + CHUNK_KEYS - 1;
-    int from = -warp_max(is_row ? -first : -0x7fffffff) / shape_of<pad>::keys * shape_of<pad>::keys, to = warp_max(last);
+    int from = -warp_max(is_row ? -first : -0x7fffffff) / few_shape<pad>::keys * few_shape<pad>::keys, to = warp_max(last);
     int all_low = warp_max(first), all_high = -warp_max(is_row ? -last : -0x7fffffff);
     if (from < begin) from = begin;
     if (to > end) to = end;
@@ -175,7 +176,7 @@ static __device__ inline void join(part *p, part more) {
 
 /* thread -> one dim of a row's head: its chunks, in order. */
 template <typename T, int pad>
-static __global__ void __launch_bounds__(JOIN_THREADS) join_element_per_thread(few_job j) {
+static __global__ void __launch_bounds__(JOIN_THREADS) join_element_per_thread(few_attention_job j) {
     int at = (int)(blockIdx.x * JOIN_THREADS + threadIdx.x), head = at / j.a.head_dim % j.a.n_heads, d = at % j.a.head_dim;
     int64_t row = j.first_row + at / j.a.head_dim / j.a.n_heads;
     if (row >= j.end_row || !row_fits(&j.a, row)) return;
@@ -200,11 +201,13 @@ static __global__ void __launch_bounds__(JOIN_THREADS) join_element_per_thread(f
 /* ---- launching ----------------------------------------------------------------------------- */
 
 template <typename T, typename C, int pad>
-static status launch(cuda_state *s, few_job *j) {
+static status launch(cuda_state *s, few_attention_job *j) {
     const attention_job *a = &j->a;
-    constexpr int warps = shape_of<pad>::warps;
+    constexpr int warps = few_shape<pad>::warps;
+    constexpr size_t bytes = warps * sizeof(keys_memory<pad, C, few_shape<pad>::keys, STAGES>);
+    static_assert(bytes <= SHARED_BYTES_MOST, "a block fits every device");
     int64_t n_chunks = ceil_div(a->max_blocks * a->block_tokens, CHUNK_KEYS), n_units = a->n_heads / a->heads_a_kv * j->tiles_a_kv;
-    size_t row_bytes = (size_t)(n_chunks * a->n_heads) * (pad + 2) * sizeof(float), bytes = warps * sizeof(keys_memory<pad, C, shape_of<pad>::keys, STAGES>);
+    size_t row_bytes = (size_t)(n_chunks * a->n_heads) * (pad + 2) * sizeof(float);
     int64_t at_once = (int64_t)(PARTIAL_BYTES_MAX / row_bytes);
     if (at_once < 1) at_once = 1;
     if (at_once > a->rows) at_once = a->rows;
@@ -226,12 +229,12 @@ static status launch(cuda_state *s, few_job *j) {
 }
 
 template <typename T>
-static status launch_cache(cuda_state *s, few_job *j) {
+static status launch_cache(cuda_state *s, few_attention_job *j) {
     WITH_CACHE(j->a.kv_dtype, T, C, WITH_PAD(j->a.head_dim, pad, return (launch<T, C, pad>(s, j))));
 }
 
 status cuda_attention_few(cuda_state *s, const attention_job *a) {
-    few_job j = {};
+    few_attention_job j = {};
     j.a = *a;
     j.rows_a_tile = a->heads_a_kv < QUERIES ? QUERIES / a->heads_a_kv : 1;
     j.tiles_a_kv = (int)ceil_div(a->heads_a_kv, QUERIES);

@@ -15,7 +15,7 @@
 #define STAGES  2
 
 template <int pad>
-struct shape_of {
+struct many_shape {
     static constexpr int keys = pad > 128 ? 16 : pad > 80 ? 32 : 64;
     static constexpr int m_tiles = pad > 96 ? 1 : 2;
     static constexpr int queries_a_warp = 16 * m_tiles, queries = WARPS * queries_a_warp;
@@ -36,7 +36,7 @@ typedef struct {
 
 template <int pad, typename C>
 struct many_memory {
-    keys_memory<pad, C, shape_of<pad>::keys, STAGES> keys;
+    keys_memory<pad, C, many_shape<pad>::keys, STAGES> keys;
     int reduce[WARPS];
 };
 
@@ -85,7 +85,7 @@ static __device__ inline tile_place place_tile(const many_job *j, int64_t tile, 
 template <int pad>
 static __device__ inline int64_t row_of(const many_job *j, const tile_place *p, int m, int high, int kv_head, int *head) {
     int heads = j->a.heads_a_kv, lane = (int)threadIdx.x % WARP;
-    int query = (int)threadIdx.x / WARP * shape_of<pad>::queries_a_warp + m * 16 + lane / 4 + 8 * high;
+    int query = (int)threadIdx.x / WARP * many_shape<pad>::queries_a_warp + m * 16 + lane / 4 + 8 * high;
     int64_t row = p->first_row + query / heads;
     *head = kv_head * heads + query % heads;
     return query / heads < p->n_rows && row_fits(&j->a, row) ? row : -1;
@@ -125,10 +125,10 @@ static __device__ inline void see_together(const query_state<pad, m_tiles> *q, i
 }
 
 template <typename T, typename C, int pad>
-static __device__ inline void attend_keys(many_memory<pad, C> *s, query_state<pad, shape_of<pad>::m_tiles> *q,
-                                          const unsigned frag[shape_of<pad>::m_tiles][pad / 16][4], const many_job *j,
+static __device__ inline void attend_keys(many_memory<pad, C> *s, query_state<pad, many_shape<pad>::m_tiles> *q,
+                                          const unsigned frag[many_shape<pad>::m_tiles][pad / 16][4], const many_job *j,
                                           const tile_place *p, int kv_head) {
-    constexpr int keys = shape_of<pad>::keys, m_tiles = shape_of<pad>::m_tiles;
+    constexpr int keys = many_shape<pad>::keys, m_tiles = many_shape<pad>::m_tiles;
     const float scale = j->a.scale * LOG2_E;
     int thread = (int)threadIdx.x, stage = 0, low, high, all_low, all_high;
     see_together(q, &low, &high, &all_low, &all_high);
@@ -180,8 +180,7 @@ static __device__ inline void write_out(const query_state<pad, m_tiles> *q, cons
             for (int n = 0; n < pad / 8; n++) {
                 int d = n * 8 + 2 * t;
                 if (row < 0 || d >= j->a.head_dim) continue; /* heads are whole eights */
-                unsigned both = pack_halves(q->acc[m][n][2 * i] / sum, q->acc[m][n][2 * i + 1] / sum, T());
-                *reinterpret_cast<unsigned *>(out + d) = both;
+                for (int c = 0; c < 2; c++) from_f32(&out[d + c], finite_or_nan(q->acc[m][n][2 * i + c]) / sum); /* rows may begin anywhere */
             }
         }
 }
@@ -193,8 +192,8 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_many_block_per_tile(
     int64_t n_tiles = j.a.tables ? *j.n_tiles : j.a.rows / j.a.length * j.tiles_a_group;
     for (int64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
         tile_place p = place_tile(&j, tile, s->reduce);
-        query_state<pad, shape_of<pad>::m_tiles> q;
-        unsigned frag[shape_of<pad>::m_tiles][pad / 16][4];
+        query_state<pad, many_shape<pad>::m_tiles> q;
+        unsigned frag[many_shape<pad>::m_tiles][pad / 16][4];
         load_queries<T>(frag, &q, &j, &p, (int)blockIdx.y);
         attend_keys<T, C, pad>(s, &q, frag, &j, &p, (int)blockIdx.y);
         write_out<T>(&q, &j, &p, (int)blockIdx.y);
@@ -208,7 +207,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_many_block_per_tile(
 template <typename T, typename C, int pad>
 static status launch(cuda_state *s, many_job *j) {
     const attention_job *a = &j->a;
-    j->rows_a_tile = shape_of<pad>::queries / a->heads_a_kv;
+    j->rows_a_tile = many_shape<pad>::queries / a->heads_a_kv;
     j->tiles_a_group = a->tables ? 0 : ceil_div(a->length, j->rows_a_tile);
     int64_t n_tiles = a->tables ? ceil_div(a->rows, j->rows_a_tile) + a->n_seqs /* more where sequences alternate: a block takes several */
                                 : a->rows / a->length * j->tiles_a_group;

@@ -7,7 +7,7 @@
  *
  * Zero times infinity: a value that is not finite must not reach a row that does not see it. Tiles that some row does not see
  * whole are looked through; where such a value is found, rows that see it get it added, and zero stands in its place for the
- * mma.
+ * mma. What a row has of it is NaN in the end, whichever way it came.
  *
  * Weights are rounded to the dtype for the second product, a relative 2^-8 (bf16) or 2^-11; sums are f32. A query takes
  * its k in fours of neighbours (lane t: k 4t .. 4t + 3 of 16), as keys do: one 8-byte load, the same sum. Lines of keys
@@ -256,6 +256,8 @@ static __device__ inline void add_values(query_state<pad, m_tiles> *q, const flo
         }
     }
 }
+
+static __device__ inline float finite_or_nan(float v) { return isfinite(v) ? v : NAN; }
 
 /* Values that are not finite, to the queries that see them. */
 template <typename T, int pad, int n_keys, int m_tiles>

@@ -33,7 +33,7 @@
 #define N_OCTAVES     6   /* then in quarters of octaves, and all above are of the last */
 #define N_SIZES       (N_SMALL + 4 * N_OCTAVES)
 #define ROWS_LARGEST  ((int64_t)SMALL_STEP * N_SMALL << N_OCTAVES)
-#define ROWS_TRIED    64 /* to see whether two algorithms give the same bits */
+#define ROWS_TRIED    128 /* to see whether two algorithms give the same bits; all sizes have as many */
 #define ALGORITHMS    16
 #define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
 #define SUMS_BYTES    ((int64_t)32 << 20) /* of products of codes that wait for their end */
@@ -242,8 +242,8 @@ typedef struct {
 } trial;
 
 static status trial_open(cuda_state *s, trial *t, const product_kind *k, const product_job *j) {
-    int64_t n = ROWS_TRIED * k->n_in;
-    size_t x_bytes = (size_t)n * dtype_bytes(k->dtype), out_bytes = (size_t)(ROWS_TRIED * k->n_out) * dtype_bytes(k->out_dtype);
+    const int64_t rows = ROWS_TRIED, n = rows * k->n_in;
+    size_t x_bytes = (size_t)n * dtype_bytes(k->dtype), out_bytes = (size_t)(rows * k->n_out) * dtype_bytes(k->out_dtype);
     void *data;
     CUDA_TRY(cudaMalloc(&data, x_bytes + 3 * out_bytes + sizeof *t->differ));
     t->kind = *k;
@@ -255,7 +255,7 @@ static status trial_open(cuda_state *s, trial *t, const product_kind *k, const p
     t->differ = reinterpret_cast<int *>(t->minus + out_bytes);
     t->n_pieces = (int64_t)(out_bytes / sizeof(uint4));
     t->n_blocks = (unsigned)ceil_div(t->n_pieces, THREADS);
-    t->job = product_job{j->w, t->data, j->bias, NULL, NULL, ROWS_TRIED, k->n_in};
+    t->job = product_job{j->w, t->data, j->bias, NULL, NULL, rows, k->n_in};
     unsigned n_blocks = (unsigned)ceil_div(n, THREADS);
     if (k->dtype == OPS_DTYPE_E4M3)
         LAUNCH((scramble_element_per_thread<e4m3>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<e4m3 *>(t->data), n);
@@ -297,20 +297,20 @@ static status trial_run(cuda_state *s, trial *t, const cublasLtMatmulAlgo_t *alg
     return STATUS_OK;
 }
 
-/* The first of the answers with the nominal one's bits into *chosen, which is the nominal one before and stays it where
- * there is no memory to try. */
-static status choose_same(cuda_state *s, const cuda_product *p, const product_job *j, const cublasLtMatmulAlgo_t *answers, int n,
-                          cublasLtMatmulAlgo_t *chosen) {
+/* The first of the answers with the nominal one's bits; the nominal one itself where none has them, or nothing can be tried. */
+static cublasLtMatmulAlgo_t choose_same(cuda_state *s, const cuda_product *p, const product_job *j,
+                                        const cublasLtMatmulAlgo_t *answers, int n) {
     trial t = {};
-    status st = trial_open(s, &t, &p->kind, j);
-    if (st == STATUS_OK) st = trial_want(s, &t, &p->nominal);
-    bool is_same = false;
-    for (int i = 0; i < n && st == STATUS_OK && !is_same; i++) {
-        st = trial_run(s, &t, &answers[i], &is_same);
-        if (is_same) *chosen = answers[i];
+    cublasLtMatmulAlgo_t chosen = p->nominal;
+    bool is_open = trial_open(s, &t, &p->kind, j) == STATUS_OK && trial_want(s, &t, &p->nominal) == STATUS_OK;
+    for (int i = 0; is_open && i < n; i++) {
+        bool is_same = false;
+        if (trial_run(s, &t, &answers[i], &is_same) != STATUS_OK || !is_same) continue; /* the library may refuse it here */
+        chosen = answers[i];
+        break;
     }
     (void)cudaFree(t.data);
-    return st == STATUS_NO_MEMORY ? STATUS_OK : st;
+    return chosen;
 }
 
 static status choose(cuda_state *s, cuda_product *p, int size, const product_job *j) {
@@ -318,9 +318,7 @@ static status choose(cuda_state *s, cuda_product *p, int size, const product_job
     int n = 0;
     bool takes_pieces = s->is_fast && rows_of_size(size) < ROWS_LARGEST; /* the largest is for more rows too, and pieces want memory by rows */
     TRY(ask(s, &p->kind, rows_of_size(size), takes_pieces, answers, &n));
-    p->chosen[size] = p->nominal;
-    if (s->is_fast && n > 0) p->chosen[size] = answers[0];
-    else TRY(choose_same(s, p, j, answers, n, &p->chosen[size]));
+    p->chosen[size] = s->is_fast && n > 0 ? answers[0] : choose_same(s, p, j, answers, n);
     p->is_chosen[size] = true;
     return STATUS_OK;
 }

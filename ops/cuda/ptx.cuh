@@ -21,17 +21,17 @@ static __device__ inline unsigned shared_address(const void *p) { return (unsign
 /* 16 or 4 bytes; where is_there is false nothing is read and zeros arrive. */
 static __device__ inline void copy16_async(void *shared, const void *global, bool is_there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(is_there ? 16 : 0));
+                 "r"(is_there ? 16 : 0) : "memory");
 }
 static __device__ inline void copy4_async(void *shared, const void *global, bool is_there) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(is_there ? 4 : 0));
+                 "r"(is_there ? 4 : 0) : "memory");
 }
 
 /* Ends a group of copies; waits until at most n groups are still on their way. */
-static __device__ inline void copies_commit(void) { asm volatile("cp.async.commit_group;"); }
+static __device__ inline void copies_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int n>
-static __device__ inline void copies_wait(void) { asm volatile("cp.async.wait_group %0;" ::"n"(n)); }
+static __device__ inline void copies_wait(void) { asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory"); }
 
 /* Sends for a line of memory without waiting for it. */
 static __device__ inline void prefetch(const void *global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }

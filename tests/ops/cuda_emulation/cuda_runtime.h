@@ -185,6 +185,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t emulated_do(cudaStream_t stream, std::function<void()> work);
 cudaError_t emulated_fails(cudaError_t error); /* leaves it for cudaGetLastError */
 cudaError_t emulated_allow_shared(void (*kernel)(void), int bytes);
+bool emulated_is_older(void); /* the device of this thread: compute capability 8 */
 
 template <typename K>
 static inline cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute attribute, int value) {

@@ -177,6 +177,8 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 static const int majors[N_DEVICES] = {9, 8};
 static thread_local int current;
 
+bool emulated_is_older(void) { return majors[current] < 9; }
+
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = N_DEVICES;
     return cudaSuccess;
@@ -380,30 +382,34 @@ struct product {
     bool is_backwards;
 };
 
-/* In pieces the order of a sum depends on how many rows there are. */
-static float sum_of(const product &p, const float *row, int64_t o) {
-    int64_t k = p.a_layout.rows, cut = p.pieces == 1 ? k : p.out_layout.cols % 2 ? k / 2 : k / 3;
-    float sums[2] = {0.0f, 0.0f};
-    for (int64_t n = 0; n < k; n++) {
-        int64_t i = p.is_backwards ? k - 1 - n : n;
-        sums[i >= cut] += row[i] * value_at(p.a, p.a_layout.type, o * p.a_layout.stride + i);
-    }
-    return sums[0] + sums[1];
+static void end_sum(const product &p, float sum, int64_t r, int64_t o) {
+    if (p.kept != 0.0f) sum += p.kept * value_at(p.c, p.out_layout.type, r * p.out_layout.stride + o);
+    if (p.how.epilogue != CUBLASLT_EPILOGUE_DEFAULT) sum += value_at(p.how.bias, p.out_layout.type, o);
+    if (p.how.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) sum = gelu(sum);
+    int64_t at = r * p.out_layout.stride + o;
+    if (p.out_layout.type == CUDA_R_32F) static_cast<float *>(p.out)[at] = sum;
+    else static_cast<uint16_t *>(p.out)[at] = p.out_layout.type == CUDA_R_16F ? f32_to_f16(sum) : f32_to_bf16(sum);
 }
 
+/* Eight rows beside each other, so that eight sums wait for each other's additions. In pieces the order of a sum depends on how
+ * many rows there are. */
 static void multiply(const product &p) {
-    int64_t k = p.a_layout.rows;
-    std::vector<float> row((size_t)k);
-    for (int64_t r = 0; r < p.out_layout.cols; r++) {
-        for (int64_t i = 0; i < k; i++) row[(size_t)i] = value_at(p.b, p.b_layout.type, r * p.b_layout.stride + i);
-        for (int64_t o = 0; o < p.out_layout.rows; o++) {
-            float sum = sum_of(p, row.data(), o);
-            if (p.kept != 0.0f) sum += p.kept * value_at(p.c, p.out_layout.type, r * p.out_layout.stride + o);
-            if (p.how.epilogue != CUBLASLT_EPILOGUE_DEFAULT) sum += value_at(p.how.bias, p.out_layout.type, o);
-            if (p.how.epilogue == CUBLASLT_EPILOGUE_GELU_BIAS) sum = gelu(sum);
-            int64_t at = r * p.out_layout.stride + o;
-            if (p.out_layout.type == CUDA_R_32F) static_cast<float *>(p.out)[at] = sum;
-            else static_cast<uint16_t *>(p.out)[at] = p.out_layout.type == CUDA_R_16F ? f32_to_f16(sum) : f32_to_bf16(sum);
+    const int64_t k = p.a_layout.rows, rows = p.out_layout.cols;
+    const int64_t cut = p.pieces == 1 ? k : rows % 2 ? k / 2 : k / 3;
+    std::vector<float> x((size_t)((rows + 7) / 8 * 8 * k)), w((size_t)k);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < k; i++)
+            x[(size_t)((r / 8 * k + i) * 8 + r % 8)] = value_at(p.b, p.b_layout.type, r * p.b_layout.stride + i);
+    for (int64_t o = 0; o < p.out_layout.rows; o++) {
+        for (int64_t i = 0; i < k; i++) w[(size_t)i] = value_at(p.a, p.a_layout.type, o * p.a_layout.stride + i);
+        for (int64_t first = 0; first < rows; first += 8) {
+            float sums[2][8] = {};
+            for (int64_t n = 0; n < k; n++) {
+                int64_t i = p.is_backwards ? k - 1 - n : n;
+                const float *eight = &x[(size_t)((first / 8 * k + i) * 8)];
+                for (int r = 0; r < 8; r++) sums[i >= cut][r] += eight[r] * w[(size_t)i];
+            }
+            for (int64_t r = 0; r < 8 && first + r < rows; r++) end_sum(p, sums[0][r] + sums[1][r], first + r, o);
         }
     }
 }

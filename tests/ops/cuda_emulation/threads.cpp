@@ -24,6 +24,7 @@
 #define STACK_BYTES   ((size_t)128 << 10)
 #define STACK_STRIDE  (STACK_BYTES + 832) /* tops of stacks fall into different sets of a cache */
 #define SHARED_MAX    ((size_t)227 << 10) /* of Hopper */
+#define SHARED_LEAST  ((size_t)99 << 10)  /* of the older ones that have least */
 #define SHARED_PLAIN  ((size_t)48 << 10)
 #define GUARD_BYTES   ((size_t)4 << 10)
 #define ALLOWED_MAX   256
@@ -360,7 +361,7 @@ static size_t allowed_bytes(void (*kernel)(void)) {
 }
 
 cudaError_t emulated_allow_shared(void (*kernel)(void), int bytes) {
-    if (bytes < 0 || (size_t)bytes > SHARED_MAX) return cudaErrorInvalidValue;
+    if (bytes < 0 || (size_t)bytes > (emulated_is_older() ? SHARED_LEAST : SHARED_MAX)) return cudaErrorInvalidValue;
     for (int i = 0; i < ALLOWED_MAX; i++) {
         if (allowed[i].kernel && allowed[i].kernel != kernel) continue;
         allowed[i].kernel = kernel;
