@@ -93,8 +93,12 @@ status projector_upload(projector *p, int first, const void *features, int n_row
 
 status projector_run(projector *p, ops_tensor *projected, int n_rows, err *e) {
     CHECK(n_rows > 0 && n_rows <= p->max_rows, "a run fits in the buffers of open");
-    ops_tensor raw = tensor_rows(&p->raw, 0, n_rows), x = p->dtype == p->activations ? raw : tensor_rows(&p->wide, 0, n_rows);
-    status st = p->dtype == p->activations ? STATUS_OK : ops_cast(p->ctx, &x, &raw);
+    ops_tensor raw = tensor_rows(&p->raw, 0, n_rows), x = raw;
+    status st = STATUS_OK;
+    if (p->dtype != p->activations) {
+        x = tensor_rows(&p->wide, 0, n_rows);
+        st = ops_cast(p->ctx, &x, &raw);
+    }
     for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
         ops_tensor y = tensor_rows(&p->buffers[i % 2], 0, n_rows);
         const ops_linear_params params = {.act = i + 1 < p->n_linear ? OPS_ACT_GELU_ERF : OPS_ACT_NONE};

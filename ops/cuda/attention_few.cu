@@ -17,7 +17,6 @@
 #define JOIN_THREADS 128
 #define JOIN_AHEAD   8 /* chunks whose parts are loaded before the first of them is joined */
 #define PARTIAL_BYTES_MAX ((size_t)256 << 20)
-#define SHARED_BYTES_MOST (99 << 10) /* of a block, on the devices that have least */
 
 template <int pad>
 struct few_shape {
@@ -60,14 +59,6 @@ static __device__ inline int rows_of_tile(const few_attention_job *j, int64_t ro
 }
 
 /* ---- a chunk ------------------------------------------------------------------------------- */
-
-/* The row and head of a query of this lane's, row -1: there is none. */
-static __device__ inline int64_t row_of(const few_attention_job *j, int64_t first_row, int n_rows, int part, int high, int kv_head, int *head) {
-    int heads = j->a.heads_a_kv, query = part * QUERIES + (int)threadIdx.x % WARP / 4 + 8 * high;
-    int64_t row = first_row + query / heads;
-    *head = kv_head * heads + query % heads;
-    return query / heads < n_rows && row_fits(&j->a, row) ? row : -1;
-}
 
 template <typename T, typename C, int pad>
 static __device__ inline void attend_keys(keys_memory<pad, C, few_shape<pad>::keys, STAGES> *s, query_state<pad, 1> *q,
@@ -149,10 +140,8 @@ static __global__ void __launch_bounds__(WARP *few_shape<pad>::warps) attend_few
     int heads[2];
     begin_queries(&q);
     for (int i = 0; i < 2; i++) {
-        rows[i] = row_of(&j, first_row, n_rows, part, i, kv_head, &heads[i]);
-        q.first[0][i] = rows[i] >= 0 ? first_key(&j.a, rows[i]) : 0;
-        q.last[0][i] = rows[i] >= 0 ? last_key(&j.a, rows[i]) : -1;
-        load_query<T, pad>(frag[0], i, &j.a, rows[i], heads[i]);
+        rows[i] = row_of(&j.a, first_row, n_rows, part * QUERIES + lane / 4 + 8 * i, kv_head, &heads[i]);
+        load_query<T>(frag[0], &q, 0, i, &j.a, rows[i], heads[i]);
     }
     attend_keys<T, C, pad>(reinterpret_cast<own_memory *>(memory) + warp, &q, frag, &j.a, seq_of(&j.a, first_row), kv_head, from, to,
                            all_low, all_high);
@@ -205,7 +194,7 @@ static status launch(cuda_state *s, few_attention_job *j) {
     const attention_job *a = &j->a;
     constexpr int warps = few_shape<pad>::warps;
     constexpr size_t bytes = warps * sizeof(keys_memory<pad, C, few_shape<pad>::keys, STAGES>);
-    static_assert(bytes <= SHARED_BYTES_MOST, "a block fits every device");
+    static_assert(bytes <= SHARED_BYTES_LEAST, "a block fits every device");
     int64_t n_chunks = ceil_div(a->max_blocks * a->block_tokens, CHUNK_KEYS), n_units = a->n_heads / a->heads_a_kv * j->tiles_a_kv;
     size_t row_bytes = (size_t)(n_chunks * a->n_heads) * (pad + 2) * sizeof(float);
     int64_t at_once = (int64_t)(PARTIAL_BYTES_MAX / row_bytes);
@@ -228,15 +217,10 @@ static status launch(cuda_state *s, few_attention_job *j) {
     return STATUS_OK;
 }
 
-template <typename T>
-static status launch_cache(cuda_state *s, few_attention_job *j) {
-    WITH_CACHE(j->a.kv_dtype, T, C, WITH_PAD(j->a.head_dim, pad, return (launch<T, C, pad>(s, j))));
-}
-
 status cuda_attention_few(cuda_state *s, const attention_job *a) {
     few_attention_job j = {};
     j.a = *a;
     j.rows_a_tile = a->heads_a_kv < QUERIES ? QUERIES / a->heads_a_kv : 1;
     j.tiles_a_kv = (int)ceil_div(a->heads_a_kv, QUERIES);
-    return a->dtype == OPS_DTYPE_F16 ? launch_cache<__half>(s, &j) : launch_cache<__nv_bfloat16>(s, &j);
+    WITH_TILES(a, T, C, pad, return (launch<T, C, pad>(s, &j)));
 }

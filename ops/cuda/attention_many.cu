@@ -81,14 +81,10 @@ static __device__ inline tile_place place_tile(const many_job *j, int64_t tile, 
 
 /* ---- a tile -------------------------------------------------------------------------------- */
 
-/* The row and head of a query of this lane's, row -1: there is none. */
+/* Of the block's queries, this lane's in an mma tile of its warp. */
 template <int pad>
-static __device__ inline int64_t row_of(const many_job *j, const tile_place *p, int m, int high, int kv_head, int *head) {
-    int heads = j->a.heads_a_kv, lane = (int)threadIdx.x % WARP;
-    int query = (int)threadIdx.x / WARP * many_shape<pad>::queries_a_warp + m * 16 + lane / 4 + 8 * high;
-    int64_t row = p->first_row + query / heads;
-    *head = kv_head * heads + query % heads;
-    return query / heads < p->n_rows && row_fits(&j->a, row) ? row : -1;
+static __device__ inline int query_of(int m, int high) {
+    return (int)threadIdx.x / WARP * many_shape<pad>::queries_a_warp + m * 16 + (int)threadIdx.x % WARP / 4 + 8 * high;
 }
 
 template <typename T, int pad, int m_tiles>
@@ -99,10 +95,8 @@ static __device__ inline void load_queries(unsigned frag[m_tiles][pad / 16][4], 
     for (int m = 0; m < m_tiles; m++)
         for (int i = 0; i < 2; i++) {
             int head;
-            int64_t row = row_of<pad>(j, p, m, i, kv_head, &head);
-            q->first[m][i] = row >= 0 ? first_key(&j->a, row) : 0;
-            q->last[m][i] = row >= 0 ? last_key(&j->a, row) : -1;
-            load_query<T, pad>(frag[m], i, &j->a, row, head);
+            int64_t row = row_of(&j->a, p->first_row, p->n_rows, query_of<pad>(m, i), kv_head, &head);
+            load_query<T>(frag[m], q, m, i, &j->a, row, head);
         }
 }
 
@@ -173,7 +167,7 @@ static __device__ inline void write_out(const query_state<pad, m_tiles> *q, cons
     for (int m = 0; m < m_tiles; m++)
         for (int i = 0; i < 2; i++) {
             int head;
-            int64_t row = row_of<pad>(j, p, m, i, kv_head, &head);
+            int64_t row = row_of(&j->a, p->first_row, p->n_rows, query_of<pad>(m, i), kv_head, &head);
             float sum = quad_sum(q->sum[m][i]);
             T *out = static_cast<T *>(j->a.out) + row * j->a.out_stride + head * j->a.head_dim;
 #pragma unroll
@@ -229,13 +223,8 @@ static status launch(cuda_state *s, many_job *j) {
     return cuda_launched("attend_many_block_per_tile");
 }
 
-template <typename T>
-static status launch_cache(cuda_state *s, many_job *j) {
-    WITH_CACHE(j->a.kv_dtype, T, C, WITH_PAD(j->a.head_dim, pad, return (launch<T, C, pad>(s, j))));
-}
-
 status cuda_attention_many(cuda_state *s, const attention_job *a) {
     many_job j = {};
     j.a = *a;
-    return a->dtype == OPS_DTYPE_F16 ? launch_cache<__half>(s, &j) : launch_cache<__nv_bfloat16>(s, &j);
+    WITH_TILES(a, T, C, pad, return (launch<T, C, pad>(s, &j)));
 }

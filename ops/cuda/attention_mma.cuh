@@ -154,11 +154,21 @@ static __device__ inline void begin_queries(query_state<pad, m_tiles> *q) {
     }
 }
 
-/* The query of a row and head, row -1: none, as row g or g + 8 of an mma tile. */
-template <typename T, int pad>
-static __device__ inline void load_query(unsigned frag[pad / 16][4], int high, const attention_job *j, int64_t row, int head) {
+/* The row and head of a query of a tile, which has n_rows rows times the heads of a key head; row -1: there is none. */
+static __device__ inline int64_t row_of(const attention_job *j, int64_t first_row, int n_rows, int query, int kv_head, int *head) {
+    int64_t row = first_row + query / j->heads_a_kv;
+    *head = kv_head * j->heads_a_kv + query % j->heads_a_kv;
+    return query / j->heads_a_kv < n_rows && row_fits(j, row) ? row : -1;
+}
+
+/* The query of a row and head, and what it sees, as row g or g + 8 of an mma tile; row -1: none. */
+template <typename T, int pad, int m_tiles>
+static __device__ inline void load_query(unsigned frag[pad / 16][4], query_state<pad, m_tiles> *q, int m, int high,
+                                         const attention_job *j, int64_t row, int head) {
     int t = (int)threadIdx.x % 4;
     const T *from = static_cast<const T *>(j->q) + row * j->q_stride + head * j->head_dim;
+    q->first[m][high] = row >= 0 ? first_key(j, row) : 0;
+    q->last[m][high] = row >= 0 ? last_key(j, row) : -1;
 #pragma unroll
     for (int k = 0; k < pad / 16; k++) {
         int d = k * 16 + 4 * t;

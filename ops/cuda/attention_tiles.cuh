@@ -20,7 +20,7 @@ static inline bool cuda_tiles_take(const attention_job *a) {
 MUST_USE status cuda_attention_many(cuda_state *s, const attention_job *a);
 MUST_USE status cuda_attention_few(cuda_state *s, const attention_job *a);
 
-/* Runs the statement with `pad` the width heads are filled up to, in halves of 16 bytes. */
+/* Runs the statement with `pad` the elements that heads are filled up to. */
 #define WITH_PAD(head_dim, pad, ...)                                                  \
     do {                                                                              \
         if ((head_dim) <= 64) { constexpr int pad = 64; __VA_ARGS__; }                \
@@ -28,6 +28,18 @@ MUST_USE status cuda_attention_few(cuda_state *s, const attention_job *a);
         else if ((head_dim) <= 96) { constexpr int pad = 96; __VA_ARGS__; }           \
         else if ((head_dim) <= 128) { constexpr int pad = 128; __VA_ARGS__; }         \
         else { constexpr int pad = HEAD_DIM_MOST; __VA_ARGS__; }                      \
+    } while (0)
+
+/* And with T the type of a job's activations, C of its keys and values. */
+#define WITH_TILES(a, T, C, pad, ...)                                                                          \
+    do {                                                                                                       \
+        if ((a)->dtype == OPS_DTYPE_F16) {                                                                     \
+            typedef __half T;                                                                                  \
+            WITH_CACHE((a)->kv_dtype, T, C, WITH_PAD((a)->head_dim, pad, __VA_ARGS__));                        \
+        } else {                                                                                               \
+            typedef __nv_bfloat16 T;                                                                           \
+            WITH_CACHE((a)->kv_dtype, T, C, WITH_PAD((a)->head_dim, pad, __VA_ARGS__));                        \
+        }                                                                                                      \
     } while (0)
 
 #endif

@@ -20,6 +20,7 @@
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* cuBLASLt's; what it asks for on Hopper */
 #define ROW_MULTIPLE    64                 /* elements a row of weights is filled up to: a step of linear_few */
 #define SHARED_BYTES_DEFAULT 49152         /* a kernel that takes more says so before its launch */
+#define SHARED_BYTES_LEAST (99 << 10)      /* what a block can have on every device since sm_80 */
 
 /* One thread's way to the device: pinned memory in two halves, and what says that a half was read. */
 typedef struct {

@@ -378,7 +378,7 @@ template <typename T, int kind, typename S>
 static status launch(cuda_state *s, const few_job *j, int n_splits) {
     dim3 grid((unsigned)ceil_div(j->n_out, S::outputs), (unsigned)ceil_div(j->rows, S::rows), (unsigned)n_splits);
     size_t bytes = S::stages * sizeof(stage_of<kind, S>);
-    static_assert(S::stages * sizeof(stage_of<kind, S>) <= 99 << 10, "what a block may have since sm_80");
+    static_assert(S::stages * sizeof(stage_of<kind, S>) <= SHARED_BYTES_LEAST, "a block fits every device");
     TRY(cuda_allow_shared(linear_few_tile<T, kind, S>, bytes));
     LAUNCH((linear_few_tile<T, kind, S>), grid, S::threads, bytes, s->stream, *j);
     return cuda_launched("linear_few_tile");
