@@ -23,9 +23,9 @@ struct bench_engine {
     ops_ctx *ctx;
     vision_encoder *encoder;
     scheduler *scheduler;
-    void *memory;            /* of ops_host_open: planes and features */
+    void *memory;            /* of ops_host_open: pixels and features */
     size_t memory_bytes;
-    float *planes;           /* [batch] pictures */
+    unsigned char *pixels;   /* [batch] pictures */
     unsigned char *features; /* [batch] */
     size_t feature_bytes;
     int32_t *ids;            /* of one prompt, PROMPT_IDS_MAX */
@@ -69,17 +69,17 @@ static void fill_features(bench_engine *b) {
 }
 
 static status open_buffers(bench_engine *b, err *e) {
-    size_t side = (size_t)model_get_config(b->m)->preprocess.size, n_planes = (size_t)b->s.batch * 3 * side * side;
+    size_t side = (size_t)model_get_config(b->m)->preprocess.size, n_bytes = (size_t)b->s.batch * 3 * side * side;
     b->feature_bytes = vision_encoder_feature_bytes(b->encoder);
-    size_t plane_bytes = ops_cut_bytes(OPS_DTYPE_F32, (int64_t)n_planes); /* rounded up, so that features are aligned too */
-    b->memory_bytes = plane_bytes + (size_t)b->s.batch * b->feature_bytes;
+    size_t pixel_bytes = ops_cut_bytes(OPS_DTYPE_U8, (int64_t)n_bytes); /* rounded up, so that features are aligned too */
+    b->memory_bytes = pixel_bytes + (size_t)b->s.batch * b->feature_bytes;
     status st = ops_host_open(b->ctx, &b->memory, b->memory_bytes, e);
     if (st != STATUS_OK) return st;
-    b->planes = b->memory;
-    b->features = (unsigned char *)b->memory + plane_bytes;
+    b->pixels = b->memory;
+    b->features = (unsigned char *)b->memory + pixel_bytes;
     b->ids = calloc(PROMPT_IDS_MAX, sizeof *b->ids);
     if (!b->ids) return fail(e, STATUS_NO_MEMORY, "bench: no memory for a prompt");
-    for (size_t i = 0; i < n_planes; i++) b->planes[i] = (float)(rng_unit(&b->random) * 2 - 1);
+    for (size_t i = 0; i < n_bytes; i++) b->pixels[i] = (unsigned char)rng_next(&b->random);
     fill_features(b);
     return STATUS_OK;
 }
@@ -171,7 +171,7 @@ static int n_busy(const bench_engine *b) {
     return c.n_running + c.n_waiting;
 }
 
-static status encode(bench_engine *b, int n, err *e) { return vision_encoder_run(b->encoder, b->planes, n, b->features, e); }
+static status encode(bench_engine *b, int n, err *e) { return vision_encoder_run(b->encoder, b->pixels, n, b->features, e); }
 
 static status prompt_fits(const bench_engine *b, const bench_case *c, err *e) {
     int least = BENCH_TEXT_BEFORE + model_get_config(b->m)->tower.n_tokens + 1;

@@ -49,8 +49,8 @@ typedef struct {
     model *m;
     vision_encoder *encoder;
     projector *projection; /* only for LAYER_PROJECTED */
-    float *planes, *values;
-    unsigned char *features;
+    float *values;
+    unsigned char *pixels, *features;
     FILE *out;
 } embedding;
 
@@ -114,11 +114,11 @@ static status embed_one(embedding *em, const char *path, bool exif, err *e) {
     status st = one_image_read(&image, path, e);
     if (st != STATUS_OK) return st;
     err why = {0};
-    st = image_decoder_run(em->decoder, em->planes, NULL, (bytes){image.data, image.len_bytes}, exif,
+    st = image_decoder_run(em->decoder, em->pixels, NULL, (bytes){image.data, image.len_bytes}, exif,
                            &c->preprocess, &why);
     buf_deinit(&image);
     if (st != STATUS_OK) return fail(e, st, "%.200s: %.250s", path, why.text);
-    st = vision_encoder_run(em->encoder, em->planes, 1, em->features, e);
+    st = vision_encoder_run(em->encoder, em->pixels, 1, em->features, e);
     if (st == STATUS_OK) st = values_of_features(em, c->tower.n_tokens, c->tower.hidden, e);
     if (st != STATUS_OK) return st;
     size_t n = (size_t)em->n_tokens * (size_t)em->width;
@@ -144,17 +144,17 @@ static status open_engine(embedding *em, model_settings *settings, const ops_set
         st = projector_open(&em->projection, em->ctx, em->m, 0, OPS_DTYPE_F32, c->tower.n_tokens, e);
     if (st != STATUS_OK) return st;
     size_t side = (size_t)c->preprocess.size;
-    em->planes = calloc(3 * side * side, sizeof *em->planes);
+    em->pixels = calloc(3 * side * side, sizeof *em->pixels);
     em->features = calloc(vision_encoder_feature_bytes(em->encoder), 1);
     em->values = calloc((size_t)em->n_tokens * (size_t)em->width, sizeof *em->values);
-    if (em->planes && em->features && em->values) return STATUS_OK;
+    if (em->pixels && em->features && em->values) return STATUS_OK;
     return fail(e, STATUS_NO_MEMORY, "embedding: out of memory");
 }
 
 static void close_engine(embedding *em) {
     free(em->values);
     free(em->features);
-    free(em->planes);
+    free(em->pixels);
     projector_close(&em->projection);
     vision_encoder_close(&em->encoder);
     ops_close(&em->ctx);

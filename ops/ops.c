@@ -555,19 +555,21 @@ status ops_candidates_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, i
 
 /* ---- vision -------------------------------------------------------------------------------- */
 
-status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int patch) {
+status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *levels, int patch) {
     TRY(rule_activation(ctx, out, 2));
-    TRY(rule_device(x, OPS_DTYPE_F32, 4));
+    TRY(rule_device(x, OPS_DTYPE_U8, 4));
+    TRY(rule_device(levels, OPS_DTYPE_F32, 2));
     if (patch < 1 || patch > 4096) return STATUS_BAD_ARGUMENT;
-    if (x->dims[1] != 3) return STATUS_BAD_SHAPE;
+    if (x->dims[3] != 3 || levels->dims[0] != 3 || levels->dims[1] != 256) return STATUS_BAD_SHAPE;
     int64_t per_picture, rows;
-    if (__builtin_mul_overflow(x->dims[2] / patch, x->dims[3] / patch, &per_picture) ||
+    if (__builtin_mul_overflow(x->dims[1] / patch, x->dims[2] / patch, &per_picture) ||
         __builtin_mul_overflow(per_picture, x->dims[0], &rows))
         return STATUS_BAD_SHAPE;
     if (out->dims[0] != rows || out->dims[1] != (int64_t)3 * patch * patch) return STATUS_BAD_SHAPE;
     TRY(rule_apart(out, x));
+    TRY(rule_apart(out, levels));
     if (is_empty(out)) return STATUS_OK;
-    return done(ctx, ctx->backend->patch_rows(ctx->state, out, x, patch));
+    return done(ctx, ctx->backend->patch_rows(ctx->state, out, x, levels, patch));
 }
 
 /* Heads divide the widths evenly: q [.., n_heads*hd], keys [.., n_kv_heads*hd]. */

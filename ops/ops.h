@@ -283,10 +283,11 @@ MUST_USE status ops_candidates_rows(ops_ctx *ctx, ops_tensor *out, const ops_ten
 
 /* ---- vision -------------------------------------------------------------------------------- */
 
-/* Cuts pictures into patches: out [n*rows*cols, 3*p*p] of an activations' dtype, x [n, 3, height, width] f32 planes;
- * rows = height / p, cols = width / p (a remainder is left unread); element order is channel, y, x,
- * which is the order of a flattened convolution kernel. */
-MUST_USE status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, int patch);
+/* Cuts pictures into patches and makes values of their pixels: out [n*rows*cols, 3*p*p] of an activations' dtype,
+ * x [n, height, width, 3] u8, levels [3, 256] f32: what each byte of each channel becomes. rows = height / p,
+ * cols = width / p (a remainder is left unread); element order is channel, y, x, which is the order of a flattened
+ * convolution kernel. */
+MUST_USE status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const ops_tensor *levels, int patch);
 
 typedef struct {
     int n_heads;

@@ -78,7 +78,7 @@ typedef struct {
     status (*cast)(void *state, ops_tensor *out, const ops_tensor *x);
     status (*candidates_rows)(void *state, ops_tensor *out, const ops_tensor *x, int64_t n,
                               const ops_candidates_wanted *wanted);
-    status (*patch_rows)(void *state, ops_tensor *out, const ops_tensor *x, int patch);
+    status (*patch_rows)(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *levels, int patch);
     status (*attention)(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
                         const ops_tensor *v, int64_t length, const ops_attention_params *params);
     status (*rope)(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,

@@ -782,6 +782,13 @@ def preprocessor_of(case):
             "size": {"height": size, "width": size}}
 
 
+def planes_of(case, pictures):
+    """What the published image processor makes of pictures that have the tower's size."""
+    is_siglip = case["tower"].get("kind", "siglip") == "siglip"
+    processor = (transformers.SiglipImageProcessor if is_siglip else transformers.CLIPImageProcessor)(**preprocessor_of(case))
+    return processor(pictures, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"].float()
+
+
 def write_tokenizer(folder):
     """Byte-level BPE with all 256 bytes, a few merges and the end token: 267 ids."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -893,7 +900,8 @@ def run_case(case, folder, out):
         f.writelines(recipe)
 
     size = case["tower"].get("crop", case["tower"]["image"])
-    planes = torch.stack([formula(f"planes.{i}", (3, size, size), 1.0, 0.0) for i in range(N_IMAGES)])
+    planes = planes_of(case, [formula(f"pixels.{i}", (size, size, 3), 128.0, 128.0).to(torch.uint8).numpy()
+                              for i in range(N_IMAGES)])
     golden, worst, leads = {}, 0.0, []
     with torch.no_grad():
         states, projected = mipha.encode(planes)

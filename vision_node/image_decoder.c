@@ -70,14 +70,14 @@ static status slot_init(decoder_slot *slot, const image_decoder_limits *limits, 
     slot->child.control_fd = control[1];
     size_t input_bytes = page_up((size_t)limits->image.encoded_bytes_max);
     size_t side = (size_t)limits->size_max;
-    size_t region_bytes = PAGE_BYTES + input_bytes + page_up(3 * side * side * sizeof(float));
+    size_t region_bytes = PAGE_BYTES + input_bytes + page_up(3 * side * side);
     unsigned char *region = mmap(NULL, region_bytes, PROT_READ | PROT_WRITE,
                                  MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (region == MAP_FAILED)
         return fail_errno(e, STATUS_NO_MEMORY, "image decoder: %zu shared bytes", region_bytes);
     slot->child.shared = (image_shared *)(void *)region;
     slot->child.input = region + PAGE_BYTES;
-    slot->child.output = (float *)(void *)(region + PAGE_BYTES + input_bytes);
+    slot->child.output = region + PAGE_BYTES + input_bytes;
     slot->child.region_bytes = region_bytes;
     return STATUS_OK;
 }
@@ -269,7 +269,7 @@ static bool is_sane(const image_info *info) {
            info->width <= IMAGE_SIDE_MAX && info->height >= 0 && info->height <= IMAGE_SIDE_MAX;
 }
 
-static status use_answer(const decoder_slot *slot, float *planes, image_info *info,
+static status use_answer(const decoder_slot *slot, unsigned char *pixels, image_info *info,
                          image_answer *answer, const model_preprocess_config *config, err *e) {
     answer->text[sizeof answer->text - 1] = 0;
     if (!is_decoder_status(answer->code) || (answer->code == STATUS_OK && !is_sane(&answer->info)))
@@ -277,8 +277,7 @@ static status use_answer(const decoder_slot *slot, float *planes, image_info *in
                     answer->code);
     if (answer->code != STATUS_OK) return fail(e, (status)answer->code, "%s", answer->text);
     if (info) *info = answer->info;
-    memcpy(planes, slot->child.output,
-           3 * (size_t)config->size * (size_t)config->size * sizeof *planes);
+    memcpy(pixels, slot->child.output, 3 * (size_t)config->size * (size_t)config->size);
     return STATUS_OK;
 }
 
@@ -296,7 +295,7 @@ static status give_up(image_decoder *d, decoder_slot *slot, bool *has_failed, er
     return fail(e, STATUS_IMAGE_UNDECODABLE, "decoding took longer than %d ms", d->limits.wall_ms);
 }
 
-static status converse(image_decoder *d, decoder_slot *slot, float *planes, image_info *info,
+static status converse(image_decoder *d, decoder_slot *slot, unsigned char *pixels, image_info *info,
                        const image_request *request, bool *has_failed, err *e) {
     int64_t deadline_us = clock_now_us() + d->limits.wall_ms * CLOCK_MS_US;
     if (send(slot->work_fd, request, sizeof *request, MSG_NOSIGNAL) != (ssize_t)sizeof *request) {
@@ -306,7 +305,7 @@ static status converse(image_decoder *d, decoder_slot *slot, float *planes, imag
     image_answer answer;
     image_death death;
     switch (listen_for(d, slot, request->seq, deadline_us, &answer, &death)) {
-    case HEARD_ANSWER: return use_answer(slot, planes, info, &answer, &request->config, e);
+    case HEARD_ANSWER: return use_answer(slot, pixels, info, &answer, &request->config, e);
     case HEARD_DEATH: return explain_death(&death, e);
     case HEARD_NOTHING: return give_up(d, slot, has_failed, e);
     case HEARD_END: break;
@@ -315,7 +314,7 @@ static status converse(image_decoder *d, decoder_slot *slot, float *planes, imag
     return fail(e, STATUS_UNAVAILABLE, "image decoder: its worker cannot be started again");
 }
 
-status image_decoder_run(image_decoder *d, float *planes, image_info *info, bytes encoded,
+status image_decoder_run(image_decoder *d, unsigned char *pixels, image_info *info, bytes encoded,
                          bool apply_exif, const model_preprocess_config *config, err *e) {
     if (encoded.len_bytes > d->limits.image.encoded_bytes_max)
         return fail(e, STATUS_IMAGE_TOO_LARGE, "image file of %zu bytes, the limit is %" PRIu64,
@@ -331,7 +330,7 @@ status image_decoder_run(image_decoder *d, float *planes, image_info *info, byte
                              .config = *config};
     if (encoded.len_bytes) memcpy(slot->child.input, encoded.data, encoded.len_bytes);
     bool has_failed = false;
-    status st = converse(d, slot, planes, info, &request, &has_failed, e);
+    status st = converse(d, slot, pixels, info, &request, &has_failed, e);
     if (encoded.len_bytes > KEEP_INPUT_BYTES)
         (void)madvise(slot->child.input, page_up(encoded.len_bytes), MADV_REMOVE);
     give_slot_back(d, slot, has_failed);

@@ -3,7 +3,7 @@
  *
  *     image_decoder_limits limits = {0};                          // all defaults
  *     st = image_decoder_open(&d, 2, &limits, &e);                // early in main
- *     st = image_decoder_run(d, planes, &info, encoded, false, &config, &e);   // from any thread
+ *     st = image_decoder_run(d, pixels, &info, encoded, false, &config, &e);   // from any thread
  *     image_decoder_close(&d);
  *
  * Processes: the caller -> one supervisor -> n workers. The supervisor forks workers and forks them
@@ -22,7 +22,7 @@
 #include "vision_node/image_decode.h"
 
 #define IMAGE_DECODER_WORKERS_MAX 64
-#define IMAGE_DECODER_SIZE_MAX    1024  /* pixels a side that the planes have room for by default */
+#define IMAGE_DECODER_SIZE_MAX    1024  /* pixels a side that there is room for by default */
 #define IMAGE_DECODER_WALL_MS     10000 /* the longest one image may take by default */
 
 typedef struct {
@@ -48,7 +48,7 @@ int image_decoder_default_workers(void);
 /* Call it early in main: while no other thread runs (it forks), before keys and weights are loaded
  * (the children keep a copy of what the process held), and from a thread that stays until the end
  * (the children die with the thread that made them). Returns when every worker has said it is ready.
- * Memory: per worker, address space for the largest file and planes; pages are taken when used.
+ * Memory: per worker, address space for the largest file and its pixels; pages are taken when used.
  * Errors: BAD_ARGUMENT, NO_MEMORY, UNAVAILABLE (a worker cannot be started, with the reason). */
 MUST_USE status image_decoder_open(image_decoder **d, int n_workers,
                                    const image_decoder_limits *limits, err *e);
@@ -61,12 +61,12 @@ void image_decoder_close(image_decoder **d); /* NULL inside is fine */
 /* image_decode, then image_rgb_orient when apply_exif, then image_preprocess, in a worker. Blocks
  * until a worker is free and has answered. Any thread.
  *
- * planes [3, config->size, size] f32, written on success only. info may be NULL.
+ * pixels [config->size, size, 3], written on success only. info may be NULL.
  * Errors: those of the three, and IMAGE_UNDECODABLE when the worker died (naming the signal) or took
  * longer than wall_ms, and UNAVAILABLE when workers cannot be started any more. After any error the
  * next image works, except after UNAVAILABLE, which stays.
- * Cost: two copies (file in, planes out) and two messages, about 30 us, over decoding in place. */
-MUST_USE status image_decoder_run(image_decoder *d, float *planes, image_info *info, bytes encoded,
+ * Cost: two copies (file in, pixels out) and two messages, about 30 us, over decoding in place. */
+MUST_USE status image_decoder_run(image_decoder *d, unsigned char *pixels, image_info *info, bytes encoded,
                                   bool apply_exif, const model_preprocess_config *config, err *e);
 
 /* Workers that were replaced so far: after a crash, a timeout, or 60 s of processor time. */

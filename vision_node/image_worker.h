@@ -43,9 +43,9 @@ typedef struct {
 
 typedef struct {
     int work_fd, control_fd; /* the children's ends */
-    image_shared *shared;    /* then the file at input, then the planes at output */
+    image_shared *shared;    /* then the file at input, then the pixels at output */
     unsigned char *input;
-    float *output;
+    unsigned char *output;
     size_t region_bytes;     /* the whole mapping, from shared */
 } image_worker_slot;
 

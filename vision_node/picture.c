@@ -44,7 +44,7 @@ void picture_read(crew_work *work) {
     p->was_found = is_in_cache(p);
     if (p->was_found) return;
     int64_t start_us = clock_now_us();
-    p->read = image_decoder_run(p->kit->parts.decoder, p->planes, &p->info, p->file, p->applies_exif,
+    p->read = image_decoder_run(p->kit->parts.decoder, p->pixels, &p->info, p->file, p->applies_exif,
                                 &model_get_config(p->kit->parts.model)->preprocess, &p->why);
     p->decode_us = (uint64_t)(clock_now_us() - start_us);
 }

@@ -1,4 +1,4 @@
-/* One image on its way through the node, once whoever asked for it: its planes, then its features.
+/* One image on its way through the node, once whoever asked for it: its pixels, then its features.
  *
  *     FREE -> READING -> READY -> ENCODING -> STORING -> FREE
  *
@@ -15,7 +15,7 @@ typedef enum { PICTURE_FREE, PICTURE_READING, PICTURE_READY, PICTURE_ENCODING, P
 /* What all pictures of a node share. */
 typedef struct {
     vision_service_parts parts;
-    size_t plane_bytes, feature_bytes, blob_bytes; /* of one picture; a blob has its header */
+    size_t pixel_bytes, feature_bytes, blob_bytes; /* of one picture; a blob has its header */
 } picture_kit;
 
 struct picture {
@@ -24,7 +24,7 @@ struct picture {
     void *owner;
     picture_stage stage;
     cache_key key;
-    float *planes;           /* [3, size, size] */
+    unsigned char *pixels;   /* [size, size, 3] */
     unsigned char *features; /* kit->feature_bytes */
     /* To read: */
     task *lender; /* whose file it is */

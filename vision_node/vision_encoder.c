@@ -1,6 +1,6 @@
 /* A vision transformer, forward; in brackets what only some families have (model/tower_family.h):
  *
- *     x = [class token,] patches(planes) W_patch' [+ b_patch], + position table
+ *     x = [class token,] patches(levels[pixels]) W_patch' [+ b_patch], + position table
  *     [x = pre_norm(x)]
  *     for each layer:  x = x + [scale1 *] out(attention(q(n), k(n), v(n)))   with n = norm1(x)
  *                      x = x + [scale2 *] fc2(act(fc1(norm2(x))))
@@ -22,6 +22,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "model/device_weights.h"
+#include "vision_node/image_preprocess.h"
 #include "vision_node/position_table.h"
 
 typedef struct {
@@ -36,6 +37,7 @@ struct vision_encoder {
     int max_images, n_running;
     ops_block weights, activations;
     ops_matrix *patch;
+    ops_tensor levels; /* [3, 256]: what a byte of each channel stands for */
     ops_tensor positions, pre_norm_w, pre_norm_b;
     ops_tensor class_tokens;         /* [max_images, hidden]: the same one for each picture */
     ops_tensor class_at, patches_at; /* [pictures], [patches]: their rows among the tokens */
@@ -43,7 +45,7 @@ struct vision_encoder {
     /* Activations for max_images: x, other, a [rows, hidden], x before and behind a branch in turns; wide holds patches,
      * queries, keys and values side by side, or MLP, gated what is left of it behind the gate; half is the result in the
      * dtype of the features, where that is another one. */
-    ops_tensor planes, x, other, a, wide, gated, half;
+    ops_tensor pixels, x, other, a, wide, gated, half;
     vision_tap *tap;
     void *tap_user;
     float *tap_hidden;
@@ -74,30 +76,30 @@ static int64_t wide_width(const vision_encoder *v) {
     return widest > 3 * (int64_t)v->c.hidden ? widest : 3 * (int64_t)v->c.hidden;
 }
 
-static int64_t planes_elements(const vision_encoder *v) {
+static int64_t pixel_bytes(const vision_encoder *v) {
     return (int64_t)v->max_images * 3 * v->c.image_size * v->c.image_size;
 }
 
 static size_t weight_vector_bytes(const vision_encoder *v) {
     const tower_family *f = v->c.family;
     size_t vector = ops_cut_bytes(OPS_DTYPE_F32, v->c.hidden);
-    size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, (int64_t)v->c.n_rows * v->c.hidden) +
+    size_t n_bytes = ops_cut_bytes(OPS_DTYPE_F32, 3 * 256) + ops_cut_bytes(OPS_DTYPE_F32, (int64_t)v->c.n_rows * v->c.hidden) +
                    (f->scale1 ? 6 : 4) * vector * (size_t)v->c.n_layers_run;
-    if (f->pre_norm) bytes += 2 * vector;
+    if (f->pre_norm) n_bytes += 2 * vector;
     if (f->class_token)
-        bytes += ops_cut_bytes(v->running, v->max_images * (int64_t)v->c.hidden) +
+        n_bytes += ops_cut_bytes(v->running, v->max_images * (int64_t)v->c.hidden) +
                  ops_cut_bytes(OPS_DTYPE_I32, v->max_images) + ops_cut_bytes(OPS_DTYPE_I32, max_patches(v));
-    return bytes;
+    return n_bytes;
 }
 
 static size_t activation_bytes(const vision_encoder *v) {
     int64_t rows = max_rows(v);
-    size_t bytes = ops_cut_bytes(OPS_DTYPE_F32, planes_elements(v)) +
+    size_t n_bytes = ops_cut_bytes(OPS_DTYPE_U8, pixel_bytes(v)) +
                    3 * ops_cut_bytes(v->running, rows * v->c.hidden) +
                    ops_cut_bytes(v->running, rows * wide_width(v));
-    if (v->dtype != v->running) bytes += ops_cut_bytes(v->dtype, rows * v->c.hidden);
-    if (v->c.family->is_gated) bytes += ops_cut_bytes(v->running, rows * v->c.intermediate);
-    return bytes;
+    if (v->dtype != v->running) n_bytes += ops_cut_bytes(v->dtype, rows * v->c.hidden);
+    if (v->c.family->is_gated) n_bytes += ops_cut_bytes(v->running, rows * v->c.intermediate);
+    return n_bytes;
 }
 
 static status open_norm(vision_encoder *v, ops_tensor *w, ops_tensor *b, const model *m, err *e,
@@ -127,6 +129,15 @@ static status open_layer(vision_encoder *v, tower_layer *l, const model *m, int 
     TRY(device_matrix_open(v->ctx, &l->out, m, e, "%s%s", prefix, f->out));
     TRY(device_matrix_open(v->ctx, &l->fc1, m, e, "%s%s", prefix, f->fc1));
     return device_matrix_open(v->ctx, &l->fc2, m, e, "%s%s", prefix, f->fc2);
+}
+
+static status open_levels(vision_encoder *v, const model *m, err *e) {
+    float levels[3][256];
+    image_levels(levels, &model_get_config(m)->preprocess);
+    v->levels = ops_block_cut(&v->weights, OPS_DTYPE_F32, 2, (int64_t[]){3, 256});
+    status st = ops_upload(v->ctx, &v->levels, levels);
+    if (st == STATUS_OK) st = ops_sync(v->ctx);
+    return st == STATUS_OK ? st : fail(e, st, "tower: levels: %s", status_text((int)st));
 }
 
 /* The table as it is added to a picture's tokens: resampled where the picture has another grid. */
@@ -180,6 +191,7 @@ static status open_weights(vision_encoder *v, const model *m, err *e) {
     const tower_family *f = v->c.family;
     TRY(ops_block_open(v->ctx, &v->weights, weight_vector_bytes(v), e));
     TRY(device_matrix_open(v->ctx, &v->patch, m, e, "%s%s", v->c.prefix, f->patch));
+    TRY(open_levels(v, m, e));
     TRY(open_positions(v, m, e));
     if (f->class_token) TRY(open_class_tokens(v, m, e));
     if (f->pre_norm) TRY(open_norm(v, &v->pre_norm_w, &v->pre_norm_b, m, e, v->c.prefix, f->pre_norm));
@@ -193,7 +205,7 @@ static status open_activations(vision_encoder *v, err *e) {
     TRY(ops_block_open(v->ctx, &v->activations, activation_bytes(v), e));
     ops_block *block = &v->activations;
     const int64_t flat[2] = {max_rows(v), v->c.hidden};
-    v->planes = ops_block_cut(block, OPS_DTYPE_F32, 1, (int64_t[]){planes_elements(v)});
+    v->pixels = ops_block_cut(block, OPS_DTYPE_U8, 1, (int64_t[]){pixel_bytes(v)});
     v->x = ops_block_cut(block, v->running, 2, flat);
     v->other = ops_block_cut(block, v->running, 2, flat);
     v->a = ops_block_cut(block, v->running, 2, flat);
@@ -252,13 +264,13 @@ size_t vision_encoder_feature_bytes(const vision_encoder *v) {
 }
 
 size_t vision_encoder_device_bytes(const vision_encoder *v) {
-    size_t bytes = v->weights.size_bytes + v->activations.size_bytes + ops_matrix_bytes(v->patch);
+    size_t n_bytes = v->weights.size_bytes + v->activations.size_bytes + ops_matrix_bytes(v->patch);
     for (int i = 0; i < v->c.n_layers_run; i++) {
         const tower_layer *l = &v->layers[i];
         const ops_matrix *all[] = {l->qkv, l->out, l->fc1, l->fc2};
-        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) bytes += ops_matrix_bytes(all[k]);
+        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) n_bytes += ops_matrix_bytes(all[k]);
     }
-    return bytes;
+    return n_bytes;
 }
 
 /* ---- running ------------------------------------------------------------------------------- */
@@ -287,21 +299,21 @@ static ops_tensor one_of(const ops_tensor *all, int i, int64_t n) {
     return tensor_rows(&flat, i, 1);
 }
 
-static status run_embeddings(vision_encoder *v, ops_tensor *x, const float *const *planes, int n_images) {
+static status run_embeddings(vision_encoder *v, ops_tensor *x, const unsigned char *const *pixels, int n_images) {
     const int64_t size = v->c.image_size;
-    ops_tensor pictures = v->planes;
+    ops_tensor pictures = v->pixels;
     pictures.n_dims = 4;
     pictures.dims[0] = n_images;
-    pictures.dims[1] = 3;
-    pictures.dims[2] = pictures.dims[3] = size;
+    pictures.dims[1] = pictures.dims[2] = size;
+    pictures.dims[3] = 3;
     const int64_t n_patches = (int64_t)n_images * v->c.n_patches;
     ops_tensor patches = tensor_first(&v->wide, n_patches, patch_width(v));
     ops_tensor embedded = tensor_first(&v->a, n_patches, v->c.hidden);
     for (int i = 0; i < n_images; i++) {
-        ops_tensor picture = one_of(&v->planes, i, 3 * size * size);
-        TRY(ops_upload(v->ctx, &picture, planes[i]));
+        ops_tensor picture = one_of(&v->pixels, i, 3 * size * size);
+        TRY(ops_upload(v->ctx, &picture, pixels[i]));
     }
-    TRY(ops_patch_rows(v->ctx, &patches, &pictures, v->c.patch_size));
+    TRY(ops_patch_rows(v->ctx, &patches, &pictures, &v->levels, v->c.patch_size));
     TRY(ops_linear(v->ctx, &embedded, &patches, v->patch, NULL));
     if (v->c.family->class_token) {
         ops_tensor tokens = tensor_first(&v->class_tokens, n_images, v->c.hidden);
@@ -360,9 +372,9 @@ static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) 
     return run_mlp(v, l, x, &n, &other);
 }
 
-static status start(vision_encoder *v, const float *const *planes, int n_images, void *const *features) {
+static status start(vision_encoder *v, const unsigned char *const *pixels, int n_images, void *const *features) {
     ops_tensor x = tensor_first(&v->x, (int64_t)n_images * v->c.n_rows, v->c.hidden);
-    TRY(run_embeddings(v, &x, planes, n_images));
+    TRY(run_embeddings(v, &x, pixels, n_images));
     TRY(tap_state(v, 0, &x));
     for (int i = 0; i < v->c.n_layers_run; i++) {
         TRY(run_layer(v, &v->layers[i], &x));
@@ -386,16 +398,16 @@ static status start(vision_encoder *v, const float *const *planes, int n_images,
     return STATUS_OK;
 }
 
-status vision_encoder_start(vision_encoder *v, const float *const *planes, int n_images, void *const *features,
+status vision_encoder_start(vision_encoder *v, const unsigned char *const *pixels, int n_images, void *const *features,
                             err *e) {
     CHECK(v->n_running == 0, "one run is under way at a time");
     if (n_images < 1 || n_images > v->max_images)
         return fail(e, STATUS_BAD_ARGUMENT, "tower: %d images in one run, need 1 to %d", n_images,
                     v->max_images);
-    status st = start(v, planes, n_images, features);
+    status st = start(v, pixels, n_images, features);
     if (st != STATUS_OK) {
         status ended = ops_sync(v->ctx);
-        (void)ended; /* what was begun may still read planes; the run has failed already */
+        (void)ended; /* what was begun may still read pixels; the run has failed already */
         return fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
     }
     v->n_running = n_images;
@@ -410,14 +422,14 @@ status vision_encoder_finish(vision_encoder *v, err *e) {
     return st == STATUS_OK ? st : fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
 }
 
-status vision_encoder_run(vision_encoder *v, const float *planes, int n_images, void *features, err *e) {
-    const float *each_planes[VISION_ENCODER_IMAGES_MAX];
+status vision_encoder_run(vision_encoder *v, const unsigned char *pixels, int n_images, void *features, err *e) {
+    const unsigned char *each_pixels[VISION_ENCODER_IMAGES_MAX];
     void *each_features[VISION_ENCODER_IMAGES_MAX];
-    const size_t n_values = (size_t)(3 * v->c.image_size) * (size_t)v->c.image_size;
+    const size_t one_bytes = (size_t)(3 * v->c.image_size) * (size_t)v->c.image_size;
     for (int i = 0; i < n_images && i < v->max_images; i++) {
-        each_planes[i] = planes + (size_t)i * n_values;
+        each_pixels[i] = pixels + (size_t)i * one_bytes;
         each_features[i] = (unsigned char *)features + (size_t)i * vision_encoder_feature_bytes(v);
     }
-    status st = vision_encoder_start(v, each_planes, n_images, each_features, e);
+    status st = vision_encoder_start(v, each_pixels, n_images, each_features, e);
     return st == STATUS_OK ? vision_encoder_finish(v, e) : st;
 }

@@ -1,8 +1,8 @@
-/* The vision tower: planes of pictures to features, many pictures at once, forward only.
+/* The vision tower: pixels of pictures to features, many pictures at once, forward only.
  *
  *     vision_encoder *v;
  *     st = vision_encoder_open(&v, ctx, m, 8, &e);
- *     st = vision_encoder_start(v, planes, n, features, &e);
+ *     st = vision_encoder_start(v, pixels, n, features, &e);
  *     // anything else, while a device works
  *     st = vision_encoder_finish(v, &e);
  *     vision_encoder_close(&v);
@@ -26,18 +26,18 @@ MUST_USE status vision_encoder_open(vision_encoder **v, ops_ctx *ctx, const mode
                                     int max_images, err *e);
 void vision_encoder_close(vision_encoder **v);
 
-/* Begins a run. planes[i]: host, f32 [3, size, size], normalised. features[i]: host, [n_tokens, hidden] in
+/* Begins a run. pixels[i]: host, [size, size, 3], as image_preprocess makes them. features[i]: host, [n_tokens, hidden] in
  * model_tower_dtype, vision_encoder_feature_bytes bytes. Both are the run's until vision_encoder_finish, whose caller
  * finds the features there; the two arrays of pointers only during the call. In memory of ops_host_open they cross
  * without a stop. The CPU has all done when this returns. After an error nothing is under way.
  * Errors: BAD_ARGUMENT, DEVICE. */
-MUST_USE status vision_encoder_start(vision_encoder *v, const float *const *planes, int n_images,
+MUST_USE status vision_encoder_start(vision_encoder *v, const unsigned char *const *pixels, int n_images,
                                      void *const *features, err *e);
 MUST_USE status vision_encoder_finish(vision_encoder *v, err *e);
 
-/* Both, for pictures that lie one after another: planes [n_images, 3, size, size], features [n_images, n_tokens,
+/* Both, for pictures that lie one after another: pixels [n_images, size, size, 3], features [n_images, n_tokens,
  * hidden]. */
-MUST_USE status vision_encoder_run(vision_encoder *v, const float *planes, int n_images,
+MUST_USE status vision_encoder_run(vision_encoder *v, const unsigned char *pixels, int n_images,
                                    void *features, err *e);
 
 size_t vision_encoder_feature_bytes(const vision_encoder *v); /* of one picture */

@@ -36,7 +36,7 @@ struct vision_service {
     vision_encoder *encoder;
     picture_kit kit;
     crew *readers, *storers;
-    void *memory;          /* of all planes and features */
+    void *memory;          /* of all pixels and features */
     size_t memory_bytes;
     picture *pictures;     /* [n_pictures] */
     int n_pictures;
@@ -305,18 +305,18 @@ static void end_batch(vision_service *s, status ran, const err *why) {
 
 /* False: nothing is being encoded. */
 static bool start_batch(vision_service *s) {
-    const float *planes[VISION_ENCODER_IMAGES_MAX];
+    const unsigned char *pixels[VISION_ENCODER_IMAGES_MAX];
     void *features[VISION_ENCODER_IMAGES_MAX];
     err e;
     fill_batch(s);
     if (s->n_batch == 0) return false;
     for (int i = 0; i < s->n_batch; i++) {
         s->batch[i]->stage = PICTURE_ENCODING;
-        planes[i] = s->batch[i]->planes;
+        pixels[i] = s->batch[i]->pixels;
         features[i] = s->batch[i]->features;
     }
     s->batch_start_us = clock_now_us();
-    status st = vision_encoder_start(s->encoder, planes, s->n_batch, features, &e);
+    status st = vision_encoder_start(s->encoder, pixels, s->n_batch, features, &e);
     if (st != STATUS_OK) end_batch(s, st, &e);
     return st == STATUS_OK;
 }
@@ -415,7 +415,7 @@ static void work_is_done(void *user) { worker_wake(((vision_service *)user)->wor
 static size_t round_up(size_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
 
 static status open_pictures(vision_service *s, err *e) {
-    size_t each = round_up(s->kit.plane_bytes) + round_up(s->kit.feature_bytes);
+    size_t each = round_up(s->kit.pixel_bytes) + round_up(s->kit.feature_bytes);
     s->n_pictures = BATCHES * s->settings.max_images;
     s->pictures = calloc((size_t)s->n_pictures, sizeof *s->pictures);
     s->ready = calloc((size_t)s->n_pictures, sizeof *s->ready);
@@ -427,8 +427,8 @@ static status open_pictures(vision_service *s, err *e) {
     if (st != STATUS_OK) return st;
     for (int i = 0; i < s->n_pictures; i++) {
         unsigned char *memory = (unsigned char *)s->memory + (size_t)i * each;
-        s->pictures[i] = (picture){.kit = &s->kit, .owner = s, .planes = (float *)(void *)memory,
-                                   .features = memory + round_up(s->kit.plane_bytes)};
+        s->pictures[i] = (picture){.kit = &s->kit, .owner = s, .pixels = memory,
+                                   .features = memory + round_up(s->kit.pixel_bytes)};
     }
     return STATUS_OK;
 }
@@ -439,7 +439,7 @@ static status open_parts(vision_service *s, err *e) {
     status st = ops_open(&s->ctx, &s->settings.ops, e);
     if (st == STATUS_OK) st = vision_encoder_open(&s->encoder, s->ctx, m, s->settings.max_images, e);
     if (st != STATUS_OK) return st;
-    s->kit.plane_bytes = 3 * size * size * sizeof(float);
+    s->kit.pixel_bytes = 3 * size * size;
     s->kit.feature_bytes = vision_encoder_feature_bytes(s->encoder);
     s->kit.blob_bytes = BLOB_HEADER_BYTES + s->kit.feature_bytes;
     st = open_pictures(s, e);

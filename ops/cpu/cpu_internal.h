@@ -62,7 +62,7 @@ status cpu_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, const
 status cpu_cast(void *state, ops_tensor *out, const ops_tensor *x);
 status cpu_candidates_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n,
                            const ops_candidates_wanted *wanted);
-status cpu_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, int patch);
+status cpu_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *levels, int patch);
 status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
                      const ops_tensor *v, int64_t length, const ops_attention_params *params);
 status cpu_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin,

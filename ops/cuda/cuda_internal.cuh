@@ -189,7 +189,7 @@ status cuda_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, cons
 status cuda_cast(void *state, ops_tensor *out, const ops_tensor *x);
 status cuda_candidates_rows(void *state, ops_tensor *out, const ops_tensor *x, int64_t n,
                             const ops_candidates_wanted *wanted);
-status cuda_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, int patch);
+status cuda_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, const ops_tensor *levels, int patch);
 status cuda_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k, const ops_tensor *v,
                       int64_t length, const ops_attention_params *params);
 status cuda_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_tensor *sin, const ops_tensor *positions,

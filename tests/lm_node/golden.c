@@ -40,13 +40,13 @@ static float formula(uint64_t stream, uint64_t i, float scale, float shift) {
     return scale * u + shift;
 }
 
-float *golden_planes(int image, int n_values) {
+unsigned char *golden_pixels(int image, int n_bytes) {
     char name[32];
-    (void)snprintf(name, sizeof name, "planes.%d", image);
-    float *planes = malloc((size_t)n_values * sizeof *planes);
-    assert_non_null(planes);
-    for (int i = 0; i < n_values; i++) planes[i] = formula(fnv1a("", name), (uint64_t)i, 1.0f, 0.0f);
-    return planes;
+    (void)snprintf(name, sizeof name, "pixels.%d", image);
+    unsigned char *pixels = malloc((size_t)n_bytes);
+    assert_non_null(pixels);
+    for (int i = 0; i < n_bytes; i++) pixels[i] = (unsigned char)formula(fnv1a("", name), (uint64_t)i, 128.0f, 128.0f);
+    return pixels;
 }
 
 static void read_file(buf *out, const char *dir, const char *name) {

@@ -43,8 +43,8 @@ bool golden_has(const golden *g, const char *name);
 /* The 2-norm of got - want over that of want: how far a result is from the reference's. */
 double golden_distance(const float *got, const golden_tensor *want);
 
-/* Picture i as planes f32 [3, size, size], n_values of them, in memory the caller frees. */
-float *golden_planes(int image, int n_values);
+/* Picture i as [size, size, 3], n_bytes of them, in memory the caller frees. */
+unsigned char *golden_pixels(int image, int n_bytes);
 
 /* Rows of got against rows of want: every element and the 2-norm of every row within bound[row]. Returns
  * the largest error as a share of its bound; fails the test above 1. what names the place. */

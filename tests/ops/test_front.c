@@ -402,14 +402,19 @@ static void an_index_outside_its_table_is_refused_before_anything_is_written(voi
 
 static void patches_refuse_what_does_not_fit(void **state) {
     (void)state;
-    ops_tensor x = tensor_make(memory, OPS_PLACE_DEVICE, OPS_DTYPE_F32, 4, (int64_t[]){1, 3, 5, 6});
-    ops_tensor out = at2(500, 6, 12), wrong = at2(500, 6, 11), none = at2(500, 0, 3 * 49);
-    ops_tensor grey = with_dim(x, 1, 1);
-    assert_int_equal(ops_patch_rows(ctx, &out, &x, 2), STATUS_OK);
-    assert_int_equal(ops_patch_rows(ctx, &wrong, &x, 2), STATUS_BAD_SHAPE);
-    assert_int_equal(ops_patch_rows(ctx, &out, &grey, 2), STATUS_BAD_SHAPE);
-    assert_int_equal(ops_patch_rows(ctx, &out, &x, 0), STATUS_BAD_ARGUMENT);
-    assert_int_equal(ops_patch_rows(ctx, &none, &x, 7), STATUS_OK); /* smaller than one patch */
+    ops_tensor x = tensor_make(memory, OPS_PLACE_DEVICE, OPS_DTYPE_U8, 4, (int64_t[]){1, 5, 6, 3});
+    ops_tensor levels = at2(1024, 3, 256), few = at2(1024, 3, 255), two = at2(1024, 2, 256);
+    ops_tensor out = at2(500, 6, 12), wrong = at2(500, 6, 11), none = at2(500, 0, 3 * 49), over = at2(1024, 6, 12);
+    ops_tensor grey = with_dim(x, 3, 1), floats = with_dtype(x, OPS_DTYPE_F32);
+    assert_int_equal(ops_patch_rows(ctx, &out, &x, &levels, 2), STATUS_OK);
+    assert_int_equal(ops_patch_rows(ctx, &wrong, &x, &levels, 2), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_patch_rows(ctx, &out, &grey, &levels, 2), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_patch_rows(ctx, &out, &floats, &levels, 2), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_patch_rows(ctx, &out, &x, &few, 2), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_patch_rows(ctx, &out, &x, &two, 2), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_patch_rows(ctx, &over, &x, &levels, 2), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_patch_rows(ctx, &out, &x, &levels, 0), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_patch_rows(ctx, &none, &x, &levels, 7), STATUS_OK); /* smaller than one patch */
 }
 
 static void rope_refuses_heads_that_do_not_fit(void **state) {

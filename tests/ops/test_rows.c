@@ -377,12 +377,15 @@ static void patches_are_cut_channel_by_channel_and_the_rest_left_unread(void **s
     (void)state;
     enum { N = 2, H = 31, W = 45, P = 7 };
     rng r = rng_make(60);
-    float *x = random_floats(&r, N * 3 * H * W, 1.0f);
+    float *levels = random_floats(&r, 3 * 256, 1.0f);
+    unsigned char x[N * H * W * 3];
+    for (size_t i = 0; i < sizeof x; i++) x[i] = (unsigned char)rng_next(&r);
     EACH_CONTEXT(ctx) {
         int64_t rows = H / P, cols = W / P;
-        guarded gx = guarded_with(ctx, OPS_DTYPE_F32, 4, (int64_t[]){N, 3, H, W}, x);
+        guarded gx = guarded_with(ctx, OPS_DTYPE_U8, 4, (int64_t[]){N, H, W, 3}, x);
+        guarded gl = guarded_with(ctx, OPS_DTYPE_F32, 2, (int64_t[]){3, 256}, levels);
         guarded go = floats(ctx, N * rows * cols, 3 * P * P, NULL);
-        assert_int_equal(ops_patch_rows(ctx, &go.t, &gx.t, P), STATUS_OK);
+        assert_int_equal(ops_patch_rows(ctx, &go.t, &gx.t, &gl.t, P), STATUS_OK);
         float *got = guarded_values(&go);
         for (int64_t n = 0; n < N; n++)
             for (int64_t y = 0; y < rows; y++)
@@ -391,14 +394,15 @@ static void patches_are_cut_channel_by_channel_and_the_rest_left_unread(void **s
                         for (int64_t i = 0; i < P; i++)
                             for (int64_t k = 0; k < P; k++) {
                                 int64_t row = (n * rows + y) * cols + c;
+                                unsigned char pixel = x[((n * H + y * P + i) * W + c * P + k) * 3 + ch];
                                 assert_true(got[row * 3 * P * P + (ch * P + i) * P + k] ==
-                                            rounded(x[((n * 3 + ch) * H + y * P + i) * W + c * P + k], dtype));
+                                            rounded(levels[ch * 256 + pixel], dtype));
                             }
         assert_true(guarded_intact(&go));
-        guarded_close(&gx), guarded_close(&go);
+        guarded_close(&gx), guarded_close(&gl), guarded_close(&go);
         free(got);
     }
-    free(x);
+    free(levels);
 }
 
 static void rope_rotates_pairs_and_leaves_the_rest(void **state) {

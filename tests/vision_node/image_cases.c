@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/hash.h"
+#include "vision_node/image_preprocess.h"
 
 unsigned char *image_case_load(const char *name, size_t *len_bytes) {
     char *path = path_join(TEST_DATA_DIR "/images", name);
@@ -87,6 +88,20 @@ void image_case_digest(char out[IMAGE_DIGEST_BYTES], const void *data, size_t le
 
 void image_case_digest_rgb(char out[IMAGE_DIGEST_BYTES], const image_rgb *image) {
     image_case_digest(out, image->pixels, (size_t)image->width * (size_t)image->height * 3);
+}
+
+status image_case_planes(float *planes, const image_rgb *image, const model_preprocess_config *config, err *e) {
+    size_t n = config->size > 0 ? (size_t)config->size * (size_t)config->size : 0;
+    unsigned char *pixels = malloc(3 * n + 1);
+    assert_non_null(pixels);
+    pixels[3 * n] = 77;
+    status st = image_preprocess(pixels, image, config, e);
+    assert_int_equal(pixels[3 * n], 77);
+    float levels[3][256];
+    image_levels(levels, config);
+    for (size_t i = 0; st == STATUS_OK && i < 3 * n; i++) planes[i] = levels[i / n][pixels[i % n * 3 + i / n]];
+    free(pixels);
+    return st;
 }
 
 model_preprocess_config image_case_config(int size, bool pad_to_square) {

@@ -34,6 +34,9 @@ void image_case_digest_rgb(char out[IMAGE_DIGEST_BYTES], const image_rgb *image)
 /* SigLIP: 1/255, 0.5, 0.5, pad colour 127. */
 model_preprocess_config image_case_config(int size, bool pad_to_square);
 
+/* image_preprocess, and then the f32 planes [3, size, size] that its pixels stand for: what the reference makes. */
+status image_case_planes(float *planes, const image_rgb *image, const model_preprocess_config *config, err *e);
+
 /* Writes a PNG of one IHDR and one IDAT (zlib bytes given), for hostile sizes. Returns its length. */
 size_t image_case_png(unsigned char out[256], uint32_t width, uint32_t height, int depth, int colour,
                       const unsigned char *zlib_bytes, size_t n_zlib_bytes);

@@ -36,7 +36,7 @@ static void decode_row_matches(char *f[], int n, void *arg) {
     assert_non_null(planes);
     for (int pad = 0; pad < 2; pad++) {
         model_preprocess_config config = image_case_config(SIZE, pad != 0);
-        assert_int_equal(image_preprocess(planes, &image, &config, &e), STATUS_OK);
+        assert_int_equal(image_case_planes(planes, &image, &config, &e), STATUS_OK);
         image_case_digest(digest, planes, sizeof(float) * 3 * SIZE * SIZE);
         if (strcmp(digest, f[7 + pad]) != 0) fail_msg("%s: planes differ, pad %d", f[0], pad);
     }

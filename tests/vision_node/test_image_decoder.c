@@ -19,7 +19,7 @@
 #include "vision_node/image_sandbox.h"
 
 #define SIZE       32
-#define N_PLANES   (3 * SIZE * SIZE)
+#define N_PIXEL_BYTES   (3 * SIZE * SIZE)
 #define WALL_MS    1500
 #define WAIT_MS    20000
 #define GOOD       "jpeg_420_q92.jpg"
@@ -65,20 +65,20 @@ static image_decoder *open_decoder(int n_workers) {
     return d;
 }
 
-static status decode(image_decoder *d, float *planes, bytes encoded, err *e) {
+static status decode(image_decoder *d, unsigned char *pixels, bytes encoded, err *e) {
     model_preprocess_config config = image_case_config(SIZE, true);
     image_info info;
-    return image_decoder_run(d, planes, &info, encoded, true, &config, e);
+    return image_decoder_run(d, pixels, &info, encoded, true, &config, e);
 }
 
-static status decode_in_place(float *planes, bytes encoded, err *e) {
+static status decode_in_place(unsigned char *pixels, bytes encoded, err *e) {
     model_preprocess_config config = image_case_config(SIZE, true);
     image_limits limits = {0};
     image_rgb image = {0};
     image_info info;
     status st = image_decode(&image, &info, encoded, &limits, e);
     if (st == STATUS_OK) st = image_rgb_orient(&image, info.orientation, e);
-    if (st == STATUS_OK) st = image_preprocess(planes, &image, &config, e);
+    if (st == STATUS_OK) st = image_preprocess(pixels, &image, &config, e);
     image_rgb_deinit(&image);
     return st;
 }
@@ -86,7 +86,7 @@ static status decode_in_place(float *planes, bytes encoded, err *e) {
 static void expects_good(image_decoder *d) {
     size_t n;
     unsigned char *data = image_case_load(GOOD, &n);
-    float got[N_PLANES], want[N_PLANES];
+    unsigned char got[N_PIXEL_BYTES], want[N_PIXEL_BYTES];
     err e;
     if (decode(d, got, (bytes){data, n}, &e) != STATUS_OK) fail_msg("%s", e.text);
     assert_int_equal(decode_in_place(want, (bytes){data, n}, &e), STATUS_OK);
@@ -109,7 +109,7 @@ static void every_file_gives_the_bytes_and_the_refusals_of_decoding_in_place(voi
         size_t n;
         unsigned char *data = image_case_load(entry->d_name, &n);
         for (int is_cut = 0; is_cut < 2; is_cut++) {
-            float got[N_PLANES], want[N_PLANES];
+            unsigned char got[N_PIXEL_BYTES], want[N_PIXEL_BYTES];
             err e, in_place;
             bytes encoded = {data, is_cut ? n / 2 : n};
             status st = decode(d, got, encoded, &e), expected = decode_in_place(want, encoded, &in_place);
@@ -133,13 +133,13 @@ static void an_image_of_thirty_thousand_by_thirty_thousand_is_refused_with_both_
     image_decoder *d = open_decoder(1);
     unsigned char png[256];
     size_t n = image_case_png(png, 30000, 30000, 8, 2, nothing, sizeof nothing);
-    float planes[N_PLANES];
+    unsigned char pixels[N_PIXEL_BYTES];
     err e;
-    assert_int_equal(decode(d, planes, (bytes){png, n}, &e), STATUS_IMAGE_TOO_LARGE);
+    assert_int_equal(decode(d, pixels, (bytes){png, n}, &e), STATUS_IMAGE_TOO_LARGE);
     assert_non_null(strstr(e.text, "30000"));
     assert_non_null(strstr(e.text, "64000000"));
-    assert_int_equal(decode(d, planes, word("text, not a picture"), &e), STATUS_IMAGE_UNDECODABLE);
-    assert_int_equal(decode(d, planes, (bytes){0}, &e), STATUS_IMAGE_UNDECODABLE);
+    assert_int_equal(decode(d, pixels, word("text, not a picture"), &e), STATUS_IMAGE_UNDECODABLE);
+    assert_int_equal(decode(d, pixels, (bytes){0}, &e), STATUS_IMAGE_UNDECODABLE);
     expects_good(d);
     image_decoder_close(&d);
 }
@@ -150,11 +150,11 @@ static void a_worker_that_dies_costs_one_image_its_answer_and_is_replaced(void *
         const char *what, *why;
     } deaths[] = {{"CRASH", "segmentation fault"}, {"ABORT", "abort"}, {"LEAVE", "exit status 5"}};
     image_decoder *d = open_decoder(1);
-    float planes[N_PLANES];
+    unsigned char pixels[N_PIXEL_BYTES];
     err e;
     for (size_t i = 0; i < 6; i++) {
         size_t k = i % 3;
-        assert_int_equal(decode(d, planes, word(deaths[k].what), &e), STATUS_IMAGE_UNDECODABLE);
+        assert_int_equal(decode(d, pixels, word(deaths[k].what), &e), STATUS_IMAGE_UNDECODABLE);
         /* A sanitizer ends the process itself, with an exit status of its own. */
         if (image_sandbox_is_possible() && !strstr(e.text, deaths[k].why))
             fail_msg("%s: %s", deaths[k].what, e.text);
@@ -167,9 +167,9 @@ static void a_worker_that_dies_costs_one_image_its_answer_and_is_replaced(void *
 static void a_worker_that_hangs_is_killed_when_its_time_is_over(void **state) {
     (void)state;
     image_decoder *d = open_decoder(1);
-    float planes[N_PLANES];
+    unsigned char pixels[N_PIXEL_BYTES];
     err e;
-    assert_int_equal(decode(d, planes, word("HANG"), &e), STATUS_IMAGE_UNDECODABLE);
+    assert_int_equal(decode(d, pixels, word("HANG"), &e), STATUS_IMAGE_UNDECODABLE);
     assert_non_null(strstr(e.text, "longer than 1500 ms"));
     expects_good(d);
     image_decoder_close(&d);
@@ -180,16 +180,16 @@ static void the_sandbox_forbids_files_network_processes_signals_and_code(void **
     if (!image_sandbox_is_possible()) skip();
     static const char *const crimes[] = {"OPEN", "SOCKET", "FORK", "KILL", "CODE"};
     image_decoder *d = open_decoder(1);
-    float planes[N_PLANES];
+    unsigned char pixels[N_PIXEL_BYTES];
     err e;
     for (size_t i = 0; i < sizeof crimes / sizeof *crimes; i++) {
-        assert_int_equal(decode(d, planes, word(crimes[i]), &e), STATUS_IMAGE_UNDECODABLE);
+        assert_int_equal(decode(d, pixels, word(crimes[i]), &e), STATUS_IMAGE_UNDECODABLE);
         if (!strstr(e.text, "forbidden system call")) fail_msg("%s: %s", crimes[i], e.text);
         expects_good(d);
     }
     /* Memory beyond its limit is refused, so the worker lives and says that this is no image. */
     uint64_t n_replaced = image_decoder_n_replaced(d);
-    assert_int_equal(decode(d, planes, word("MEMORY"), &e), STATUS_IMAGE_UNDECODABLE);
+    assert_int_equal(decode(d, pixels, word("MEMORY"), &e), STATUS_IMAGE_UNDECODABLE);
     assert_int_equal(image_decoder_n_replaced(d), n_replaced);
     image_decoder_close(&d);
 }
@@ -203,7 +203,7 @@ static void *call_often(void *arg) {
     caller *c = arg;
     size_t n;
     unsigned char *data = image_case_load(GOOD, &n);
-    float want[N_PLANES], got[N_PLANES];
+    unsigned char want[N_PIXEL_BYTES], got[N_PIXEL_BYTES];
     err e;
     c->n_wrong += decode_in_place(want, (bytes){data, n}, &e) != STATUS_OK;
     for (int i = 0; i < 40; i++) {
@@ -260,14 +260,14 @@ static void files_and_memory_do_not_grow(void **state) {
     image_decoder *d = open_decoder(1);
     int n_files = n_open_files();
     long kb = 0;
-    float planes[N_PLANES];
+    unsigned char pixels[N_PIXEL_BYTES];
     err e;
     size_t n;
     unsigned char *data = image_case_load(GOOD, &n);
     for (int i = 0; i < 2000; i++) {
         if (i == 500) kb = resident_kb();
         bytes encoded = i % 200 == 7 ? word("LEAVE") : (bytes){data, n};
-        (void)decode(d, planes, encoded, &e);
+        (void)decode(d, pixels, encoded, &e);
     }
     free(data);
     assert_int_equal(n_open_files(), n_files);

@@ -19,7 +19,7 @@ typedef struct {
     model *m;
     ops_ctx *ctx;
     vision_encoder *v;
-    int n_values; /* of one picture */
+    int one_bytes; /* of a picture */
 } fixture;
 
 static void open_fixture(fixture *f, const char *case_name, int n_threads, int max_images) {
@@ -30,7 +30,7 @@ static void open_fixture(fixture *f, const char *case_name, int n_threads, int m
     if (ops_open(&f->ctx, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
     if (vision_encoder_open(&f->v, f->ctx, f->m, max_images, &e) != STATUS_OK) fail_msg("%s", e.text);
     int size = model_get_config(f->m)->tower.image_size;
-    f->n_values = 3 * size * size;
+    f->one_bytes = 3 * size * size;
 }
 
 static void close_fixture(fixture *f) {
@@ -40,12 +40,12 @@ static void close_fixture(fixture *f) {
     golden_close(&f->g);
 }
 
-static float *pictures(const fixture *f, const int *which, int n) {
-    float *all = malloc((size_t)n * (size_t)f->n_values * sizeof *all);
+static unsigned char *pictures(const fixture *f, const int *which, int n) {
+    unsigned char *all = malloc((size_t)n * (size_t)f->one_bytes);
     assert_non_null(all);
     for (int i = 0; i < n; i++) {
-        float *one = golden_planes(which[i], f->n_values);
-        memcpy(all + (size_t)i * (size_t)f->n_values, one, (size_t)f->n_values * sizeof *one);
+        unsigned char *one = golden_pixels(which[i], f->one_bytes);
+        memcpy(all + (size_t)i * (size_t)f->one_bytes, one, (size_t)f->one_bytes);
         free(one);
     }
     return all;
@@ -108,12 +108,12 @@ static void check_own_error(const fixture *f, const char *case_name, const unsig
 }
 
 /* One picture alone, and eight together, have the bytes they have as three. */
-static void check_batches(const fixture *f, const float *planes, const unsigned char *features) {
+static void check_batches(const fixture *f, const unsigned char *pixels, const unsigned char *features) {
     size_t one = vision_encoder_feature_bytes(f->v);
     unsigned char *got = malloc(8 * one);
-    float *eight = pictures(f, (int[]){0, 1, 2, 2, 1, 0, 0, 1}, 8);
+    unsigned char *eight = pictures(f, (int[]){0, 1, 2, 2, 1, 0, 0, 1}, 8);
     err e;
-    assert_int_equal(vision_encoder_run(f->v, planes, 1, got, &e), STATUS_OK);
+    assert_int_equal(vision_encoder_run(f->v, pixels, 1, got, &e), STATUS_OK);
     assert_memory_equal(got, features, one);
     assert_int_equal(vision_encoder_run(f->v, eight, 8, got, &e), STATUS_OK);
     assert_memory_equal(got, features, 3 * one);
@@ -130,9 +130,9 @@ static void check_case(const char *case_name) {
     bool is_f32 = ops_activation_dtype(f.ctx, model_tower_dtype(f.m)) == OPS_DTYPE_F32;
     layer_check c = {f.g, case_name, 0, 0.0};
     if (is_f32) vision_encoder_set_tap(f.v, check_layer, &c);
-    float *planes = pictures(&f, (int[]){0, 1, 2}, GOLDEN_IMAGES);
+    unsigned char *pixels = pictures(&f, (int[]){0, 1, 2}, GOLDEN_IMAGES);
     unsigned char *features = malloc(GOLDEN_IMAGES * vision_encoder_feature_bytes(f.v));
-    assert_int_equal(vision_encoder_run(f.v, planes, GOLDEN_IMAGES, features, &e), STATUS_OK);
+    assert_int_equal(vision_encoder_run(f.v, pixels, GOLDEN_IMAGES, features, &e), STATUS_OK);
     if (is_f32) {
         assert_int_equal(c.n_layers_seen, model_get_config(f.m)->tower.n_layers_run + 1);
         check_features(&f, &c, features);
@@ -140,9 +140,9 @@ static void check_case(const char *case_name) {
     check_own_error(&f, case_name, features, is_f32 ? 1.0 : 1.5);
     print_message("%s: largest error is %.2g of its bound\n", case_name, c.worst);
     vision_encoder_set_tap(f.v, NULL, NULL);
-    check_batches(&f, planes, features);
+    check_batches(&f, pixels, features);
     free(features);
-    free(planes);
+    free(pixels);
     close_fixture(&f);
 }
 
@@ -192,17 +192,17 @@ static void check_company(const char *case_name) {
     open_fixture(&f, case_name, 1, 1);
     size_t one = vision_encoder_feature_bytes(f.v);
     unsigned char *alone = malloc(one), *together = malloc(5 * one);
-    float *planes = pictures(&f, (int[]){1}, 1);
-    assert_int_equal(vision_encoder_run(f.v, planes, 1, alone, &e), STATUS_OK);
-    free(planes);
+    unsigned char *pixels = pictures(&f, (int[]){1}, 1);
+    assert_int_equal(vision_encoder_run(f.v, pixels, 1, alone, &e), STATUS_OK);
+    free(pixels);
     close_fixture(&f);
     for (int n_threads = 1; n_threads <= (strcmp(TEST_DEVICE, "cpu") == 0 ? 4 : 1); n_threads++) {
         open_fixture(&f, case_name, n_threads, 5);
-        planes = pictures(&f, (int[]){0, 2, 1, 0, 1}, 5);
-        assert_int_equal(vision_encoder_run(f.v, planes, 5, together, &e), STATUS_OK);
+        pixels = pictures(&f, (int[]){0, 2, 1, 0, 1}, 5);
+        assert_int_equal(vision_encoder_run(f.v, pixels, 5, together, &e), STATUS_OK);
         assert_memory_equal(together + 2 * one, alone, one);
         assert_memory_equal(together + 4 * one, alone, one);
-        free(planes);
+        free(pixels);
         close_fixture(&f);
     }
     free(alone);
@@ -220,9 +220,9 @@ static void a_run_of_too_many_pictures_is_refused_with_both_numbers(void **state
     (void)state;
     fixture f;
     err e;
-    float planes = 0.0f;
+    unsigned char pixels = 0;
     open_fixture(&f, "one_head", 1, 2);
-    assert_int_equal(vision_encoder_run(f.v, &planes, 3, &planes, &e), STATUS_BAD_ARGUMENT);
+    assert_int_equal(vision_encoder_run(f.v, &pixels, 3, &pixels, &e), STATUS_BAD_ARGUMENT);
     assert_non_null(strstr(e.text, "3 images"));
     assert_non_null(strstr(e.text, "1 to 2"));
     close_fixture(&f);
