@@ -27,6 +27,7 @@ static __device__ float score(const attention_job *j, const float *q, int64_t at
 
 template <typename T, typename C>
 static __global__ void attend_block_per_row(attention_job j) {
+    follow_last();
     SHARED_MEMORY(memory);
     float *q = reinterpret_cast<float *>(memory), *acc = q + j.head_dim; /* [head_dim] each */
     float *weights = acc + j.head_dim, *partial = weights + THREADS;     /* [THREADS], [WARPS] */
@@ -69,7 +70,7 @@ static status attend(cuda_state *s, const attention_job *j, bool is_few) {
     size_t bytes = shared_bytes(j->head_dim);
     WITH_DTYPE(j->dtype, T, WITH_CACHE(j->kv_dtype, T, C, {
         TRY(cuda_allow_shared(attend_block_per_row<T, C>, bytes));
-        LAUNCH((attend_block_per_row<T, C>), grid, THREADS, bytes, s->stream, *j);
+        LAUNCH((attend_block_per_row<T, C>), grid, THREADS, bytes, s, *j);
     }));
     return cuda_launched("attend_block_per_row");
 }

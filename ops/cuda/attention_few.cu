@@ -117,6 +117,7 @@ static __device__ inline void leave_chunk(const query_state<pad, 1> *q, const fe
 
 template <typename T, typename C, int pad>
 static __global__ void __launch_bounds__(WARP *few_shape<pad>::warps) attend_few_warp_per_head(few_attention_job j) {
+    follow_last();
     SHARED_MEMORY(memory);
     typedef keys_memory<pad, C, few_shape<pad>::keys, STAGES> own_memory;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, chunk = (int)blockIdx.z;
@@ -166,6 +167,7 @@ static __device__ inline void join(part *p, part more) {
 /* thread -> one dim of a row's head: its chunks, in order. */
 template <typename T, int pad>
 static __global__ void __launch_bounds__(JOIN_THREADS) join_element_per_thread(few_attention_job j) {
+    follow_last();
     int at = (int)(blockIdx.x * JOIN_THREADS + threadIdx.x), head = at / j.a.head_dim % j.a.n_heads, d = at % j.a.head_dim;
     int64_t row = j.first_row + at / j.a.head_dim / j.a.n_heads;
     if (row >= j.end_row || !row_fits(&j.a, row)) return;
@@ -208,10 +210,10 @@ static status launch(cuda_state *s, few_attention_job *j) {
         j->end_row = a->rows - j->first_row < at_once ? a->rows : j->first_row + at_once;
         int64_t n_rows = j->end_row - j->first_row;
         dim3 grid((unsigned)n_rows, (unsigned)ceil_div(n_units, warps), (unsigned)n_chunks);
-        LAUNCH((attend_few_warp_per_head<T, C, pad>), grid, WARP * warps, bytes, s->stream, *j);
+        LAUNCH((attend_few_warp_per_head<T, C, pad>), grid, WARP * warps, bytes, s, *j);
         TRY(cuda_launched("attend_few_warp_per_head"));
         LAUNCH((join_element_per_thread<T, pad>), (unsigned)ceil_div(n_rows * a->n_heads * a->head_dim, JOIN_THREADS), JOIN_THREADS, 0,
-               s->stream, *j);
+               s, *j);
         TRY(cuda_launched("join_element_per_thread"));
     }
     return STATUS_OK;

@@ -48,6 +48,7 @@ static __device__ inline bool begins_tile(const many_job *j, int64_t row) {
 }
 
 static __global__ void find_tiles(many_job j, int *tiles, int *n_tiles) {
+    follow_last();
     int64_t row = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (row < j.a.rows && begins_tile(&j, row)) tiles[atomicAdd(n_tiles, 1)] = (int)row; /* in any order */
 }
@@ -181,6 +182,7 @@ static __device__ inline void write_out(const query_state<pad, m_tiles> *q, cons
 
 template <typename T, typename C, int pad>
 static __global__ void __launch_bounds__(THREADS, 2) attend_many_block_per_tile(many_job j) {
+    follow_last();
     SHARED_MEMORY(memory);
     many_memory<pad, C> *s = reinterpret_cast<many_memory<pad, C> *>(memory);
     int64_t n_tiles = j.a.tables ? *j.n_tiles : j.a.rows / j.a.length * j.tiles_a_group;
@@ -211,7 +213,7 @@ static status launch(cuda_state *s, many_job *j) {
         TRY(cuda_scratch(s, &scratch, (size_t)(a->rows + 1) * sizeof(int)));
         int *count = static_cast<int *>(scratch);
         CUDA_TRY(cudaMemsetAsync(count, 0, sizeof *count, s->stream));
-        LAUNCH(find_tiles, (unsigned)ceil_div(a->rows, THREADS), THREADS, 0, s->stream, *j, count + 1, count);
+        LAUNCH(find_tiles, (unsigned)ceil_div(a->rows, THREADS), THREADS, 0, s, *j, count + 1, count);
         TRY(cuda_launched("find_tiles"));
         j->n_tiles = count;
         j->tiles = count + 1;
@@ -219,7 +221,7 @@ static status launch(cuda_state *s, many_job *j) {
     dim3 grid((unsigned)n_tiles, (unsigned)(a->n_heads / a->heads_a_kv));
     size_t bytes = sizeof(many_memory<pad, C>);
     TRY(cuda_allow_shared(attend_many_block_per_tile<T, C, pad>, bytes));
-    LAUNCH((attend_many_block_per_tile<T, C, pad>), grid, THREADS, bytes, s->stream, *j);
+    LAUNCH((attend_many_block_per_tile<T, C, pad>), grid, THREADS, bytes, s, *j);
     return cuda_launched("attend_many_block_per_tile");
 }
 

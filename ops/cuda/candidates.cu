@@ -104,6 +104,7 @@ static __device__ void put_in_order(ops_candidates *out, const key *keys, int n,
 
 static __global__ void candidates_block_per_row(ops_candidates *out, const float *x, int64_t cols, int64_t n,
                                                 const ops_candidates_wanted *all_wanted) {
+    follow_last();
     SHARED_MEMORY(memory);
     key *shared = reinterpret_cast<key *>(memory), *keys = shared + WARPS;
     int *n_keys = reinterpret_cast<int *>(keys + ROOM);
@@ -148,7 +149,7 @@ status cuda_candidates_rows(void *state, ops_tensor *out, const ops_tensor *x, i
         TRY(cuda_upload(s, device_wanted, wanted, bytes));
     }
     size_t shared_bytes = (WARPS + ROOM + 1) * sizeof(key);
-    LAUNCH(candidates_block_per_row, (unsigned)x->dims[0], THREADS, shared_bytes, s->stream,
+    LAUNCH(candidates_block_per_row, (unsigned)x->dims[0], THREADS, shared_bytes, s,
            static_cast<ops_candidates *>(out->data), static_cast<const float *>(x->data), x->dims[1], n,
            static_cast<const ops_candidates_wanted *>(device_wanted));
     return cuda_launched("candidates_block_per_row");

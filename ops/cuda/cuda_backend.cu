@@ -113,6 +113,15 @@ static cudaError_t open_parts(cuda_state *s) {
     return error;
 }
 
+/* The code that runs on a device is the newest that was compiled and is not newer than the device. */
+static bool overlaps_kernels(int capability) {
+    static const int compiled[] = {__CUDA_ARCH_LIST__};
+    int runs = 0;
+    for (int arch : compiled)
+        if (arch / 10 <= capability && arch / 10 > runs) runs = arch / 10;
+    return runs >= OVERLAP_CAPABILITY && CUDART_VERSION >= OVERLAP_CUDART;
+}
+
 static int backend_count(void) {
     int n = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
@@ -137,7 +146,9 @@ static status backend_open(void **state, const ops_settings *settings, int devic
     cudaDeviceProp properties;
     error = cudaGetDeviceProperties(&properties, device_index);
     if (error == cudaSuccess) error = open_parts(s);
-    s->multiplies_e4m3 = error == cudaSuccess && properties.major * 10 + properties.minor >= CAPABILITY_E4M3;
+    int capability = error == cudaSuccess ? properties.major * 10 + properties.minor : 0;
+    s->multiplies_e4m3 = capability >= CAPABILITY_E4M3;
+    s->has_overlap = overlaps_kernels(capability);
     cublasStatus_t blas = error == cudaSuccess ? cublasLtCreate(&s->blas) : CUBLAS_STATUS_SUCCESS;
     if (error != cudaSuccess || blas != CUBLAS_STATUS_SUCCESS) {
         status st = fail(e, STATUS_DEVICE, "ops: device cuda:%d: %s", device_index,

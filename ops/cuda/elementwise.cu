@@ -21,6 +21,7 @@ static unsigned n_blocks(int64_t rows, int64_t cols) { return (unsigned)ceil_div
 template <typename T, typename U>
 static __global__ void add_table_chunk_per_thread(T *out, const T *x, const U *table, int64_t rows, int64_t cols,
                                                   int64_t n_table, bool is_aligned) {
+    follow_last();
     int64_t r, c;
     if (!chunk_here(&r, &c, rows, cols)) return;
     float a[CHUNK], b[CHUNK];
@@ -34,7 +35,7 @@ template <typename T, typename U>
 static void launch_add_table(cuda_state *s, ops_tensor *out, const ops_tensor *x, const ops_tensor *table) {
     int64_t rows = x->dims[0], cols = x->dims[1];
     bool is_aligned = cols % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(x->data) && is_aligned16(table->data);
-    LAUNCH((add_table_chunk_per_thread<T, U>), n_blocks(rows, cols), THREADS, 0, s->stream, static_cast<T *>(out->data),
+    LAUNCH((add_table_chunk_per_thread<T, U>), n_blocks(rows, cols), THREADS, 0, s, static_cast<T *>(out->data),
            static_cast<const T *>(x->data), static_cast<const U *>(table->data), rows, cols, table->dims[0], is_aligned);
 }
 
@@ -50,6 +51,7 @@ status cuda_add_table(void *state, ops_tensor *out, const ops_tensor *x, const o
 template <typename T>
 static __global__ void scale_columns_chunk_per_thread(T *out, const T *x, const float *w, int64_t rows, int64_t cols,
                                                       bool is_aligned) {
+    follow_last();
     int64_t r, c;
     if (!chunk_here(&r, &c, rows, cols)) return;
     float a[CHUNK], b[CHUNK];
@@ -64,7 +66,7 @@ status cuda_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, con
     int64_t rows = x->dims[0], cols = x->dims[1];
     bool is_aligned = cols % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(x->data) && is_aligned16(w->data);
     WITH_DTYPE(x->dtype, T, {
-        LAUNCH((scale_columns_chunk_per_thread<T>), n_blocks(rows, cols), THREADS, 0, s->stream,
+        LAUNCH((scale_columns_chunk_per_thread<T>), n_blocks(rows, cols), THREADS, 0, s,
                static_cast<T *>(out->data), static_cast<const T *>(x->data), static_cast<const float *>(w->data), rows,
                cols, is_aligned);
     });
@@ -74,6 +76,7 @@ status cuda_scale_columns(void *state, ops_tensor *out, const ops_tensor *x, con
 template <typename T>
 static __global__ void activate_chunk_per_thread(T *out, const T *x, int64_t rows, int64_t cols, int64_t out_stride,
                                                  int64_t x_stride, ops_act act, bool is_aligned) {
+    follow_last();
     int64_t r, c;
     if (!chunk_here(&r, &c, rows, cols)) return;
     float a[CHUNK];
@@ -87,7 +90,7 @@ status cuda_activate(void *state, ops_tensor *out, const ops_tensor *x, ops_act 
     int64_t rows = x->dims[0], cols = x->dims[1], out_stride = tensor_row_stride(out), x_stride = tensor_row_stride(x);
     bool is_aligned = (cols | out_stride | x_stride) % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(x->data);
     WITH_DTYPE(x->dtype, T, {
-        LAUNCH((activate_chunk_per_thread<T>), n_blocks(rows, cols), THREADS, 0, s->stream, static_cast<T *>(out->data),
+        LAUNCH((activate_chunk_per_thread<T>), n_blocks(rows, cols), THREADS, 0, s, static_cast<T *>(out->data),
                static_cast<const T *>(x->data), rows, cols, out_stride, x_stride, act, is_aligned);
     });
     return cuda_launched("activate_chunk_per_thread");
@@ -96,6 +99,7 @@ status cuda_activate(void *state, ops_tensor *out, const ops_tensor *x, ops_act 
 template <typename T>
 static __global__ void gate_chunk_per_thread(T *out, const T *x, int64_t rows, int64_t cols, ops_act act,
                                              bool is_aligned) {
+    follow_last();
     int64_t r, c;
     if (!chunk_here(&r, &c, rows, cols)) return;
     float gate[CHUNK], up[CHUNK];
@@ -110,7 +114,7 @@ status cuda_gate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act)
     int64_t rows = out->dims[0], cols = out->dims[1];
     bool is_aligned = cols % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(x->data);
     WITH_DTYPE(x->dtype, T, {
-        LAUNCH((gate_chunk_per_thread<T>), n_blocks(rows, cols), THREADS, 0, s->stream, static_cast<T *>(out->data),
+        LAUNCH((gate_chunk_per_thread<T>), n_blocks(rows, cols), THREADS, 0, s, static_cast<T *>(out->data),
                static_cast<const T *>(x->data), rows, cols, act, is_aligned);
     });
     return cuda_launched("gate_chunk_per_thread");
@@ -118,6 +122,7 @@ status cuda_gate(void *state, ops_tensor *out, const ops_tensor *x, ops_act act)
 
 template <typename T, typename U>
 static __global__ void cast_chunk_per_thread(T *out, const U *x, int64_t n, bool is_aligned) {
+    follow_last();
     int64_t r, c;
     if (!chunk_here(&r, &c, 1, n)) return;
     float a[CHUNK];
@@ -136,7 +141,7 @@ status cuda_cast(void *state, ops_tensor *out, const ops_tensor *x) {
     int64_t n = tensor_elements(x);
     bool is_aligned = is_aligned16(out->data) && is_aligned16(x->data);
     WITH_DTYPE(out->dtype, T, WITH_DTYPE(x->dtype, U, {
-        LAUNCH((cast_chunk_per_thread<T, U>), n_blocks(1, n), THREADS, 0, s->stream, static_cast<T *>(out->data),
+        LAUNCH((cast_chunk_per_thread<T, U>), n_blocks(1, n), THREADS, 0, s, static_cast<T *>(out->data),
                static_cast<const U *>(x->data), n, is_aligned);
     }));
     return cuda_launched("cast_chunk_per_thread");

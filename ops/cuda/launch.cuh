@@ -1,14 +1,45 @@
-/* How a kernel is started and where its shared memory is: the two things the emulator of tests/ops/cuda_emulation
- * does in its own way. All shared memory is dynamic and cut by the kernel itself, so that it can be guarded. */
+/* How a kernel is started, how it follows the one before, and where its shared memory is: what the emulator of
+ * tests/ops/cuda_emulation does in its own way. All shared memory is dynamic and cut by the kernel itself, so that it can
+ * be guarded.
+ *
+ * From compute capability 9.0 on kernels overlap (programmatic dependent launch): blocks of the next one come as soon as all
+ * of this one have begun, and wait in follow_last() until everything started before is over and its writes are seen. So
+ * every thread of every kernel calls it first, before it reads or writes memory of the device; only then can what is started
+ * after the next kernel rely on this one as well. What that saves is the time between two kernels, of which a step that
+ * decodes one row has hundreds. */
 #ifndef OPS_CUDA_LAUNCH_CUH
 #define OPS_CUDA_LAUNCH_CUH
 
 #include <cuda_runtime.h>
 
+#define OVERLAP_CAPABILITY 90
+#define OVERLAP_CUDART     12030 /* what also records such launches in graphs */
+
 #ifdef __CUDACC__
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    (kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+
+static __device__ inline void follow_last(void) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 10 * OVERLAP_CAPABILITY
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* state: the cuda_state whose stream it is. Errors are cudaGetLastError's. */
+#define LAUNCH(kernel, grid, block, shared_bytes, state, ...)                                        \
+    do {                                                                                             \
+        cudaLaunchAttribute launch_overlap = {};                                                     \
+        launch_overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;                      \
+        launch_overlap.val.programmaticStreamSerializationAllowed = 1;                               \
+        cudaLaunchConfig_t launch_config = {};                                                       \
+        launch_config.gridDim = (grid);                                                              \
+        launch_config.blockDim = (block);                                                            \
+        launch_config.dynamicSmemBytes = (shared_bytes);                                             \
+        launch_config.stream = (state)->stream;                                                      \
+        launch_config.attrs = &launch_overlap;                                                       \
+        launch_config.numAttrs = (state)->has_overlap ? 1 : 0;                                       \
+        (void)cudaLaunchKernelEx(&launch_config, kernel, __VA_ARGS__); /* the launcher asks for errors */ \
+    } while (0)
 #endif
 
 #define WARP 32

@@ -80,6 +80,7 @@ static __device__ inline void write_chunk(T *to, const chunk_of<T> *chunk, const
 /* out may be x: nobody writes before the last sum is there, which all of the row have read for. */
 template <typename T, bool has_mean>
 static __global__ void norm_row_in_registers(T *out, const T *x, norm_job j) {
+    follow_last();
     typedef typename sum_type<T>::type S;
     SHARED_MEMORY(memory);
     S *shared = reinterpret_cast<S *>(memory);
@@ -140,6 +141,7 @@ static __device__ inline S sum_again(const T *x, const norm_job *j, S from, S *s
 
 template <typename T, bool has_mean>
 static __global__ void norm_block_per_long_row(T *out, const T *x, norm_job j) {
+    follow_last();
     typedef typename sum_type<T>::type S;
     SHARED_MEMORY(memory);
     S *shared = reinterpret_cast<S *>(memory);
@@ -170,8 +172,8 @@ static status launch_norm(cuda_state *s, ops_tensor *out, const ops_tensor *x, c
     WITH_DTYPE(x->dtype, T, {
         T *to = static_cast<T *>(out->data);
         const T *from = static_cast<const T *>(x->data);
-        if (is_held) LAUNCH((norm_row_in_registers<T, has_mean>), grid, block, shared_bytes, s->stream, to, from, j);
-        else LAUNCH((norm_block_per_long_row<T, has_mean>), grid, block, shared_bytes, s->stream, to, from, j);
+        if (is_held) LAUNCH((norm_row_in_registers<T, has_mean>), grid, block, shared_bytes, s, to, from, j);
+        else LAUNCH((norm_block_per_long_row<T, has_mean>), grid, block, shared_bytes, s, to, from, j);
     });
     return cuda_launched("norm");
 }

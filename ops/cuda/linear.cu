@@ -161,6 +161,7 @@ void cuda_matrix_close(void *state, ops_matrix *matrix) {
 
 template <typename T, typename O>
 static __global__ void linear_tile(linear_end end, const T *x, weight_view w, int64_t rows, int64_t x_stride, int64_t n_in) {
+    follow_last();
     SHARED_MEMORY(memory);
     float *x_tile = reinterpret_cast<float *>(memory);      /* [TILE, TILE_K + 1] */
     float *w_tile = x_tile + TILE * (TILE_K + 1);            /* the same of outputs */
@@ -185,7 +186,7 @@ static __global__ void linear_tile(linear_end end, const T *x, weight_view w, in
 template <typename T, typename O>
 static void launch_tile(cuda_state *s, const linear_job *j) {
     dim3 grid((unsigned)ceil_div(j->m->head.n_out, TILE), (unsigned)ceil_div(j->rows, TILE));
-    LAUNCH((linear_tile<T, O>), grid, TILE * TILE, 2 * TILE * (TILE_K + 1) * sizeof(float), s->stream,
+    LAUNCH((linear_tile<T, O>), grid, TILE * TILE, 2 * TILE * (TILE_K + 1) * sizeof(float), s,
            end_of(j), static_cast<const T *>(j->x), weights_of(j->m), j->rows, j->x_stride, j->m->head.n_in);
 }
 

@@ -309,6 +309,7 @@ static __device__ inline void finish_tile(const few_job *j, float *sums, int64_t
 
 template <typename T, int kind, typename S>
 static __global__ void __launch_bounds__(S::threads, resident(S::blocks)) linear_few_tile(few_job j) {
+    follow_last();
     SHARED_MEMORY(memory);
     stage_of<kind, S> *stages = reinterpret_cast<stage_of<kind, S> *>(memory);
     int64_t first_out = (int64_t)blockIdx.x * S::outputs, first_row = (int64_t)blockIdx.y * S::rows;
@@ -356,6 +357,7 @@ static __global__ void __launch_bounds__(S::threads, resident(S::blocks)) linear
 /* block -> FINISH_THREADS outputs of a row; thread -> one result: the runs' partial sums, in order. */
 template <typename T>
 static __global__ void __launch_bounds__(FINISH_THREADS) linear_few_finish(few_job j, int n_splits) {
+    follow_last();
     int64_t row = blockIdx.x, o = (int64_t)blockIdx.y * FINISH_THREADS + threadIdx.x, at = row * j.n_out + o;
     if (o >= j.n_out) return;
     output_end end = output_end_of(&j.end, o);
@@ -380,7 +382,7 @@ static status launch(cuda_state *s, const few_job *j, int n_splits) {
     size_t bytes = S::stages * sizeof(stage_of<kind, S>);
     static_assert(S::stages * sizeof(stage_of<kind, S>) <= SHARED_BYTES_LEAST, "a block fits every device");
     TRY(cuda_allow_shared(linear_few_tile<T, kind, S>, bytes));
-    LAUNCH((linear_few_tile<T, kind, S>), grid, S::threads, bytes, s->stream, *j);
+    LAUNCH((linear_few_tile<T, kind, S>), grid, S::threads, bytes, s, *j);
     return cuda_launched("linear_few_tile");
 }
 
@@ -407,7 +409,7 @@ static status launch_kind(cuda_state *s, const few_job *j, int n_splits) {
     else TRY((launch_rows<T, HALVES>(s, j, n_splits)));
     if (n_splits == 1) return STATUS_OK;
     dim3 grid((unsigned)j->rows, (unsigned)ceil_div(j->n_out, FINISH_THREADS)); /* a matrix that is split has few outputs */
-    LAUNCH((linear_few_finish<T>), grid, FINISH_THREADS, 0, s->stream, *j, n_splits);
+    LAUNCH((linear_few_finish<T>), grid, FINISH_THREADS, 0, s, *j, n_splits);
     return cuda_launched("linear_few_finish");
 }
 

@@ -36,6 +36,7 @@ static __device__ inline void round_to(C *out, float v) {
 template <typename C, typename T>
 static __global__ void __launch_bounds__(THREADS) code_row_per_block(C *codes, float *scales, const T *x, int64_t n_in,
                                                                      int64_t x_stride, int64_t row_elements, bool is_aligned) {
+    follow_last();
     SHARED_MEMORY(memory);
     int64_t row = blockIdx.x, first = (int64_t)threadIdx.x * CHUNK, step = THREADS * CHUNK;
     const T *from = x + row * x_stride;
@@ -65,7 +66,7 @@ template <typename C>
 static status launch(cuda_state *s, void *codes, float *scales, const plain_rows *r, int64_t row_elements) {
     bool is_aligned = is_aligned16(r->x) && r->n_in % CHUNK == 0 && r->x_stride % CHUNK == 0;
     WITH_DTYPE(r->dtype, T, {
-        LAUNCH((code_row_per_block<C, T>), (unsigned)r->rows, THREADS, THREADS / WARP * sizeof(unsigned), s->stream,
+        LAUNCH((code_row_per_block<C, T>), (unsigned)r->rows, THREADS, THREADS / WARP * sizeof(unsigned), s,
                static_cast<C *>(codes), scales, static_cast<const T *>(r->x), r->n_in, r->x_stride, row_elements, is_aligned);
     });
     return cuda_launched("code_row_per_block");

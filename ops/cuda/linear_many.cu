@@ -214,6 +214,7 @@ void cuda_products_close(cuda_state *s) {
 /* thread -> one element: numbers in no particular order, all finite. */
 template <typename T>
 static __global__ void scramble_element_per_thread(T *x, int64_t n) {
+    follow_last();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     unsigned h = (unsigned)i * 2654435761u;
     h = (h ^ h >> 15) * 2246822519u;
@@ -222,11 +223,13 @@ static __global__ void scramble_element_per_thread(T *x, int64_t n) {
 
 /* thread -> 16 bytes: another sign for each of their numbers, whose highest bits are in the mask. */
 static __global__ void negate_piece_per_thread(uint4 *x, unsigned mask, int64_t n) {
+    follow_last();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < n) x[i] = uint4{x[i].x ^ mask, x[i].y ^ mask, x[i].z ^ mask, x[i].w ^ mask};
 }
 
 static __global__ void differ_piece_per_thread(int *differ, const uint4 *a, const uint4 *b, int64_t n) {
+    follow_last();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < n && (a[i].x != b[i].x || a[i].y != b[i].y || a[i].z != b[i].z || a[i].w != b[i].w)) *differ = 1;
 }
@@ -258,10 +261,10 @@ static status trial_open(cuda_state *s, trial *t, const product_kind *k, const p
     t->job = product_job{j->w, t->data, j->bias, NULL, NULL, rows, k->n_in};
     unsigned n_blocks = (unsigned)ceil_div(n, THREADS);
     if (k->dtype == OPS_DTYPE_E4M3)
-        LAUNCH((scramble_element_per_thread<e4m3>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<e4m3 *>(t->data), n);
+        LAUNCH((scramble_element_per_thread<e4m3>), n_blocks, THREADS, 0, s, reinterpret_cast<e4m3 *>(t->data), n);
     else
         WITH_DTYPE(k->dtype, T, {
-            LAUNCH((scramble_element_per_thread<T>), n_blocks, THREADS, 0, s->stream, reinterpret_cast<T *>(t->data), n);
+            LAUNCH((scramble_element_per_thread<T>), n_blocks, THREADS, 0, s, reinterpret_cast<T *>(t->data), n);
         });
     return cuda_launched("scramble_element_per_thread");
 }
@@ -275,7 +278,7 @@ static status trial_want(cuda_state *s, trial *t, const cublasLtMatmulAlgo_t *no
     TRY(product_of(s, &p, &plain));
     if (!p->has_nominal) return STATUS_UNSUPPORTED;
     TRY(multiply(s, &plain, &t->job, &p->nominal));
-    LAUNCH(negate_piece_per_thread, t->n_blocks, THREADS, 0, s->stream, reinterpret_cast<uint4 *>(t->minus),
+    LAUNCH(negate_piece_per_thread, t->n_blocks, THREADS, 0, s, reinterpret_cast<uint4 *>(t->minus),
            t->kind.out_dtype == OPS_DTYPE_F32 ? 0x80000000u : 0x80008000u, t->n_pieces);
     TRY(cuda_launched("negate_piece_per_thread"));
     t->job.add = t->minus;
@@ -288,7 +291,7 @@ static status trial_run(cuda_state *s, trial *t, const cublasLtMatmulAlgo_t *alg
     t->job.out = t->got;
     CUDA_TRY(cudaMemsetAsync(t->differ, 0, sizeof *t->differ, s->stream));
     TRY(multiply(s, &t->kind, &t->job, algorithm));
-    LAUNCH(differ_piece_per_thread, t->n_blocks, THREADS, 0, s->stream, t->differ, reinterpret_cast<const uint4 *>(t->want),
+    LAUNCH(differ_piece_per_thread, t->n_blocks, THREADS, 0, s, t->differ, reinterpret_cast<const uint4 *>(t->want),
            reinterpret_cast<const uint4 *>(t->got), t->n_pieces);
     TRY(cuda_launched("differ_piece_per_thread"));
     CUDA_TRY(cudaMemcpyAsync(&differ, t->differ, sizeof differ, cudaMemcpyDeviceToHost, s->stream));
@@ -389,6 +392,7 @@ bool cuda_many_takes(const linear_job *j) {
 
 /* thread -> a chunk of eight weights of one output. */
 static __global__ void dequantize_chunk_per_thread(__nv_bfloat16 *out, weight_view w, int64_t first, int64_t n_out) {
+    follow_last();
     int64_t chunks = w.row_elements / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t o = at / chunks, k = at % chunks * CHUNK;
     if (o >= n_out) return;
@@ -398,7 +402,7 @@ static __global__ void dequantize_chunk_per_thread(__nv_bfloat16 *out, weight_vi
 }
 
 static status dequantize(cuda_state *s, const cuda_matrix *m, void *out, int64_t first, int64_t n_out) {
-    LAUNCH(dequantize_chunk_per_thread, (unsigned)ceil_div(n_out * m->row_elements / CHUNK, THREADS), THREADS, 0, s->stream,
+    LAUNCH(dequantize_chunk_per_thread, (unsigned)ceil_div(n_out * m->row_elements / CHUNK, THREADS), THREADS, 0, s,
            static_cast<__nv_bfloat16 *>(out), weights_of(m), first, n_out);
     return cuda_launched("dequantize_chunk_per_thread");
 }
@@ -408,6 +412,7 @@ static status dequantize(cuda_state *s, const cuda_matrix *m, void *out, int64_t
 template <typename T>
 static __global__ void finish_chunk_per_thread(T *out, const float *bias, int64_t rows, int64_t n_out, int64_t first,
                                                int64_t act_from, ops_act act) {
+    follow_last();
     int64_t chunks = (n_out - first) / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t r = at / chunks, o = first + at % chunks * CHUNK;
     if (r >= rows) return;
@@ -425,7 +430,7 @@ static status finish(cuda_state *s, const linear_job *j, const float *bias, ops_
     if ((!bias && act == OPS_ACT_NONE) || first >= n_out) return STATUS_OK;
     int64_t n_chunks = j->rows * ((n_out - first) / CHUNK);
     WITH_DTYPE(j->dtype, T, {
-        LAUNCH((finish_chunk_per_thread<T>), (unsigned)ceil_div(n_chunks, THREADS), THREADS, 0, s->stream,
+        LAUNCH((finish_chunk_per_thread<T>), (unsigned)ceil_div(n_chunks, THREADS), THREADS, 0, s,
                static_cast<T *>(j->out), bias, j->rows, n_out, first, j->act_from, act);
     });
     return cuda_launched("finish_chunk_per_thread");
@@ -436,6 +441,7 @@ static status finish(cuda_state *s, const linear_job *j, const float *bias, ops_
 /* thread -> a chunk of eight of a row: x with zeros behind its n_in columns. */
 template <typename T>
 static __global__ void fill_up_chunk_per_thread(T *out, const T *x, int64_t rows, int64_t n_in, int64_t x_stride, int64_t width) {
+    follow_last();
     int64_t chunks = width / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t r = at / chunks, k = at % chunks * CHUNK;
     if (r >= rows) return;
@@ -451,7 +457,7 @@ static status fill_up(cuda_state *s, linear_job *j) {
     void *filled;
     TRY(cuda_codes(s, &filled, (size_t)(j->rows * width) * dtype_bytes(j->dtype)));
     WITH_DTYPE(j->dtype, T, {
-        LAUNCH((fill_up_chunk_per_thread<T>), (unsigned)ceil_div(j->rows * (width / CHUNK), THREADS), THREADS, 0, s->stream,
+        LAUNCH((fill_up_chunk_per_thread<T>), (unsigned)ceil_div(j->rows * (width / CHUNK), THREADS), THREADS, 0, s,
                static_cast<T *>(filled), static_cast<const T *>(j->x), j->rows, j->m->head.n_in, j->x_stride, width);
     });
     j->x = filled;
@@ -503,6 +509,7 @@ status cuda_many_run(cuda_state *s, const linear_job *job) {
 /* block -> a row and THREADS of its outputs; thread -> one, from a sum [rows, n_out] of `first_row` and `first_out` on. */
 template <typename O>
 static __global__ void end_sum_per_thread(linear_end end, const float *sums, int64_t first_row, int64_t first_out, int64_t n_out) {
+    follow_last();
     int64_t row = blockIdx.x, o = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     if (o < n_out) finish_one<O>(&end, sums[row * n_out + o], first_row + row, first_out + o);
 }
@@ -516,7 +523,7 @@ static status multiply_codes(cuda_state *s, const linear_job *j, float *sums, co
     TRY(multiply_best(s, &k, &p));
     dim3 grid((unsigned)rows, (unsigned)ceil_div(n_out, THREADS));
     WITH_DTYPE(j->out_dtype, O, {
-        LAUNCH((end_sum_per_thread<O>), grid, THREADS, 0, s->stream, end_of(j), sums, first_row, first_out, n_out);
+        LAUNCH((end_sum_per_thread<O>), grid, THREADS, 0, s, end_of(j), sums, first_row, first_out, n_out);
     });
     return cuda_launched("end_sum_per_thread");
 }

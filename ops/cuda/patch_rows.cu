@@ -43,6 +43,7 @@ static __device__ inline bool step_on(patch_place *at, const patch_job *j) {
 
 template <typename T>
 static __global__ void patch_chunk_per_thread(T *out, const unsigned char *x, const float *levels, patch_job j) {
+    follow_last();
     int64_t first = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * CHUNK, n = j.n - first;
     if (n <= 0) return;
     const unsigned width = 3 * j.p * j.p;
@@ -64,7 +65,7 @@ status cuda_patch_rows(void *state, ops_tensor *out, const ops_tensor *x, const 
     j.rows = (unsigned)(j.height / patch);
     j.cols = (unsigned)(j.width / patch);
     WITH_DTYPE(out->dtype, T, {
-        LAUNCH((patch_chunk_per_thread<T>), (unsigned)ceil_div(ceil_div(j.n, CHUNK), THREADS), THREADS, 0, s->stream,
+        LAUNCH((patch_chunk_per_thread<T>), (unsigned)ceil_div(ceil_div(j.n, CHUNK), THREADS), THREADS, 0, s,
                static_cast<T *>(out->data), static_cast<const unsigned char *>(x->data),
                static_cast<const float *>(levels->data), j);
     });

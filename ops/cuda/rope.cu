@@ -87,6 +87,7 @@ static __host__ __device__ inline int n_chunks(int n) { return (n + CHUNK - 1) /
 
 template <typename T>
 static __global__ void turn_chunk_per_thread(T *x, turn_job t, int64_t stride, int n_heads) {
+    follow_last();
     int64_t row = blockIdx.x, angles = angles_of(&t, row);
     int i = (int)(blockIdx.y * THREADS + threadIdx.x), a_head = n_chunks(t.half);
     if (angles < 0 || i >= n_heads * a_head) return;
@@ -104,7 +105,7 @@ status cuda_rope(void *state, ops_tensor *x, const ops_tensor *cos, const ops_te
     t.is_aligned = t.is_aligned && stride % CHUNK == 0 && is_aligned16(x->data);
     if (t.half == 0) return STATUS_OK;
     WITH_DTYPE(x->dtype, T, {
-        LAUNCH((turn_chunk_per_thread<T>), grid_of(x->dims[0], n_heads * n_chunks(t.half)), THREADS, 0, s->stream,
+        LAUNCH((turn_chunk_per_thread<T>), grid_of(x->dims[0], n_heads * n_chunks(t.half)), THREADS, 0, s,
                static_cast<T *>(x->data), t, stride, n_heads);
     });
     return cuda_launched("turn_chunk_per_thread");
@@ -127,6 +128,7 @@ static int row_chunks(const append_job *j) {
 
 template <typename T, typename C>
 static __global__ void append_chunk_per_thread(append_job j) {
+    follow_last();
     const turn_job *t = &j.t;
     int64_t row = blockIdx.x, angles = angles_of(t, row), slot = j.slots[row];
     if (slot < 0 || slot >= j.n_slots) *t->fault = 1;
@@ -186,7 +188,7 @@ status cuda_kv_append(void *state, ops_tensor *k_cache, ops_tensor *v_cache, con
     j.t.is_aligned = j.t.is_aligned && (j.q_stride | j.k_stride | j.v_stride) % CHUNK == 0 && is_aligned16(j.q) &&
                      is_aligned16(j.k) && is_aligned16(j.v) && is_aligned16(j.k_cache) && is_aligned16(j.v_cache);
     WITH_DTYPE(k->dtype, T, WITH_CACHE(k_cache->dtype, T, C, {
-        LAUNCH((append_chunk_per_thread<T, C>), grid_of(k->dims[0], row_chunks(&j)), THREADS, 0, s->stream, j);
+        LAUNCH((append_chunk_per_thread<T, C>), grid_of(k->dims[0], row_chunks(&j)), THREADS, 0, s, j);
     }));
     return cuda_launched("append_chunk_per_thread");
 }

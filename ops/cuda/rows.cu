@@ -17,6 +17,7 @@ static __device__ inline bool index_fits(int32_t index, int64_t limit, int *faul
 template <typename T, typename U>
 static __global__ void gather_chunk_per_thread(T *out, const U *table, const int32_t *ids, int64_t rows, int64_t cols,
                                                int64_t table_stride, int64_t n_table, int *fault, bool is_aligned) {
+    follow_last();
     int64_t chunks = (cols + CHUNK - 1) / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t r = at / chunks, c = at % chunks * CHUNK;
     if (r >= rows || !index_fits(ids[r], n_table, fault)) return;
@@ -30,7 +31,7 @@ status cuda_gather_rows(void *state, ops_tensor *out, const ops_tensor *table, c
     int64_t rows = out->dims[0], cols = out->dims[1], stride = tensor_row_stride(table);
     bool is_aligned = (cols | stride) % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(table->data);
     WITH_DTYPE(out->dtype, T, WITH_DTYPE(table->dtype, U, {
-        LAUNCH((gather_chunk_per_thread<T, U>), n_blocks(rows, cols), THREADS, 0, s->stream, static_cast<T *>(out->data),
+        LAUNCH((gather_chunk_per_thread<T, U>), n_blocks(rows, cols), THREADS, 0, s, static_cast<T *>(out->data),
                static_cast<const U *>(table->data), static_cast<const int32_t *>(ids->data), rows, cols, stride,
                table->dims[0], s->fault, is_aligned);
     }));
@@ -41,6 +42,7 @@ status cuda_gather_rows(void *state, ops_tensor *out, const ops_tensor *table, c
 template <typename T>
 static __global__ void scatter_chunk_per_thread(T *out, const T *x, const int32_t *to, int64_t rows, int64_t cols,
                                                 int64_t n_out, int *fault, bool is_aligned) {
+    follow_last();
     int64_t chunks = (cols + CHUNK - 1) / CHUNK, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t r = at / chunks, c = at % chunks * CHUNK;
     if (r >= rows || !index_fits(to[r], n_out, fault)) return;
@@ -57,11 +59,11 @@ status cuda_scatter_rows(void *state, ops_tensor *out, const ops_tensor *x, cons
     bool is_aligned = cols % CHUNK == 0 && is_aligned16(out->data) && is_aligned16(x->data);
     const int32_t *at = static_cast<const int32_t *>(to->data);
     if (x->dtype == OPS_DTYPE_F32)
-        LAUNCH((scatter_chunk_per_thread<uint32_t>), n_blocks(rows, cols), THREADS, 0, s->stream,
+        LAUNCH((scatter_chunk_per_thread<uint32_t>), n_blocks(rows, cols), THREADS, 0, s,
                static_cast<uint32_t *>(out->data), static_cast<const uint32_t *>(x->data), at, rows, cols, out->dims[0],
                s->fault, is_aligned);
     else
-        LAUNCH((scatter_chunk_per_thread<uint16_t>), n_blocks(rows, cols), THREADS, 0, s->stream,
+        LAUNCH((scatter_chunk_per_thread<uint16_t>), n_blocks(rows, cols), THREADS, 0, s,
                static_cast<uint16_t *>(out->data), static_cast<const uint16_t *>(x->data), at, rows, cols, out->dims[0],
                s->fault, is_aligned);
     return cuda_launched("scatter_chunk_per_thread");

@@ -86,8 +86,13 @@ static void emulate_kernel(void (*kernel)(P...), const char *name, dim3 grid, di
                    [kernel, kept] { std::apply(kernel, kept); });
 }
 
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    emulate_kernel(kernel, #kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+#define LAUNCH(kernel, grid, block, shared_bytes, state, ...) \
+    emulate_kernel(kernel, #kernel, grid, block, shared_bytes, (state)->stream, __VA_ARGS__)
+
+/* A thread that ends, meets others or begins a copy without it has made a mistake. */
+void follow_last(void);
+#define __CUDA_ARCH_LIST__ 800, 890, 900
+#define CUDART_VERSION     13000
 
 void __syncthreads(void);
 

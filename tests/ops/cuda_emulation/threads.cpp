@@ -54,6 +54,7 @@ struct emulated_thread {
     pending copies[COPIES_MAX];
     fiber_context context;
     unsigned char *stack;
+    bool follows;     /* it has waited for the kernel before */
     bool is_prepared; /* its fiber exists: it runs one thread after the other, a block each */
     void *announced;  /* to the sanitizer */
 };
@@ -125,12 +126,21 @@ static void announce_scheduler(block *b) {
 #endif
 }
 
+void follow_last(void) { emulated_here->self->follows = true; }
+
+static void must_follow(const char *what) {
+    if (emulated_here->self->follows) return;
+    fprintf(stderr, "emulated CUDA: %s that did not wait for the kernel before\n", what);
+    emulated_mistake("follow_last() was not called");
+}
+
 static void leave(emulated_thread *t);
 
 /* For ever: a fiber that returned would leave half a stack of calls behind. */
 static void fiber_main(void) {
     for (;;) {
         (*running->thread)();
+        must_follow("a thread ends");
         if (emulated_here->self->n_copies > 0) emulated_mistake("a thread ends with copies on their way");
         emulated_here->self->state = ENDED;
         running->n_ended++;
@@ -199,6 +209,7 @@ static void wait_as(fiber_state state) {
 
 int __syncthreads_or(int predicate) {
     block *b = running;
+    must_follow("a thread comes to a barrier");
     if (b->n_ended > 0) emulated_mistake("a barrier after some threads have ended");
     if (predicate) b->votes = 1;
     if (++b->n_arrived < b->n_threads) {
@@ -217,6 +228,7 @@ void __syncthreads(void) { (void)__syncthreads_or(0); }
 const unsigned char *emulate_meeting(emulated_kind kind, const void *mine, size_t bytes) {
     unsigned index = threadIdx.x / WARP_LANES;
     warp *w = &running->warps[index];
+    must_follow("a thread meets its warp");
     if (bytes > EMULATED_SLOT) emulated_mistake("too much for a slot");
     if (w->n_arrived > 0 && w->kind != kind) emulated_mistake("two kinds of collective meet in a warp");
     unsigned char *slots = w->slots[w->phase];
@@ -236,6 +248,7 @@ const unsigned char *emulate_meeting(emulated_kind kind, const void *mine, size_
 
 void emulated_copy_async(void *shared, const void *global, size_t bytes, bool is_there) {
     emulated_thread *t = emulated_here->self;
+    must_follow("a copy begins in a thread");
     uintptr_t addresses = (uintptr_t)shared | (is_there ? (uintptr_t)global : 0);
     if (addresses % bytes != 0) emulated_mistake("a copy that is not aligned to its size");
     if (t->n_copies == COPIES_MAX) emulated_mistake("too many copies on their way");
@@ -340,6 +353,7 @@ static void run_block(block *b, uint3 at, dim3 grid, dim3 dim, size_t shared_byt
         t->place.shared = b->shared + GUARD_BYTES;
         t->state = READY;
         t->n_copies = t->group = 0;
+        t->follows = false;
         if (t->is_prepared) continue;
         t->is_prepared = true;
         announce_fiber(t);
