@@ -284,6 +284,49 @@ status ops_sync(ops_ctx *ctx) {
     return ctx->backend->sync(ctx->state);
 }
 
+/* Where nothing runs ahead, nothing has to be told apart. */
+struct ops_mark {
+    int nothing;
+};
+static ops_mark reached;
+
+bool ops_runs_ahead(const ops_ctx *ctx) { return ctx->backend->mark_open != NULL; }
+
+status ops_upload_ahead(ops_ctx *ctx, ops_tensor *out, const void *host) {
+    if (!ops_runs_ahead(ctx) || is_empty(out)) return ops_upload(ctx, out, host);
+    TRY(rule_crossing(ctx, out, host));
+    return ctx->backend->upload_ahead(ctx->state, out->data, host, tensor_bytes(out));
+}
+
+status ops_download_behind(ops_ctx *ctx, void *host, const ops_tensor *x) {
+    if (!ops_runs_ahead(ctx) || is_empty(x)) return ops_download(ctx, host, x);
+    TRY(rule_crossing(ctx, x, host));
+    return ctx->backend->download_behind(ctx->state, host, x->data, tensor_bytes(x));
+}
+
+status ops_mark_open(ops_ctx *ctx, ops_mark **mark, err *e) {
+    *mark = NULL;
+    TRY(open_not_recording(ctx, e));
+    if (ops_runs_ahead(ctx)) return ctx->backend->mark_open(ctx->state, mark, e);
+    *mark = &reached;
+    return STATUS_OK;
+}
+
+status ops_mark_set(ops_ctx *ctx, ops_mark *mark) {
+    TRY(rule_not_recording(ctx));
+    return ops_runs_ahead(ctx) ? ctx->backend->mark_set(ctx->state, mark) : STATUS_OK;
+}
+
+status ops_mark_wait(ops_ctx *ctx, ops_mark *mark) {
+    TRY(rule_not_recording(ctx));
+    return ops_runs_ahead(ctx) ? ctx->backend->mark_wait(ctx->state, mark) : ops_sync(ctx);
+}
+
+void ops_mark_close(ops_ctx *ctx, ops_mark **mark) {
+    if (*mark && ops_runs_ahead(ctx)) ctx->backend->mark_close(ctx->state, *mark);
+    *mark = NULL;
+}
+
 void ops_set_progress(ops_ctx *ctx, ops_progress *progress, void *user) {
     ctx->progress = progress;
     ctx->progress_user = user;

@@ -8,8 +8,9 @@
  *     ops_close(&ctx);
  *
  * Rules that hold for every operator:
- * - Calls are ordered on the context; they may return before the device is done. ops_sync is the only
- *   wait. ops_upload and ops_download are the only crossings between host and device.
+ * - Calls are ordered on the context; they may return before the device is done. ops_sync waits for all of them,
+ *   ops_mark_wait for those before a mark, and nothing else waits. Uploads and downloads are the only crossings between
+ *   host and device.
  * - All tensors are on the device (OPS_PLACE_DEVICE) except where a comment says host; a wrong place,
  *   dtype or shape is BAD_SHAPE or UNSUPPORTED, never a crash.
  * - Activations are of the one dtype that ops_activation_dtype answers for a network's weights; the tensors of a call
@@ -89,6 +90,31 @@ void ops_host_close(ops_ctx *ctx, void **host, size_t size_bytes); /* NULL insid
 MUST_USE status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host);
 MUST_USE status ops_download(ops_ctx *ctx, void *host, const ops_tensor *x);
 MUST_USE status ops_sync(ops_ctx *ctx);
+
+/* Crossings beside operators: what one run of a network begins with and ends with moves while another is computed.
+ *
+ *     st = ops_upload_ahead(ctx, &x, host);         // waits for nothing that was called before
+ *     st = ops_linear(ctx, &y, &x, w, NULL);        // waits for it
+ *     st = ops_download_behind(ctx, host, &y);      // waits for what was called before; nothing waits for it
+ *     st = ops_mark_set(ctx, mark);                 // the place in the order of calls up to which
+ *     st = ops_mark_wait(ctx, mark);                // all is done
+ *
+ * Nothing orders those two crossings and the rest but what stands there. So x is used by nobody when ahead is called, and
+ * an ops_sync lies behind the opening of its block; y is written by nobody, and host memory left alone, until a mark set
+ * behind the crossing is reached, or ops_sync. From memory that is not of ops_host_open they are ops_upload and
+ * ops_download; so they are on the CPU, where calls have done all when they return. */
+MUST_USE status ops_upload_ahead(ops_ctx *ctx, ops_tensor *out, const void *host);
+MUST_USE status ops_download_behind(ops_ctx *ctx, void *host, const ops_tensor *x);
+
+bool ops_runs_ahead(const ops_ctx *ctx); /* whether calls return before they are done. CPU: no */
+
+/* Not an operator. A mark that was never set is reached. Errors of the wait are those of ops_sync; BAD_ARGUMENT may be
+ * about a call behind the mark. */
+typedef struct ops_mark ops_mark;
+MUST_USE status ops_mark_open(ops_ctx *ctx, ops_mark **mark, err *e); /* Errors: NO_MEMORY, DEVICE */
+MUST_USE status ops_mark_set(ops_ctx *ctx, ops_mark *mark);
+MUST_USE status ops_mark_wait(ops_ctx *ctx, ops_mark *mark);
+void ops_mark_close(ops_ctx *ctx, ops_mark **mark); /* NULL inside is fine */
 
 /* ---- graphs -------------------------------------------------------------------------------- */
 

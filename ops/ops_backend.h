@@ -47,6 +47,14 @@ typedef struct {
     status (*download)(void *state, void *host, const void *device, size_t bytes);
     status (*sync)(void *state);
 
+    /* All NULL: calls have done all when they return. A mark that was never set is reached. */
+    status (*upload_ahead)(void *state, void *device, const void *host, size_t bytes);
+    status (*download_behind)(void *state, void *host, const void *device, size_t bytes);
+    status (*mark_open)(void *state, ops_mark **mark, err *e);
+    status (*mark_set)(void *state, ops_mark *mark);
+    status (*mark_wait)(void *state, ops_mark *mark);
+    void (*mark_close)(void *state, ops_mark *mark);
+
     /* All NULL: the device has no graphs. Calls come in order (begin, operators, end); graph NULL at the end: none is
      * wanted, and nothing fails. What is run is current. */
     status (*graph_begin)(void *state, err *e);

@@ -11,7 +11,8 @@
  *
  * Memory: weights (matrices packed by the backend, vectors in one block) and one block of activations.
  * Buffers are used twice where their times do not meet: patches are gone before the MLP needs `wide`, and
- * rows between places stand in `a`. */
+ * rows between places stand in `a`. What crosses has places of its own for each run that may be under way, because one
+ * run's pixels come and another's features go while a third thing, the run between them, is computed. */
 #include "vision_node/vision_encoder.h"
 
 #include <math.h>
@@ -30,11 +31,22 @@ typedef struct {
     ops_matrix *qkv, *out, *fc1, *fc2; /* qkv: one below the other */
 } tower_layer;
 
+#define RUNS_MAX 2 /* one is computed, the other crosses */
+
+typedef struct {
+    ops_tensor pixels;   /* [max_images * size * size * 3] */
+    ops_tensor features; /* [max_images * n_tokens, hidden], in the dtype of the features */
+    ops_mark *end;
+    int n_images;
+} tower_run;
+
 struct vision_encoder {
     ops_ctx *ctx;
     model_tower_config c;
     ops_dtype dtype, running; /* of the features, of all that is computed before them */
-    int max_images, n_running;
+    int max_images;
+    tower_run runs[RUNS_MAX]; /* the oldest under way first, then round */
+    int n_runs, n_running, oldest;
     ops_block weights, activations;
     ops_matrix *patch;
     ops_tensor levels; /* [3, 256]: what a byte of each channel stands for */
@@ -43,9 +55,8 @@ struct vision_encoder {
     ops_tensor class_at, patches_at; /* [pictures], [patches]: their rows among the tokens */
     tower_layer *layers;
     /* Activations for max_images: x, other, a [rows, hidden], x before and behind a branch in turns; wide holds patches,
-     * queries, keys and values side by side, or MLP, gated what is left of it behind the gate; half is the result in the
-     * dtype of the features, where that is another one. */
-    ops_tensor pixels, x, other, a, wide, gated, half;
+     * queries, keys and values side by side, or MLP, gated what is left of it behind the gate. */
+    ops_tensor x, other, a, wide, gated;
     vision_tap *tap;
     void *tap_user;
     float *tap_hidden;
@@ -60,6 +71,7 @@ struct vision_encoder {
 /* ---- opening ------------------------------------------------------------------------------- */
 
 static int64_t max_rows(const vision_encoder *v) { return (int64_t)v->max_images * v->c.n_rows; }
+static int64_t max_tokens(const vision_encoder *v) { return (int64_t)v->max_images * v->c.n_tokens; }
 static int64_t max_patches(const vision_encoder *v) { return (int64_t)v->max_images * v->c.n_patches; }
 
 static int64_t patch_width(const vision_encoder *v) {
@@ -94,10 +106,9 @@ static size_t weight_vector_bytes(const vision_encoder *v) {
 
 static size_t activation_bytes(const vision_encoder *v) {
     int64_t rows = max_rows(v);
-    size_t n_bytes = ops_cut_bytes(OPS_DTYPE_U8, pixel_bytes(v)) +
-                   3 * ops_cut_bytes(v->running, rows * v->c.hidden) +
-                   ops_cut_bytes(v->running, rows * wide_width(v));
-    if (v->dtype != v->running) n_bytes += ops_cut_bytes(v->dtype, rows * v->c.hidden);
+    size_t run = ops_cut_bytes(OPS_DTYPE_U8, pixel_bytes(v)) + ops_cut_bytes(v->dtype, max_tokens(v) * v->c.hidden);
+    size_t n_bytes = (size_t)v->n_runs * run + 3 * ops_cut_bytes(v->running, rows * v->c.hidden) +
+                     ops_cut_bytes(v->running, rows * wide_width(v));
     if (v->c.family->is_gated) n_bytes += ops_cut_bytes(v->running, rows * v->c.intermediate);
     return n_bytes;
 }
@@ -205,16 +216,19 @@ static status open_activations(vision_encoder *v, err *e) {
     TRY(ops_block_open(v->ctx, &v->activations, activation_bytes(v), e));
     ops_block *block = &v->activations;
     const int64_t flat[2] = {max_rows(v), v->c.hidden};
-    v->pixels = ops_block_cut(block, OPS_DTYPE_U8, 1, (int64_t[]){pixel_bytes(v)});
+    for (int i = 0; i < v->n_runs; i++) {
+        v->runs[i].pixels = ops_block_cut(block, OPS_DTYPE_U8, 1, (int64_t[]){pixel_bytes(v)});
+        v->runs[i].features = ops_block_cut(block, v->dtype, 2, (int64_t[]){max_tokens(v), v->c.hidden});
+        TRY(ops_mark_open(v->ctx, &v->runs[i].end, e));
+    }
     v->x = ops_block_cut(block, v->running, 2, flat);
     v->other = ops_block_cut(block, v->running, 2, flat);
     v->a = ops_block_cut(block, v->running, 2, flat);
     v->wide = ops_block_cut(block, v->running, 1, (int64_t[]){max_rows(v) * wide_width(v)});
     if (v->c.family->is_gated)
         v->gated = ops_block_cut(block, v->running, 2, (int64_t[]){max_rows(v), v->c.intermediate});
-    if (v->dtype != v->running) v->half = ops_block_cut(block, v->dtype, 2, flat);
-    v->tap_hidden = NULL;
-    return STATUS_OK;
+    status st = ops_sync(v->ctx); /* pixels may go to the block from now on */
+    return st == STATUS_OK ? st : fail(e, st, "tower: activations: %s", status_text((int)st));
 }
 
 status vision_encoder_open(vision_encoder **out, ops_ctx *ctx, const model *m, int max_images,
@@ -230,6 +244,7 @@ status vision_encoder_open(vision_encoder **out, ops_ctx *ctx, const model *m, i
     v->dtype = model_tower_dtype(m);
     v->running = ops_activation_dtype(ctx, model_weight(m, "%s%s.weight", v->c.prefix, v->c.family->patch).dtype);
     v->max_images = max_images;
+    v->n_runs = ops_runs_ahead(ctx) ? RUNS_MAX : 1;
     status st = open_weights(v, m, e);
     if (st == STATUS_OK) st = open_activations(v, e);
     if (st != STATUS_OK) {
@@ -250,6 +265,7 @@ void vision_encoder_close(vision_encoder **out) {
         ops_matrix **all[] = {&l->qkv, &l->out, &l->fc1, &l->fc2};
         for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) ops_matrix_close(v->ctx, all[k]);
     }
+    for (int i = 0; i < v->n_runs; i++) ops_mark_close(v->ctx, &v->runs[i].end);
     ops_matrix_close(v->ctx, &v->patch);
     ops_block_close(&v->activations);
     ops_block_close(&v->weights);
@@ -258,6 +274,8 @@ void vision_encoder_close(vision_encoder **out) {
     free(v);
     *out = NULL;
 }
+
+int vision_encoder_n_runs(const vision_encoder *v) { return v->n_runs; }
 
 size_t vision_encoder_feature_bytes(const vision_encoder *v) {
     return (size_t)v->c.n_tokens * (size_t)v->c.hidden * dtype_bytes(v->dtype);
@@ -299,9 +317,10 @@ static ops_tensor one_of(const ops_tensor *all, int i, int64_t n) {
     return tensor_rows(&flat, i, 1);
 }
 
-static status run_embeddings(vision_encoder *v, ops_tensor *x, const unsigned char *const *pixels, int n_images) {
+static status run_embeddings(vision_encoder *v, const tower_run *run, ops_tensor *x, const unsigned char *const *pixels) {
     const int64_t size = v->c.image_size;
-    ops_tensor pictures = v->pixels;
+    const int n_images = run->n_images;
+    ops_tensor pictures = run->pixels;
     pictures.n_dims = 4;
     pictures.dims[0] = n_images;
     pictures.dims[1] = pictures.dims[2] = size;
@@ -310,8 +329,8 @@ static status run_embeddings(vision_encoder *v, ops_tensor *x, const unsigned ch
     ops_tensor patches = tensor_first(&v->wide, n_patches, patch_width(v));
     ops_tensor embedded = tensor_first(&v->a, n_patches, v->c.hidden);
     for (int i = 0; i < n_images; i++) {
-        ops_tensor picture = one_of(&v->pixels, i, 3 * size * size);
-        TRY(ops_upload(v->ctx, &picture, pixels[i]));
+        ops_tensor picture = one_of(&run->pixels, i, 3 * size * size);
+        TRY(ops_upload_ahead(v->ctx, &picture, pixels[i]));
     }
     TRY(ops_patch_rows(v->ctx, &patches, &pictures, &v->levels, v->c.patch_size));
     TRY(ops_linear(v->ctx, &embedded, &patches, v->patch, NULL));
@@ -372,54 +391,54 @@ static status run_layer(vision_encoder *v, const tower_layer *l, ops_tensor *x) 
     return run_mlp(v, l, x, &n, &other);
 }
 
-static status start(vision_encoder *v, const unsigned char *const *pixels, int n_images, void *const *features) {
-    ops_tensor x = tensor_first(&v->x, (int64_t)n_images * v->c.n_rows, v->c.hidden);
-    TRY(run_embeddings(v, &x, pixels, n_images));
+static status start(vision_encoder *v, const tower_run *run, const unsigned char *const *pixels, void *const *features) {
+    ops_tensor x = tensor_first(&v->x, (int64_t)run->n_images * v->c.n_rows, v->c.hidden);
+    ops_tensor out = tensor_first(&run->features, (int64_t)run->n_images * v->c.n_tokens, v->c.hidden);
+    TRY(run_embeddings(v, run, &x, pixels));
     TRY(tap_state(v, 0, &x));
     for (int i = 0; i < v->c.n_layers_run; i++) {
         TRY(run_layer(v, &v->layers[i], &x));
         TRY(tap_state(v, i + 1, &x));
     }
     if (v->c.n_tokens < v->c.n_rows) {
-        ops_tensor kept = tensor_first(&v->a, (int64_t)n_images * v->c.n_tokens, v->c.hidden);
+        ops_tensor kept = tensor_first(&v->a, out.dims[0], v->c.hidden);
         ops_tensor patches_at = tensor_rows(&v->patches_at, 0, kept.dims[0]);
         TRY(ops_gather_rows(v->ctx, &kept, &x, &patches_at));
         x = kept;
     }
-    if (v->dtype != v->running) {
-        ops_tensor half = tensor_first(&v->half, x.dims[0], v->c.hidden);
-        TRY(ops_cast(v->ctx, &half, &x));
-        x = half;
+    TRY(ops_cast(v->ctx, &out, &x));
+    for (int i = 0; i < run->n_images; i++) {
+        ops_tensor one = one_of(&run->features, i, (int64_t)v->c.n_tokens * v->c.hidden);
+        TRY(ops_download_behind(v->ctx, features[i], &one));
     }
-    for (int i = 0; i < n_images; i++) {
-        ops_tensor one = one_of(&x, i, (int64_t)v->c.n_tokens * v->c.hidden);
-        TRY(ops_download(v->ctx, features[i], &one));
-    }
-    return STATUS_OK;
+    return ops_mark_set(v->ctx, run->end);
 }
 
 status vision_encoder_start(vision_encoder *v, const unsigned char *const *pixels, int n_images, void *const *features,
                             err *e) {
-    CHECK(v->n_running == 0, "one run is under way at a time");
+    CHECK(v->n_running < v->n_runs, "no more runs are under way than may be");
     if (n_images < 1 || n_images > v->max_images)
         return fail(e, STATUS_BAD_ARGUMENT, "tower: %d images in one run, need 1 to %d", n_images,
                     v->max_images);
-    status st = start(v, pixels, n_images, features);
+    tower_run *run = &v->runs[(v->oldest + v->n_running) % v->n_runs];
+    run->n_images = n_images;
+    status st = start(v, run, pixels, features);
     if (st != STATUS_OK) {
         status ended = ops_sync(v->ctx);
         (void)ended; /* what was begun may still read pixels; the run has failed already */
         return fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
     }
-    v->n_running = n_images;
+    v->n_running++;
     return STATUS_OK;
 }
 
 status vision_encoder_finish(vision_encoder *v, err *e) {
     CHECK(v->n_running > 0, "a run is under way");
-    int n_images = v->n_running;
-    v->n_running = 0;
-    status st = ops_sync(v->ctx);
-    return st == STATUS_OK ? st : fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
+    const tower_run *run = &v->runs[v->oldest];
+    v->oldest = (v->oldest + 1) % v->n_runs;
+    v->n_running--;
+    status st = ops_mark_wait(v->ctx, run->end);
+    return st == STATUS_OK ? st : fail(e, st, "tower: %d images: %s", run->n_images, status_text((int)st));
 }
 
 status vision_encoder_run(vision_encoder *v, const unsigned char *pixels, int n_images, void *features, err *e) {

@@ -29,11 +29,14 @@ void vision_encoder_close(vision_encoder **v);
 /* Begins a run. pixels[i]: host, [size, size, 3], as image_preprocess makes them. features[i]: host, [n_tokens, hidden] in
  * model_tower_dtype, vision_encoder_feature_bytes bytes. Both are the run's until vision_encoder_finish, whose caller
  * finds the features there; the two arrays of pointers only during the call. In memory of ops_host_open they cross
- * without a stop. The CPU has all done when this returns. After an error nothing is under way.
+ * while another run is computed. Up to vision_encoder_n_runs are under way at once, and are finished in the order in which
+ * they began. The CPU has all done when this returns. After an error the run is not under way.
  * Errors: BAD_ARGUMENT, DEVICE. */
 MUST_USE status vision_encoder_start(vision_encoder *v, const unsigned char *const *pixels, int n_images,
                                      void *const *features, err *e);
 MUST_USE status vision_encoder_finish(vision_encoder *v, err *e);
+
+int vision_encoder_n_runs(const vision_encoder *v); /* CPU 1, CUDA 2 */
 
 /* Both, for pictures that lie one after another: pixels [n_images, size, size, 3], features [n_images, n_tokens,
  * hidden]. */

@@ -6,9 +6,11 @@
  *                                       answer tasks               ◄─
  *
  * The worker's thread gives work out and takes it back; tasks and the state of pictures are its alone. A device works
- * on its own between the start and the finish of a batch, so giving out and answering are done in between.
+ * on its own between the start and the finish of a batch, so giving out and answering are done in between, and a whole
+ * batch that is ready begins behind the one that is computed, so that its pixels cross meanwhile.
  *
- * There are three batches of pictures: one is read ahead while one is encoded and one stored. That bounds everything:
+ * There are three batches of pictures: one is read ahead while one is encoded and one stored; four where one waits
+ * behind the one that is encoded. That bounds everything:
  * a reader or storer who is slow leaves no free picture, and images of tasks wait for one, in order. An image that is
  * on its way already is not begun a second time. What is ready when the encoder is free makes the next batch, so a
  * lone image waits for nobody. */
@@ -25,9 +27,16 @@
 #include "vision_node/vision_encoder.h"
 #include "vision_node/vision_task.h"
 
-#define BATCHES       3 /* read, encoded, stored */
 #define READERS_AHEAD 2 /* have a file at hand when a process falls free */
 #define STORERS       4 /* more than one for several servers: a server takes one put at a time */
+
+#define RUNS_MAX 2
+
+typedef struct {
+    picture **pictures; /* [max_images] */
+    int n;
+    int64_t start_us;
+} batch;
 
 struct vision_service {
     vision_service_settings settings;
@@ -42,9 +51,9 @@ struct vision_service {
     int n_pictures;
     picture **ready;       /* [n_pictures], read and not encoded, in order */
     int n_ready;
-    picture **batch;       /* [max_images], being encoded */
-    int n_batch;
-    int64_t batch_start_us;
+    batch batches[RUNS_MAX]; /* under way, the oldest first, then round */
+    int n_runs, n_running, oldest;
+    int64_t last_end_us; /* of a batch: what began before it waited for it */
     task *tasks, **last_task; /* that are not gone, in order */
     struct {
         uint64_t encoded, cached, handed_over, failed, encode_us, decode_us;
@@ -270,23 +279,25 @@ static void picture_is_stored(crew_work *work) {
 }
 
 /* What nobody waits for any more is not encoded. */
-static void fill_batch(vision_service *s) {
+static void fill_batch(vision_service *s, batch *b) {
     int n_left = 0;
     for (int i = 0; i < s->n_ready; i++) {
         picture *p = s->ready[i];
-        if (s->n_batch == s->settings.max_images) s->ready[n_left++] = p;
-        else if (is_wanted(s, p)) s->batch[s->n_batch++] = p;
+        if (b->n == s->settings.max_images) s->ready[n_left++] = p;
+        else if (is_wanted(s, p)) b->pictures[b->n++] = p;
         else p->stage = PICTURE_FREE;
     }
     s->n_ready = n_left;
 }
 
-static void end_batch(vision_service *s, status ran, const err *why) {
-    uint64_t each_us = (uint64_t)(clock_now_us() - s->batch_start_us) / (uint64_t)s->n_batch;
-    int n = s->n_batch;
-    s->n_batch = 0;
+static void end_batch(vision_service *s, batch *b, status ran, const err *why) {
+    int64_t now_us = clock_now_us(), start_us = b->start_us > s->last_end_us ? b->start_us : s->last_end_us;
+    int n = b->n;
+    uint64_t each_us = (uint64_t)(now_us - start_us) / (uint64_t)n;
+    s->last_end_us = now_us;
+    b->n = 0;
     for (int i = 0; i < n; i++) {
-        picture *p = s->batch[i];
+        picture *p = b->pictures[i];
         if (ran != STATUS_OK) {
             p->read = ran;
             p->why = *why;
@@ -303,28 +314,32 @@ static void end_batch(vision_service *s, status ran, const err *why) {
     }
 }
 
-/* False: nothing is being encoded. */
-static bool start_batch(vision_service *s) {
+/* Begins with what is ready, if anything is. */
+static void start_batch(vision_service *s) {
+    batch *b = &s->batches[(s->oldest + s->n_running) % s->n_runs];
     const unsigned char *pixels[VISION_ENCODER_IMAGES_MAX];
     void *features[VISION_ENCODER_IMAGES_MAX];
     err e;
-    fill_batch(s);
-    if (s->n_batch == 0) return false;
-    for (int i = 0; i < s->n_batch; i++) {
-        s->batch[i]->stage = PICTURE_ENCODING;
-        pixels[i] = s->batch[i]->pixels;
-        features[i] = s->batch[i]->features;
+    fill_batch(s, b);
+    if (b->n == 0) return;
+    for (int i = 0; i < b->n; i++) {
+        b->pictures[i]->stage = PICTURE_ENCODING;
+        pixels[i] = b->pictures[i]->pixels;
+        features[i] = b->pictures[i]->features;
     }
-    s->batch_start_us = clock_now_us();
-    status st = vision_encoder_start(s->encoder, pixels, s->n_batch, features, &e);
-    if (st != STATUS_OK) end_batch(s, st, &e);
-    return st == STATUS_OK;
+    b->start_us = clock_now_us();
+    status st = vision_encoder_start(s->encoder, pixels, b->n, features, &e);
+    if (st == STATUS_OK) s->n_running++;
+    else end_batch(s, b, st, &e);
 }
 
 static void finish_batch(vision_service *s) {
     err e;
+    batch *b = &s->batches[s->oldest];
+    s->oldest = (s->oldest + 1) % s->n_runs;
+    s->n_running--;
     status st = vision_encoder_finish(s->encoder, &e);
-    end_batch(s, st, &e);
+    end_batch(s, b, st, &e);
 }
 
 /* ---- the worker's handler --------------------------------------------------------------------- */
@@ -357,11 +372,13 @@ static void service_cancel(void *self, const item_id *item, uint32_t attempt) {
 static bool service_step(void *self) {
     vision_service *s = self;
     crew_collect(s->readers);
-    bool is_encoding = start_batch(s);
+    if (s->n_running == 0) start_batch(s);
     crew_collect(s->storers);
     read_more(s);
-    if (is_encoding) finish_batch(s);
-    return is_encoding;
+    if (s->n_running > 0 && s->n_running < s->n_runs && s->n_ready >= s->settings.max_images) start_batch(s);
+    if (s->n_running == 0) return false;
+    finish_batch(s);
+    return true;
 }
 
 static size_t service_metrics(void *self, metric *out, size_t max) {
@@ -402,12 +419,17 @@ void vision_service_attach(vision_service *s, worker *w) {
 
 /* ---- opening and closing ---------------------------------------------------------------------- */
 
+static bool is_cpu(const char *device) { return strncmp(device, "cpu", 3) == 0; }
+
 vision_service_settings vision_service_defaults(const char *device) {
-    return (vision_service_settings){.ops = {.device = device}, .max_images = strncmp(device, "cpu", 3) == 0 ? 8 : 32};
+    return (vision_service_settings){.ops = {.device = device}, .max_images = is_cpu(device) ? 8 : 32};
 }
 
+/* Read, encoded, stored; and behind the encoded where the device works on its own. */
+static int n_batches(const vision_service_settings *settings) { return is_cpu(settings->ops.device) ? 3 : 4; }
+
 uint32_t vision_service_slots(const vision_service_settings *settings) {
-    return BATCHES * (uint32_t)settings->max_images;
+    return (uint32_t)n_batches(settings) * (uint32_t)settings->max_images;
 }
 
 static void work_is_done(void *user) { worker_wake(((vision_service *)user)->worker); }
@@ -416,11 +438,17 @@ static size_t round_up(size_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
 
 static status open_pictures(vision_service *s, err *e) {
     size_t each = round_up(s->kit.pixel_bytes) + round_up(s->kit.feature_bytes);
-    s->n_pictures = BATCHES * s->settings.max_images;
+    s->n_pictures = n_batches(&s->settings) * s->settings.max_images;
+    s->n_runs = vision_encoder_n_runs(s->encoder);
+    CHECK(s->n_runs <= RUNS_MAX, "a batch for every run");
     s->pictures = calloc((size_t)s->n_pictures, sizeof *s->pictures);
     s->ready = calloc((size_t)s->n_pictures, sizeof *s->ready);
-    s->batch = calloc((size_t)s->settings.max_images, sizeof *s->batch);
-    if (!s->pictures || !s->ready || !s->batch)
+    bool has_all = s->pictures && s->ready;
+    for (int i = 0; i < s->n_runs; i++) {
+        s->batches[i].pictures = calloc((size_t)s->settings.max_images, sizeof *s->batches[i].pictures);
+        has_all &= s->batches[i].pictures != NULL;
+    }
+    if (!has_all)
         return fail(e, STATUS_NO_MEMORY, "vision service: %d images", s->n_pictures);
     s->memory_bytes = (size_t)s->n_pictures * each;
     status st = ops_host_open(s->ctx, &s->memory, s->memory_bytes, e);
@@ -477,10 +505,15 @@ void vision_service_close(vision_service **out) {
         next = t->next;
         task_close(&t);
     }
+    for (; s->n_running > 0; s->n_running--) {
+        err e;
+        status ended = vision_encoder_finish(s->encoder, &e);
+        (void)ended; /* nobody waits for it any more; its memory is free now */
+    }
     ops_host_close(s->ctx, &s->memory, s->memory_bytes);
     vision_encoder_close(&s->encoder);
     ops_close(&s->ctx);
-    free(s->batch);
+    for (int i = 0; i < s->n_runs; i++) free(s->batches[i].pictures);
     free(s->ready);
     free(s->pictures);
     free(s);

@@ -186,3 +186,73 @@ status cuda_download(void *state, void *host, const void *device, size_t bytes) 
     }
     return STATUS_OK;
 }
+
+/* ---- beside operators ---------------------------------------------------------------------- */
+
+/* What `later` is given from now on comes behind what `earlier` was given. */
+static status follow(const cuda_state *s, cudaStream_t later, cudaStream_t earlier) {
+    CUDA_TRY(cudaEventRecord(s->turn, earlier));
+    CUDA_TRY(cudaStreamWaitEvent(later, s->turn, 0));
+    return STATUS_OK;
+}
+
+status cuda_upload_ahead(void *state, void *device, const void *host, size_t bytes) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    if (!is_direct(s, host, bytes)) return cuda_upload(state, device, host, bytes);
+    TRY(cuda_use_device(s));
+    CUDA_TRY(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, s->up));
+    return follow(s, s->stream, s->up);
+}
+
+status cuda_download_behind(void *state, void *host, const void *device, size_t bytes) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    if (!is_direct(s, host, bytes)) return cuda_download(state, host, device, bytes);
+    TRY(cuda_use_device(s));
+    TRY(follow(s, s->down, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, s->down));
+    return STATUS_OK;
+}
+
+/* Of the two streams on which something ends. */
+struct ops_mark {
+    cudaEvent_t computed, down;
+};
+
+void cuda_mark_close(void *state, ops_mark *mark) {
+    (void)state;
+    if (mark->computed) (void)cudaEventDestroy(mark->computed);
+    if (mark->down) (void)cudaEventDestroy(mark->down);
+    free(mark);
+}
+
+status cuda_mark_open(void *state, ops_mark **mark, err *e) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    ops_mark *m = static_cast<ops_mark *>(calloc(1, sizeof *m));
+    if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a mark");
+    cudaError_t error = cudaSetDevice(s->device);
+    if (error == cudaSuccess) error = cudaEventCreate(&m->computed);
+    if (error == cudaSuccess) error = cudaEventCreate(&m->down);
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError(); /* said here, not by the next launch */
+        cuda_mark_close(state, m);
+        return fail(e, STATUS_DEVICE, "ops: a mark on device cuda:%d: %s", s->device, cudaGetErrorString(error));
+    }
+    *mark = m;
+    return STATUS_OK;
+}
+
+status cuda_mark_set(void *state, ops_mark *mark) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(cuda_use_device(s));
+    CUDA_TRY(cudaEventRecord(mark->computed, s->stream));
+    CUDA_TRY(cudaEventRecord(mark->down, s->down));
+    return STATUS_OK;
+}
+
+status cuda_mark_wait(void *state, ops_mark *mark) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(cuda_use_device(s));
+    CUDA_TRY(cudaEventSynchronize(mark->down));
+    CUDA_TRY(cudaEventSynchronize(mark->computed));
+    return cuda_tell_fault(s);
+}

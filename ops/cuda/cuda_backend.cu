@@ -1,6 +1,6 @@
 /* CUDA's table, and what all its operators share: memory, scratch, errors.
  *
- * One stream a context. Memory comes from cudaMalloc when a block, a matrix or larger scratch is opened, never between.
+ * Operators have one stream of a context; what crosses beside them has one up and one down. Memory comes from cudaMalloc when a block, a matrix or larger scratch is opened, never between.
  *
  * An index outside its table cannot be refused before the kernel that reads it runs. The kernel leaves the row alone
  * and sets a word in host memory; the next sync answers BAD_ARGUMENT once. */
@@ -75,13 +75,18 @@ static status grow(cuda_state *s, cuda_space *space, void **data, size_t bytes) 
 status cuda_scratch(cuda_state *s, void **data, size_t bytes) { return grow(s, &s->scratch, data, bytes); }
 status cuda_codes(cuda_state *s, void **data, size_t bytes) { return grow(s, &s->codes, data, bytes); }
 
-static status sync_stream(void *state) {
-    cuda_state *s = static_cast<cuda_state *>(state);
-    TRY(cuda_use_device(s));
-    CUDA_TRY(cudaStreamSynchronize(s->stream));
+status cuda_tell_fault(cuda_state *s) {
     if (!*s->fault) return STATUS_OK;
     *s->fault = 0;
     return STATUS_BAD_ARGUMENT;
+}
+
+static status sync_stream(void *state) {
+    cuda_state *s = static_cast<cuda_state *>(state);
+    TRY(cuda_use_device(s));
+    CUDA_TRY(cudaStreamSynchronize(s->stream)); /* behind what goes up */
+    CUDA_TRY(cudaStreamSynchronize(s->down));
+    return cuda_tell_fault(s);
 }
 
 /* ---- opening ------------------------------------------------------------------------------- */
@@ -89,6 +94,7 @@ static status sync_stream(void *state) {
 static void backend_close(void *state) {
     cuda_state *s = static_cast<cuda_state *>(state);
     if (s->stream) (void)cudaStreamSynchronize(s->stream);
+    if (s->down) (void)cudaStreamSynchronize(s->down);
     cuda_products_close(s);
     if (s->blas) (void)cublasLtDestroy(s->blas);
     cuda_lanes_close(s);
@@ -96,6 +102,9 @@ static void backend_close(void *state) {
     (void)cudaFree(s->workspace);
     (void)cudaFree(s->scratch.data);
     (void)cudaFree(s->codes.data);
+    if (s->turn) (void)cudaEventDestroy(s->turn);
+    if (s->down) (void)cudaStreamDestroy(s->down);
+    if (s->up) (void)cudaStreamDestroy(s->up);
     if (s->stream) (void)cudaStreamDestroy(s->stream);
     free(s);
 }
@@ -103,6 +112,9 @@ static void backend_close(void *state) {
 static cudaError_t open_parts(cuda_state *s) {
     cudaError_t error = cudaSetDevice(s->device);
     if (error == cudaSuccess) error = cudaStreamCreate(&s->stream);
+    if (error == cudaSuccess) error = cudaStreamCreate(&s->up);
+    if (error == cudaSuccess) error = cudaStreamCreate(&s->down);
+    if (error == cudaSuccess) error = cudaEventCreate(&s->turn);
     void *host;
     if (error == cudaSuccess && (error = cudaHostAlloc(&host, sizeof *s->fault, cudaHostAllocMapped)) == cudaSuccess) {
         s->fault = static_cast<int *>(host);
@@ -178,6 +190,12 @@ extern "C" const ops_backend cuda_backend = {
     .upload = cuda_upload,
     .download = cuda_download,
     .sync = sync_stream,
+    .upload_ahead = cuda_upload_ahead,
+    .download_behind = cuda_download_behind,
+    .mark_open = cuda_mark_open,
+    .mark_set = cuda_mark_set,
+    .mark_wait = cuda_mark_wait,
+    .mark_close = cuda_mark_close,
     .graph_begin = cuda_graph_begin,
     .graph_end = cuda_graph_end,
     .graph_is_current = cuda_graph_is_current,

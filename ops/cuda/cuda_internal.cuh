@@ -44,6 +44,8 @@ typedef struct {
     bool multiplies_e4m3; /* its tensor cores do: compute capability 8.9 */
     bool has_overlap;     /* of kernels: launch.cuh */
     cudaStream_t stream;
+    cudaStream_t up, down; /* of crossings beside operators */
+    cudaEvent_t turn;      /* where one stream goes on behind another */
     cublasLtHandle_t blas;
     void *workspace;
     int *fault; /* host memory that kernels see: set when an index lies outside its table, told by sync */
@@ -91,6 +93,9 @@ MUST_USE status cuda_launched(const char *kernel);
 /* What a call on a thread begins with that may not have named the device yet. */
 MUST_USE status cuda_use_device(const cuda_state *s);
 
+/* BAD_ARGUMENT once, where an index lay outside its table. */
+MUST_USE status cuda_tell_fault(cuda_state *s);
+
 /* crossings.cu */
 cudaError_t cuda_lanes_open(cuda_state *s);
 void cuda_lanes_close(cuda_state *s);
@@ -98,6 +103,12 @@ status cuda_host_open(void *state, void **host, size_t bytes, err *e);
 void cuda_host_close(void *state, void *host, size_t bytes);
 status cuda_upload(void *state, void *device, const void *host, size_t bytes);
 status cuda_download(void *state, void *host, const void *device, size_t bytes);
+status cuda_upload_ahead(void *state, void *device, const void *host, size_t bytes);
+status cuda_download_behind(void *state, void *host, const void *device, size_t bytes);
+status cuda_mark_open(void *state, ops_mark **mark, err *e);
+status cuda_mark_set(void *state, ops_mark *mark);
+status cuda_mark_wait(void *state, ops_mark *mark);
+void cuda_mark_close(void *state, ops_mark *mark);
 
 /* An upload of rows that are made where they cross: `fill` writes n of them, from `first`, to pinned memory, all their bytes
  * for to[0] and behind those all for to[1]. Several threads call it at once. */

@@ -191,6 +191,60 @@ static void crossings_of_any_size_and_memory_bring_every_byte(void **state) {
     assert_null(nothing);
 }
 
+/* Two lanes in turns, as long as the one before is under way: each sums what went up for it, and nobody else's. */
+static void crossings_beside_operators_keep_to_their_marks(void **state) {
+    (void)state;
+    enum { LANES = 2, RUNS = 5, N = 1000 };
+    err e;
+    ops_block lanes;
+    void *pinned;
+    assert_int_equal(ops_block_open(ctx, &lanes, LANES * 2 * ops_cut_bytes(OPS_DTYPE_F32, N), &e), STATUS_OK);
+    assert_int_equal(ops_host_open(ctx, &pinned, LANES * 2 * N * sizeof(float), &e), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
+    ops_tensor x[LANES], y[LANES];
+    ops_mark *marks[LANES], *unset;
+    float *in[LANES], *out[LANES];
+    for (int i = 0; i < LANES; i++) {
+        x[i] = ops_block_cut(&lanes, OPS_DTYPE_F32, 2, (int64_t[]){1, N});
+        y[i] = ops_block_cut(&lanes, OPS_DTYPE_F32, 2, (int64_t[]){1, N});
+        in[i] = (float *)pinned + 2 * i * N;
+        out[i] = in[i] + N;
+        assert_int_equal(ops_mark_open(ctx, &marks[i], &e), STATUS_OK);
+    }
+    assert_int_equal(ops_mark_open(ctx, &unset, &e), STATUS_OK);
+    assert_int_equal(ops_mark_wait(ctx, unset), STATUS_OK);
+    for (int run = 0; run <= RUNS; run++) {
+        int lane = run % LANES, last = 1 - lane;
+        if (run < RUNS) {
+            for (int k = 0; k < N; k++) in[lane][k] = (float)(1000 * run + k);
+            assert_int_equal(ops_upload_ahead(ctx, &x[lane], in[lane]), STATUS_OK);
+            assert_int_equal(ops_add(ctx, &y[lane], &x[lane], &x[lane]), STATUS_OK);
+            assert_int_equal(ops_download_behind(ctx, out[lane], &y[lane]), STATUS_OK);
+            assert_int_equal(ops_mark_set(ctx, marks[lane]), STATUS_OK);
+        }
+        if (run == 0) continue;
+        assert_int_equal(ops_mark_wait(ctx, marks[last]), STATUS_OK);
+        for (int k = 0; k < N; k++) assert_true(out[last][k] == (float)(2 * (1000 * (run - 1) + k)));
+    }
+    float far[N], back[N]; /* memory that cannot cross by itself */
+    for (int k = 0; k < N; k++) far[k] = (float)k;
+    assert_int_equal(ops_upload_ahead(ctx, &x[0], far), STATUS_OK);
+    assert_int_equal(ops_download_behind(ctx, out[1], &x[0]), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK); /* of what goes down beside operators, too */
+    assert_memory_equal(out[1], far, sizeof far);
+    assert_int_equal(ops_download_behind(ctx, back, &x[0]), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
+    assert_memory_equal(back, far, sizeof far);
+    assert_int_equal(ops_upload_ahead(ctx, &x[0], NULL), STATUS_BAD_ARGUMENT);
+    assert_int_equal(ops_download_behind(ctx, NULL, &x[0]), STATUS_BAD_ARGUMENT);
+    for (int i = 0; i < LANES; i++) ops_mark_close(ctx, &marks[i]);
+    ops_mark_close(ctx, &unset);
+    assert_null(unset);
+    ops_mark_close(ctx, &unset);
+    ops_host_close(ctx, &pinned, LANES * 2 * N * sizeof(float));
+    ops_block_close(&lanes);
+}
+
 static void matrices_refuse_bad_weights(void **state) {
     (void)state;
     err e;
@@ -542,11 +596,15 @@ static void refuse_what_is_no_operator(void) {
     void *host;
     ops_matrix *m;
     ops_graph *g;
+    ops_mark *mark;
     static float values[64];
     ops_tensor row = at2(0, 1, 64), w = with_data(with_place(row, OPS_PLACE_HOST), values);
     ops_tensor found = with_dtype(with_dim(at2(128, 1, 1), 1, sizeof(ops_candidates)), OPS_DTYPE_U8);
     assert_int_equal(ops_upload(ctx, &row, values), STATUS_UNSUPPORTED);
     assert_int_equal(ops_download(ctx, values, &row), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_upload_ahead(ctx, &row, values), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_download_behind(ctx, values, &row), STATUS_UNSUPPORTED);
+    assert_int_equal(ops_mark_open(ctx, &mark, &e), STATUS_UNSUPPORTED);
     assert_int_equal(ops_sync(ctx), STATUS_UNSUPPORTED);
     assert_int_equal(ops_block_open(ctx, &more, 64, &e), STATUS_UNSUPPORTED);
     assert_int_equal(ops_host_open(ctx, &host, 64, &e), STATUS_UNSUPPORTED);
@@ -680,6 +738,7 @@ int main(void) {
         cmocka_unit_test(no_threads_named_means_every_available_core),
         cmocka_unit_test(memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device),
         cmocka_unit_test(crossings_of_any_size_and_memory_bring_every_byte),
+        cmocka_unit_test(crossings_beside_operators_keep_to_their_marks),
         cmocka_unit_test(matrices_refuse_bad_weights),
         cmocka_unit_test(linear_refuses_and_takes_no_rows),
         cmocka_unit_test(row_operators_refuse_wrong_shapes_and_half_overlaps),

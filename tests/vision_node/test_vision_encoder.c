@@ -216,6 +216,43 @@ static void a_picture_has_the_same_features_in_any_company_and_with_any_threads(
     check_company("dinov2");
 }
 
+/* As many runs as may be, each begun before the one ahead of it is finished, in memory that crosses by itself and is
+ * written again as soon as its run is over. */
+static void runs_under_way_at_once_have_the_features_of_runs_alone(void **state) {
+    (void)state;
+    enum { RUNS = 5, EACH = 2 };
+    fixture f;
+    err e;
+    open_fixture(&f, "clip", 1, EACH);
+    size_t one = vision_encoder_feature_bytes(f.v), lane = (size_t)EACH * ((size_t)f.one_bytes + one);
+    int n_lanes = vision_encoder_n_runs(f.v);
+    unsigned char *want = malloc(RUNS * EACH * one);
+    for (int run = 0; run < RUNS; run++) {
+        unsigned char *pixels = pictures(&f, (int[]){run % 3, (run + 1) % 3}, EACH);
+        assert_int_equal(vision_encoder_run(f.v, pixels, EACH, want + (size_t)run * EACH * one, &e), STATUS_OK);
+        free(pixels);
+    }
+    void *pinned;
+    assert_int_equal(ops_host_open(f.ctx, &pinned, (size_t)n_lanes * lane, &e), STATUS_OK);
+    for (int run = 0; run < RUNS + n_lanes; run++) {
+        unsigned char *at = (unsigned char *)pinned + (size_t)(run % n_lanes) * lane, *features = at + EACH * f.one_bytes;
+        if (run >= n_lanes) {
+            assert_int_equal(vision_encoder_finish(f.v, &e), STATUS_OK);
+            assert_memory_equal(features, want + (size_t)(run - n_lanes) * EACH * one, EACH * one);
+        }
+        if (run >= RUNS) continue;
+        unsigned char *pixels = pictures(&f, (int[]){run % 3, (run + 1) % 3}, EACH);
+        memcpy(at, pixels, (size_t)EACH * (size_t)f.one_bytes);
+        const unsigned char *each_pixels[EACH] = {at, at + f.one_bytes};
+        void *each_features[EACH] = {features, features + one};
+        assert_int_equal(vision_encoder_start(f.v, each_pixels, EACH, each_features, &e), STATUS_OK);
+        free(pixels);
+    }
+    ops_host_close(f.ctx, &pinned, (size_t)n_lanes * lane);
+    free(want);
+    close_fixture(&f);
+}
+
 static void a_run_of_too_many_pictures_is_refused_with_both_numbers(void **state) {
     (void)state;
     fixture f;
@@ -237,6 +274,7 @@ int main(void) {
         cmocka_unit_test(every_layer_of_clip_equals_transformers),
         cmocka_unit_test(every_layer_of_dinov2_equals_transformers_on_another_grid_and_its_own),
         cmocka_unit_test(a_picture_has_the_same_features_in_any_company_and_with_any_threads),
+        cmocka_unit_test(runs_under_way_at_once_have_the_features_of_runs_alone),
         cmocka_unit_test(a_run_of_too_many_pictures_is_refused_with_both_numbers),
     };
     if (ops_device_count(TEST_DEVICE) == 0) return TEST_SKIPPED;

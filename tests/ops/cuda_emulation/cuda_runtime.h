@@ -187,6 +187,7 @@ cudaError_t cudaEventCreate(cudaEvent_t *event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t emulated_do(cudaStream_t stream, std::function<void()> work);
 cudaError_t emulated_fails(cudaError_t error); /* leaves it for cudaGetLastError */
 cudaError_t emulated_allow_shared(void (*kernel)(void), int bytes);

@@ -270,6 +270,12 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (event->stream) catch_up(event->stream, event->until);
     return cudaSuccess;
 }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    UNLESS_CAPTURING;
+    emulated_event seen = *event; /* as it is now: it may be recorded anew */
+    if (!seen.stream || seen.stream == stream) return cudaSuccess;
+    return emulated_do(stream, [=] { catch_up(seen.stream, seen.until); });
+}
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete event;
     return cudaSuccess;
