@@ -11,7 +11,7 @@
 #include "model/model.h"
 
 typedef enum {
-    BENCH_ENCODE,  /* n pictures through the tower, at once */
+    BENCH_ENCODE,  /* n pictures through the tower, at once; of several, one such run behind the other where a device can */
     BENCH_PREFILL, /* n prompts of `tokens` rows, each with a picture; until each has its first token */
     BENCH_DECODE,  /* one step of n sequences with a context of `tokens`, `questions` of them on each picture */
     BENCH_JOBS     /* n pictures, `questions` about each, `tokens` new ones an answer */

@@ -7,7 +7,7 @@
 #include "worker/node_program.h"
 
 static const option_row rows[] = {
-    NODE_ROWS_SLOTS(NULL, "items taken at once; without it, three batches"),
+    NODE_ROWS_SLOTS(NULL, "items taken at once; without it, three batches, four on a GPU"),
     MODEL_LOAD_ROWS,
     FAST_ROW,
     {"batch", 0, OPTION_INT, "N", NULL, 1, 256, "images encoded together (cpu 8, cuda 32)"},
