@@ -108,8 +108,8 @@ MUST_USE status ops_download_behind(ops_ctx *ctx, void *host, const ops_tensor *
 
 bool ops_runs_ahead(const ops_ctx *ctx); /* whether calls return before they are done. CPU: no */
 
-/* CPU: NULL, which all of these take. A mark that was never set is reached. Errors of the wait are those of ops_sync; BAD_ARGUMENT may be
- * about a call behind the mark. */
+/* CPU: NULL, which all of these take. A mark that was never set is reached. Errors of the wait are those of ops_sync;
+ * BAD_ARGUMENT may be about a call behind the mark. */
 typedef struct ops_mark ops_mark;
 MUST_USE status ops_mark_open(ops_ctx *ctx, ops_mark **mark, err *e); /* Errors: NO_MEMORY, DEVICE */
 MUST_USE status ops_mark_set(ops_ctx *ctx, ops_mark *mark);

@@ -31,8 +31,6 @@ typedef struct {
     ops_matrix *qkv, *out, *fc1, *fc2; /* qkv: one below the other */
 } tower_layer;
 
-#define RUNS_MAX 2 /* one is computed, the other crosses */
-
 typedef struct {
     ops_tensor pixels;   /* [max_images * size * size * 3] */
     ops_tensor features; /* [max_images * n_tokens, hidden], in the dtype of the features */
@@ -45,7 +43,7 @@ struct vision_encoder {
     model_tower_config c;
     ops_dtype dtype, running; /* of the features, of all that is computed before them */
     int max_images;
-    tower_run runs[RUNS_MAX]; /* the oldest under way first, then round */
+    tower_run runs[VISION_ENCODER_RUNS_MAX]; /* the oldest under way first, then round */
     int n_runs, n_running, oldest;
     ops_block weights, activations;
     ops_matrix *patch;
@@ -244,7 +242,7 @@ status vision_encoder_open(vision_encoder **out, ops_ctx *ctx, const model *m, i
     v->dtype = model_tower_dtype(m);
     v->running = ops_activation_dtype(ctx, model_weight(m, "%s%s.weight", v->c.prefix, v->c.family->patch).dtype);
     v->max_images = max_images;
-    v->n_runs = ops_runs_ahead(ctx) ? RUNS_MAX : 1;
+    v->n_runs = ops_runs_ahead(ctx) ? VISION_ENCODER_RUNS_MAX : 1;
     status st = open_weights(v, m, e);
     if (st == STATUS_OK) st = open_activations(v, e);
     if (st != STATUS_OK) {

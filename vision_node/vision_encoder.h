@@ -17,6 +17,7 @@
 #include "ops/ops.h"
 
 #define VISION_ENCODER_IMAGES_MAX 256
+#define VISION_ENCODER_RUNS_MAX   2 /* one is computed, the other crosses */
 
 typedef struct vision_encoder vision_encoder;
 
@@ -36,7 +37,7 @@ MUST_USE status vision_encoder_start(vision_encoder *v, const unsigned char *con
                                      void *const *features, err *e);
 MUST_USE status vision_encoder_finish(vision_encoder *v, err *e);
 
-int vision_encoder_n_runs(const vision_encoder *v); /* CPU 1, CUDA 2 */
+int vision_encoder_n_runs(const vision_encoder *v); /* CPU 1, CUDA VISION_ENCODER_RUNS_MAX */
 
 /* Both, for pictures that lie one after another: pixels [n_images, size, size, 3], features [n_images, n_tokens,
  * hidden]. */

@@ -30,8 +30,6 @@
 #define READERS_AHEAD 2 /* have a file at hand when a process falls free */
 #define STORERS       4 /* more than one for several servers: a server takes one put at a time */
 
-#define RUNS_MAX 2
-
 typedef struct {
     picture **pictures; /* [max_images] */
     int n;
@@ -51,7 +49,7 @@ struct vision_service {
     int n_pictures;
     picture **ready;       /* [n_pictures], read and not encoded, in order */
     int n_ready;
-    batch batches[RUNS_MAX]; /* under way, the oldest first, then round */
+    batch batches[VISION_ENCODER_RUNS_MAX]; /* under way, the oldest first, then round */
     int n_runs, n_running, oldest;
     int64_t last_end_us; /* of a batch: what began before it waited for it */
     task *tasks, **last_task; /* that are not gone, in order */
@@ -440,7 +438,6 @@ static status open_pictures(vision_service *s, err *e) {
     size_t each = round_up(s->kit.pixel_bytes) + round_up(s->kit.feature_bytes);
     s->n_pictures = n_batches(&s->settings) * s->settings.max_images;
     s->n_runs = vision_encoder_n_runs(s->encoder);
-    CHECK(s->n_runs <= RUNS_MAX, "a batch for every run");
     s->pictures = calloc((size_t)s->n_pictures, sizeof *s->pictures);
     s->ready = calloc((size_t)s->n_pictures, sizeof *s->ready);
     bool has_all = s->pictures && s->ready;
