@@ -10,7 +10,8 @@ Every case is a complete checkpoint folder in the published Mipha format, writte
 package.  Its weights are not random numbers of some library but a formula (`formula` below: SplitMix64
 over seed, tensor name and element), which base/rng.h has too.  So the repository keeps, for each case,
 config.json, the safetensors headers and the scale of every tensor; tests/lm_node/golden.c writes the
-same files again, byte for byte, and compares their SHA-256 with MANIFEST.json.
+same files again, byte for byte, and compares their SHA-256 with MANIFEST.json. Pictures are bytes by the same formula, of
+the size that the tower sees; the published image processor rescales and normalises them.
 
 The expected values come from transformers, 4.38.2 as the authors pin it: its vision models and its decoders,
 eager attention, float32, on the weights as stored (half types upcast).  Mipha itself is put together from
