@@ -1,6 +1,6 @@
 /* Private to ops/cuda: the state of a context, its matrices, and the operators of the table.
  *
- * A file has kernels, `static __global__`, which begin with follow_last(), one thread's part in the first lines; a launcher that chooses grid and block;
+ * A file has kernels, `static __global__`, which call follow_last() first, one thread's part in the first lines; a launcher that chooses grid and block;
  * and the entry, which unpacks tensors. Arithmetic is f32 but for norms of f32 rows, which are summed in double.
  * Products and sums are contracted nowhere but where fmaf is written (-fmad=false), as on the CPU. */
 #ifndef OPS_CUDA_CUDA_INTERNAL_CUH

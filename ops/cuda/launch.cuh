@@ -4,8 +4,8 @@
  *
  * From compute capability 9.0 on kernels overlap (programmatic dependent launch): blocks of the next one come as soon as all
  * of this one have begun, and wait in follow_last() until everything started before is over and its writes are seen. So
- * every thread of every kernel calls it first, before it reads or writes memory of the device; only then can what is started
- * after the next kernel rely on this one as well. What that saves is the time between two kernels, of which a step that
+ * every thread of every kernel calls it first, before it reads or writes memory of the device (it may send for some); only
+ * then can what is started after the next kernel rely on this one as well. What that saves is the time between two kernels, of which a step that
  * decodes one row has hundreds. */
 #ifndef OPS_CUDA_LAUNCH_CUH
 #define OPS_CUDA_LAUNCH_CUH
@@ -17,6 +17,12 @@
 
 #ifdef __CUDACC__
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 10 * OVERLAP_CAPABILITY
+#define OVERLAPS true /* this code may begin before the kernel before is over */
+#else
+#define OVERLAPS false
+#endif
 
 static __device__ inline void follow_last(void) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 10 * OVERLAP_CAPABILITY

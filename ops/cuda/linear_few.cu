@@ -156,6 +156,18 @@ static __device__ inline void copy_step(stage_of<kind, S> *stage, const few_copi
     if (has_blocks(kind) && tid < S::outputs) copy4_async(&stage->scales[tid], f->scales + ahead * 4, true);
 }
 
+/* The weights of the first n steps, while the kernel before still runs: nobody writes them. One thread of two that share 32
+ * bytes, which is what a level of the cache takes at once. */
+template <int kind, typename S>
+static __device__ inline void send_for_weights(const few_copies<kind, S> *f, int n) {
+    if (threadIdx.x % 2 != 0) return;
+#pragma unroll
+    for (int ahead = 0; ahead < S::stages - 1; ahead++)
+#pragma unroll
+        for (int i = 0; i < few_copies<kind, S>::lines; i++)
+            if (ahead < n) prefetch(f->weights[i] + ahead * line_bytes(kind));
+}
+
 template <int kind, typename S>
 static __device__ inline void move_on(few_copies<kind, S> *f) {
 #pragma unroll
@@ -309,7 +321,6 @@ static __device__ inline void finish_tile(const few_job *j, float *sums, int64_t
 
 template <typename T, int kind, typename S>
 static __global__ void __launch_bounds__(S::threads, resident(S::blocks)) linear_few_tile(few_job j) {
-    follow_last();
     SHARED_MEMORY(memory);
     stage_of<kind, S> *stages = reinterpret_cast<stage_of<kind, S> *>(memory);
     int64_t first_out = (int64_t)blockIdx.x * S::outputs, first_row = (int64_t)blockIdx.y * S::rows;
@@ -317,6 +328,8 @@ static __global__ void __launch_bounds__(S::threads, resident(S::blocks)) linear
     int n_steps = (int)(left < j.steps_a_split ? left : j.steps_a_split), warp = (int)threadIdx.x / WARP;
     int first_line = warp % S::out_warps * 16 * S::out_tiles, k_warp = warp / S::out_warps;
     few_copies<kind, S> from = copies_from<T, kind, S>(&j, first_out, first_row, step);
+    if (OVERLAPS && S::rows < 64) send_for_weights<kind, S>(&from, n_steps); /* tiles of 64 have no registers for it */
+    follow_last();
     float acc[S::chains][S::out_tiles][S::row_tiles][4] = {};
 #pragma unroll
     for (int i = 0; i < S::stages - 1; i++) {

@@ -91,6 +91,7 @@ static void emulate_kernel(void (*kernel)(P...), const char *name, dim3 grid, di
 
 /* A thread that ends, meets others or begins a copy without it has made a mistake. */
 void follow_last(void);
+#define OVERLAPS true
 #define __CUDA_ARCH_LIST__ 800, 890, 900
 #define CUDART_VERSION     13000
 
