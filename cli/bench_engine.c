@@ -174,17 +174,6 @@ static int n_busy(const bench_engine *b) {
 
 static status encode(bench_engine *b, int n, err *e) { return vision_encoder_run(b->encoder, b->pixels, n, b->features, e); }
 
-static status start_encoding(bench_engine *b, int n, int place, err *e) {
-    const unsigned char *pixels[VISION_ENCODER_IMAGES_MAX];
-    void *features[VISION_ENCODER_IMAGES_MAX];
-    size_t side = (size_t)model_get_config(b->m)->preprocess.size;
-    for (int i = 0; i < n; i++) {
-        pixels[i] = b->pixels + (size_t)i * 3 * side * side;
-        features[i] = b->features + (size_t)(place * b->s.batch + i) * b->feature_bytes;
-    }
-    return vision_encoder_start(b->encoder, pixels, n, features, e);
-}
-
 /* One picture alone, or batches that follow each other as a node with enough to do lets them. */
 static status run_encode(bench_engine *b, const bench_case *c, double *ms, err *e) {
     int n_runs = c->n == 1 ? 1 : vision_encoder_n_runs(b->encoder), n_batches = n_runs == 1 ? 1 : ENCODE_BATCHES;
@@ -192,7 +181,8 @@ static status run_encode(bench_engine *b, const bench_case *c, double *ms, err *
     status st = STATUS_OK;
     for (int begun = 0, ended = 0; ended < n_batches && st == STATUS_OK;) {
         bool begins = begun < n_batches && begun - ended < n_runs;
-        st = begins ? start_encoding(b, c->n, begun % n_runs, e) : vision_encoder_finish(b->encoder, e);
+        unsigned char *features = b->features + (size_t)(begun % n_runs * b->s.batch) * b->feature_bytes;
+        st = begins ? vision_encoder_start_dense(b->encoder, b->pixels, c->n, features, e) : vision_encoder_finish(b->encoder, e);
         if (begins) begun++;
         else ended++;
     }

@@ -145,7 +145,6 @@ static status open_levels(vision_encoder *v, const model *m, err *e) {
     image_levels(levels, &model_get_config(m)->preprocess);
     v->levels = ops_block_cut(&v->weights, OPS_DTYPE_F32, 2, (int64_t[]){3, 256});
     status st = ops_upload(v->ctx, &v->levels, levels);
-    if (st == STATUS_OK) st = ops_sync(v->ctx);
     return st == STATUS_OK ? st : fail(e, st, "tower: levels: %s", status_text((int)st));
 }
 
@@ -157,7 +156,6 @@ static status open_positions(vision_encoder *v, const model *m, err *e) {
     position_table_make(table, &stored, &v->c);
     v->positions = ops_block_cut(&v->weights, OPS_DTYPE_F32, 2, (int64_t[]){v->c.n_rows, v->c.hidden});
     status st = ops_upload(v->ctx, &v->positions, table);
-    if (st == STATUS_OK) st = ops_sync(v->ctx);
     free(table);
     return st == STATUS_OK ? st : fail(e, st, "tower: positions: %s", status_text((int)st));
 }
@@ -190,7 +188,6 @@ static status open_class_tokens(vision_encoder *v, const model *m, err *e) {
         st = ops_upload(v->ctx, &v->class_tokens, tokens);
         if (st == STATUS_OK) st = ops_upload(v->ctx, &v->class_at, class_at);
         if (st == STATUS_OK) st = ops_upload(v->ctx, &v->patches_at, patches_at);
-        if (st == STATUS_OK) st = ops_sync(v->ctx);
     }
     free(class_at), free(patches_at), free(tokens);
     return st == STATUS_OK ? st : fail(e, st, "tower: class tokens: %s", status_text((int)st));
@@ -225,7 +222,7 @@ static status open_activations(vision_encoder *v, err *e) {
     v->wide = ops_block_cut(block, v->running, 1, (int64_t[]){max_rows(v) * wide_width(v)});
     if (v->c.family->is_gated)
         v->gated = ops_block_cut(block, v->running, 2, (int64_t[]){max_rows(v), v->c.intermediate});
-    status st = ops_sync(v->ctx); /* pixels may go to the block from now on */
+    status st = ops_sync(v->ctx); /* weights are there, and pixels may go to the block from now on */
     return st == STATUS_OK ? st : fail(e, st, "tower: activations: %s", status_text((int)st));
 }
 
@@ -439,7 +436,7 @@ status vision_encoder_finish(vision_encoder *v, err *e) {
     return st == STATUS_OK ? st : fail(e, st, "tower: %d images: %s", run->n_images, status_text((int)st));
 }
 
-status vision_encoder_run(vision_encoder *v, const unsigned char *pixels, int n_images, void *features, err *e) {
+status vision_encoder_start_dense(vision_encoder *v, const unsigned char *pixels, int n_images, void *features, err *e) {
     const unsigned char *each_pixels[VISION_ENCODER_IMAGES_MAX];
     void *each_features[VISION_ENCODER_IMAGES_MAX];
     const size_t one_bytes = (size_t)(3 * v->c.image_size) * (size_t)v->c.image_size;
@@ -447,6 +444,11 @@ status vision_encoder_run(vision_encoder *v, const unsigned char *pixels, int n_
         each_pixels[i] = pixels + (size_t)i * one_bytes;
         each_features[i] = (unsigned char *)features + (size_t)i * vision_encoder_feature_bytes(v);
     }
-    status st = vision_encoder_start(v, each_pixels, n_images, each_features, e);
+    return vision_encoder_start(v, each_pixels, n_images, each_features, e);
+}
+
+status vision_encoder_run(vision_encoder *v, const unsigned char *pixels, int n_images, void *features, err *e) {
+    CHECK(v->n_running == 0, "what is finished is what was started");
+    status st = vision_encoder_start_dense(v, pixels, n_images, features, e);
     return st == STATUS_OK ? vision_encoder_finish(v, e) : st;
 }

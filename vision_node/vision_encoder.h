@@ -39,8 +39,12 @@ MUST_USE status vision_encoder_finish(vision_encoder *v, err *e);
 
 int vision_encoder_n_runs(const vision_encoder *v); /* CPU 1, CUDA VISION_ENCODER_RUNS_MAX */
 
-/* Both, for pictures that lie one after another: pixels [n_images, size, size, 3], features [n_images, n_tokens,
- * hidden]. */
+/* vision_encoder_start for pictures that lie one after another: pixels [n_images, size, size, 3], features [n_images,
+ * n_tokens, hidden]. */
+MUST_USE status vision_encoder_start_dense(vision_encoder *v, const unsigned char *pixels, int n_images,
+                                           void *features, err *e);
+
+/* That, and vision_encoder_finish. No other run is under way. */
 MUST_USE status vision_encoder_run(vision_encoder *v, const unsigned char *pixels, int n_images,
                                    void *features, err *e);
 

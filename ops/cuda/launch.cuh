@@ -20,16 +20,14 @@
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 10 * OVERLAP_CAPABILITY
 #define OVERLAPS true /* this code may begin before the kernel before is over */
+static __device__ inline void follow_last(void) {
+    cudaTriggerProgrammaticLaunchCompletion();
+    cudaGridDependencySynchronize();
+}
 #else
 #define OVERLAPS false
+static __device__ inline void follow_last(void) {}
 #endif
-
-static __device__ inline void follow_last(void) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 10 * OVERLAP_CAPABILITY
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 /* state: the cuda_state whose stream it is. Errors are cudaGetLastError's. */
 #define LAUNCH(kernel, grid, block, shared_bytes, state, ...)                                        \
