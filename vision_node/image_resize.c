@@ -38,6 +38,7 @@ static void axis_deinit(image_axis *axis) {
     free(axis->first);
     free(axis->n);
     free(axis->taps);
+    free(axis->digits);
     free(axis->background_sum);
     *axis = (image_axis){0};
 }
@@ -73,9 +74,10 @@ static status axis_init(image_axis *axis, int n_whole, int from, int n_out, int 
     axis->first = calloc(n, sizeof *axis->first);
     axis->n = calloc(n, sizeof *axis->n);
     axis->taps = calloc(n * stride, sizeof *axis->taps);
+    axis->digits = calloc(n * stride / 4, sizeof *axis->digits);
     axis->background_sum = calloc(n, sizeof *axis->background_sum);
     double *weights = calloc(stride, sizeof *weights);
-    if (!axis->first || !axis->n || !axis->taps || !axis->background_sum || !weights) {
+    if (!axis->first || !axis->n || !axis->taps || !axis->digits || !axis->background_sum || !weights) {
         free(weights);
         axis_deinit(axis);
         return fail(e, STATUS_NO_MEMORY, "coefficients to resize %d samples to %d", n_in, n_whole);
@@ -95,12 +97,14 @@ static status axis_init(image_axis *axis, int n_whole, int from, int n_out, int 
             taps[axis->n[i]++] = to_fixed(weights[k]);
         }
     }
+    for (size_t k = 0; k < n * stride; k++) image_tap_split(&axis->digits[k / 4], k % 4, axis->taps[k]);
     free(weights);
     return STATUS_OK;
 }
 
 static const image_resize_kernel *choose_kernel(void) {
-#ifdef IMAGE_RESIZE_HAS_AVX2
+#ifdef IMAGE_RESIZE_HAS_X86
+    if (image_resize_vnni_works()) return &image_resize_vnni;
     if (image_resize_avx2_works()) return &image_resize_avx2;
 #endif
     return &image_resize_generic;
@@ -119,29 +123,15 @@ static status run_passes(unsigned char *out, const image_rgb *image, const image
     if (last < first) last = first;
     size_t row_bytes = (size_t)across->n_out * 3, n_rows = (size_t)(last - first);
     unsigned char *rows = malloc(n_rows * row_bytes + 1);
-    int32_t *scratch = malloc(row_bytes * sizeof *scratch);
-    status st = STATUS_OK;
-    if (!rows || !scratch) {
-        st = fail(e, STATUS_NO_MEMORY, "%zu bytes to resize an image", n_rows * row_bytes);
-        goto done;
-    }
-    size_t image_row_bytes = (size_t)image->width * 3;
-    for (int y = first; y < last; y++)
-        kernel->across(rows + (size_t)(y - first) * row_bytes,
-                       image->pixels + (size_t)y * image_row_bytes,
-                       (size_t)(image->height - y) * image_row_bytes, across, background);
+    if (!rows) return fail(e, STATUS_NO_MEMORY, "%zu bytes to resize an image", n_rows * row_bytes);
+    size_t width = (size_t)image->width;
+    kernel->across(rows, image->pixels + (size_t)first * width * 3, n_rows, width, across, background);
     for (int i = 0; i < down->n_out; i++) {
-        int32_t start[3];
-        for (int c = 0; c < 3; c++)
-            start[c] = IMAGE_RESIZE_HALF + background[c] * down->background_sum[i];
         size_t skip = down->n[i] ? (size_t)(down->first[i] - first) : 0;
-        kernel->down(out + (size_t)i * row_bytes, rows + skip * row_bytes, row_bytes,
-                     down->taps + (size_t)i * (size_t)down->stride, down->n[i], start, scratch);
+        kernel->down(out + (size_t)i * row_bytes, rows + skip * row_bytes, row_bytes, down, i, background);
     }
-done:
-    free(scratch);
     free(rows);
-    return st;
+    return STATUS_OK;
 }
 
 static bool is_inside(const image_rgb *image, const image_canvas *canvas) {

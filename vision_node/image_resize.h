@@ -30,7 +30,7 @@ typedef struct {
  * inner loops gives the same bytes.
  *
  * Takes from the heap, and gives back before it returns: source rows * out_width * 3 bytes (at most
- * 65535 * 4096 * 3) and about 4 * (out + 4 * in) bytes of coefficients an axis.
+ * 65535 * 4096 * 3) and about 12 * out + 28 * in bytes of coefficients an axis.
  * Errors: BAD_ARGUMENT (empty image, sizes out of range, image not inside its canvas, the part not inside
  * the result), NO_MEMORY.
  * Source: Pillow's Resample.c. */

@@ -1,34 +1,37 @@
-/* The inner loops of the resize in plain C: the specification of image_resize_avx2.c. */
+/* The inner loops of the resize in plain C: the specification of the others. */
 #include "vision_node/image_resize_kernel.h"
 
-static void across(unsigned char *to, const unsigned char *from, size_t readable_bytes,
-                   const image_axis *axis, const uint8_t background[3]) {
-    (void)readable_bytes;
+static void across_row(unsigned char *to, const unsigned char *from, const image_axis *axis, const uint8_t background[3]) {
     for (int i = 0; i < axis->n_out; i++, to += 3) {
         const unsigned char *pixel = from + 3 * (ptrdiff_t)axis->first[i];
         const int32_t *taps = axis->taps + (ptrdiff_t)i * axis->stride;
-        int32_t red = IMAGE_RESIZE_HALF + background[0] * axis->background_sum[i];
-        int32_t green = IMAGE_RESIZE_HALF + background[1] * axis->background_sum[i];
-        int32_t blue = IMAGE_RESIZE_HALF + background[2] * axis->background_sum[i];
-        for (int k = 0; k < axis->n[i]; k++, pixel += 3) {
-            red += pixel[0] * taps[k];
-            green += pixel[1] * taps[k];
-            blue += pixel[2] * taps[k];
-        }
-        to[0] = image_resize_clip(red);
-        to[1] = image_resize_clip(green);
-        to[2] = image_resize_clip(blue);
+        int32_t sum[3];
+        image_resize_start(sum, axis, i, background);
+        for (int k = 0; k < axis->n[i]; k++, pixel += 3)
+            for (int c = 0; c < 3; c++) sum[c] += pixel[c] * taps[k];
+        for (int c = 0; c < 3; c++) to[c] = image_resize_clip(sum[c]);
     }
 }
 
-static void down(unsigned char *to, const unsigned char *from, size_t n, const int32_t *taps,
-                 int n_taps, const int32_t start[3], int32_t *scratch) {
-    for (size_t i = 0; i < n; i++) scratch[i] = start[i % 3];
-    for (int k = 0; k < n_taps; k++, from += n) {
-        int32_t tap = taps[k];
-        for (size_t i = 0; i < n; i++) scratch[i] += tap * from[i];
+static void across(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width, const image_axis *axis,
+                   const uint8_t background[3]) {
+    for (size_t y = 0; y < n_rows; y++)
+        across_row(to + y * 3 * (size_t)axis->n_out, from + y * 3 * width, axis, background);
+}
+
+static void down(unsigned char *to, const unsigned char *from, size_t n, const image_axis *axis, int i,
+                 const uint8_t background[3]) {
+    enum { COLUMNS = 48 }; /* a multiple of three channels */
+    const int32_t *taps = axis->taps + (ptrdiff_t)i * axis->stride;
+    int32_t start[3], sum[COLUMNS];
+    image_resize_start(start, axis, i, background);
+    for (size_t x = 0; x < n; x += COLUMNS) {
+        size_t n_columns = n - x < COLUMNS ? n - x : COLUMNS;
+        for (size_t j = 0; j < n_columns; j++) sum[j] = start[j % 3];
+        for (size_t k = 0; k < (size_t)axis->n[i]; k++)
+            for (size_t j = 0; j < n_columns; j++) sum[j] += taps[k] * from[k * n + x + j];
+        for (size_t j = 0; j < n_columns; j++) to[x + j] = image_resize_clip(sum[j]);
     }
-    for (size_t i = 0; i < n; i++) to[i] = image_resize_clip(scratch[i]);
 }
 
 const image_resize_kernel image_resize_generic = {across, down};

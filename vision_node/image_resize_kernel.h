@@ -1,5 +1,5 @@
-/* Private to the resize: the inner loops, in plain C and for AVX2. Both give the same bytes because
- * all sums are exact. Any thread. */
+/* Private to the resize: the inner loops, in plain C, for AVX2 and for AVX-512 with VNNI. All give the same bytes
+ * because all sums are exact. Any thread. */
 #ifndef VISION_NODE_IMAGE_RESIZE_KERNEL_H
 #define VISION_NODE_IMAGE_RESIZE_KERNEL_H
 
@@ -10,35 +10,76 @@
 #define IMAGE_RESIZE_BITS 22 /* fraction of a coefficient */
 #define IMAGE_RESIZE_HALF (1 << (IMAGE_RESIZE_BITS - 1))
 
-/* One axis: out sample i = clip((HALF + sum over k < n[i] of in[first[i] + k] * taps[i * stride + k]
- * + background * background_sum[i]) >> BITS). */
+/* Four taps side by side in base 256, for machines that multiply bytes:
+ *     tap[k] = digit[0][k] + 256 * digit[1][k] + 65536 * digit[2][k],   every digit -128 to 127. */
+typedef struct {
+    int8_t digit[3][4];
+} image_tap_digits;
+
+static inline void image_tap_split(image_tap_digits *digits, size_t k, int32_t tap) {
+    for (int d = 0; d < 3; d++) {
+        int32_t digit = ((tap + 128) & 255) - 128;
+        digits->digit[d][k] = (int8_t)digit;
+        tap = (tap - digit) / 256;
+    }
+}
+
+/* One axis: out sample i = clip((start + sum over k < n[i] of in[first[i] + k] * taps[i * stride + k]) >> BITS),
+ * start = HALF + background * background_sum[i]. */
 typedef struct {
     int n_out;
-    int stride;              /* taps reserved for each output sample; a multiple of 4, rest zero */
-    int *first, *n;          /* [n_out], inside the image; n may be 0 on a canvas */
-    int32_t *taps;           /* [n_out, stride] */
-    int32_t *background_sum; /* [n_out] taps that fell on the canvas */
+    int stride;               /* taps reserved for each output sample; a multiple of 4, rest zero */
+    int *first, *n;           /* [n_out], inside the image; n may be 0 on a canvas */
+    int32_t *taps;            /* [n_out, stride] */
+    image_tap_digits *digits; /* [n_out, stride / 4] the same */
+    int32_t *background_sum;  /* [n_out] taps that fell on the canvas */
 } image_axis;
 
 typedef struct {
-    /* One row: to [axis.n_out, 3], from [.., 3]. readable_bytes: how much may be read at from; any
-     * byte beyond what the taps need has no influence. */
-    void (*across)(unsigned char *to, const unsigned char *from, size_t readable_bytes,
-                   const image_axis *axis, const uint8_t background[3]);
-    /* One row down a column: to [n], from n_taps rows of n, stride n. start [3]: initial sum of each
-     * channel. scratch [n]. */
-    void (*down)(unsigned char *to, const unsigned char *from, size_t n, const int32_t *taps,
-                 int n_taps, const int32_t start[3], int32_t *scratch);
+    /* to [n_rows, axis.n_out, 3], from [n_rows, width, 3]. */
+    void (*across)(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width, const image_axis *axis,
+                   const uint8_t background[3]);
+    /* Output row i: to [n], from [axis.n[i], n], rows first[i] and on. n a multiple of 3. */
+    void (*down)(unsigned char *to, const unsigned char *from, size_t n, const image_axis *axis, int i,
+                 const uint8_t background[3]);
 } image_resize_kernel;
 
 extern const image_resize_kernel image_resize_generic;
-extern const image_resize_kernel image_resize_avx2; /* only where IMAGE_RESIZE_HAS_AVX2 */
+extern const image_resize_kernel image_resize_avx2; /* the other two only where IMAGE_RESIZE_HAS_X86 */
+extern const image_resize_kernel image_resize_vnni;
 
 bool image_resize_avx2_works(void); /* on this machine */
+bool image_resize_vnni_works(void);
+
+static inline void image_resize_start(int32_t start[3], const image_axis *axis, int i, const uint8_t background[3]) {
+    for (int c = 0; c < 3; c++) start[c] = IMAGE_RESIZE_HALF + background[c] * axis->background_sum[i];
+}
 
 static inline unsigned char image_resize_clip(int32_t sum) {
     int32_t v = sum >> IMAGE_RESIZE_BITS; /* arithmetic in every compiler we build with */
     return (unsigned char)(v < 0 ? 0 : v > 255 ? 255 : v);
+}
+
+/* n_rows rows of across for machines that take `block` rows at a time, with loads of sixteen bytes for every four pixels:
+ * rows whose loads would go beyond the last are left to plain C. The last rows are done twice in part when they are no
+ * whole block. */
+static inline void image_resize_across_blocks(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width,
+                                              const image_axis *axis, const uint8_t background[3], size_t block,
+                                              void (*across_block)(unsigned char *to, const unsigned char *from,
+                                                                   size_t from_bytes, const image_axis *axis,
+                                                                   const uint8_t background[3])) {
+    size_t from_bytes = 3 * width, to_bytes = 3 * (size_t)axis->n_out, needed = 0;
+    for (int i = 0; i < axis->n_out; i++) {
+        size_t end = 3 * (size_t)axis->first[i] + 12 * (((size_t)axis->n[i] + 3) / 4) + 4;
+        if (end > needed) needed = end;
+    }
+    size_t n_plain = needed > from_bytes ? (needed - 1) / from_bytes : 0;
+    size_t n_wide = n_rows >= n_plain + block ? n_rows - n_plain : 0;
+    for (size_t y = 0; y < n_wide; y += block) {
+        if (n_wide - y < block) y = n_wide - block;
+        across_block(to + y * to_bytes, from + y * from_bytes, from_bytes, axis, background);
+    }
+    image_resize_generic.across(to + n_wide * to_bytes, from + n_wide * from_bytes, n_rows - n_wide, width, axis, background);
 }
 
 #endif

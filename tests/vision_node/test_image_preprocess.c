@@ -156,42 +156,63 @@ static void planes_are_those_of_the_image_processors_of_hugging_face(void **stat
     assert_int_equal(image_case_each("processors.tsv", processor_row_matches, NULL), 180);
 }
 
-#ifdef IMAGE_RESIZE_HAS_AVX2
-/* Random taps of full range, every alignment and length: stronger than any real filter. */
-static void both_variants_of_the_inner_loops_give_the_same_bytes(void **state) {
+#ifdef IMAGE_RESIZE_HAS_X86
+/* Random taps, one of full range, every alignment, length and number of rows: stronger than any real filter. */
+static int32_t random_tap(uint32_t salt, uint32_t seed, bool is_large) {
+    int32_t range = is_large ? 4000000 : 100000; /* 24 of them times 255 fit 32 bits */
+    return (int32_t)(image_case_mix(salt, seed) % (2 * (uint32_t)range)) - range;
+}
+
+static void assert_gives_the_bytes_of_plain_c(const image_resize_kernel *kernel, uint32_t seed) {
+    enum { STRIDE = 24, ROWS_MAX = 30, WIDTH_MAX = 60, OUTS_MAX = 7, GUARD = 0xA5 };
+    int n_rows = 1 + (int)(image_case_mix(0, seed) % ROWS_MAX), width = 1 + (int)(image_case_mix(1, seed) % WIDTH_MAX);
+    int n_out = 1 + (int)(image_case_mix(9, seed) % OUTS_MAX), first[OUTS_MAX], n[OUTS_MAX];
+    int32_t taps[OUTS_MAX * STRIDE] = {0}, background_sum[OUTS_MAX];
+    image_tap_digits digits[OUTS_MAX * STRIDE / 4];
+    image_axis axis = {n_out, STRIDE, first, n, taps, digits, background_sum};
+    for (int turn = 0; turn < 2; turn++) { /* taps along a row of `width`, then down a column of `n_rows` */
+        int n_in = turn == 0 ? width : n_rows;
+        for (int i = 0; i < n_out; i++) {
+            uint32_t salt = 1000 * (uint32_t)turn;
+            first[i] = (int)(image_case_mix(salt + 2 + (uint32_t)i, seed) % (uint32_t)n_in);
+            int left = n_in - first[i] < STRIDE ? n_in - first[i] : STRIDE;
+            n[i] = (int)(image_case_mix(salt + 20 + (uint32_t)i, seed) % (uint32_t)(left + 1));
+            for (int k = 0; k < STRIDE; k++)
+                taps[i * STRIDE + k] =
+                    k < n[i] ? random_tap(salt + 100 + (uint32_t)(STRIDE * i + k), seed, k == n[i] / 2) : 0;
+            background_sum[i] = (int32_t)(image_case_mix(salt + 50 + (uint32_t)i, seed) % 1000000);
+        }
+        for (int k = 0; k < n_out * STRIDE; k++) image_tap_split(&digits[k / 4], (size_t)k % 4, taps[k]);
+        const uint8_t background[3] = {1, 127, 255};
+        image_rgb image = image_case_pixels(seed, width, n_rows); /* as many bytes as may be read */
+        unsigned char plain[3 * ROWS_MAX * WIDTH_MAX + 1], vector[3 * ROWS_MAX * WIDTH_MAX + 1];
+        memset(plain, GUARD, sizeof plain);
+        memset(vector, GUARD, sizeof vector);
+        size_t row_bytes = 3 * (size_t)width;
+        if (turn == 0) {
+            image_resize_generic.across(plain, image.pixels, (size_t)n_rows, (size_t)width, &axis, background);
+            kernel->across(vector, image.pixels, (size_t)n_rows, (size_t)width, &axis, background);
+        }
+        for (int i = 0; turn == 1 && i < n_out; i++) {
+            const unsigned char *from = image.pixels + (size_t)first[i] * row_bytes;
+            image_resize_generic.down(plain + (size_t)i * row_bytes, from, row_bytes, &axis, i, background);
+            kernel->down(vector + (size_t)i * row_bytes, from, row_bytes, &axis, i, background);
+        }
+        assert_memory_equal(plain, vector, sizeof plain);
+        image_rgb_deinit(&image);
+    }
+}
+
+static void inner_loops_for_avx2_give_the_bytes_of_plain_c(void **state) {
     (void)state;
     if (!image_resize_avx2_works()) skip();
-    for (uint32_t seed = 0; seed < 300; seed++) {
-        enum { STRIDE = 24, OUTS = 7 };
-        int width = 1 + (int)(image_case_mix(1, seed) % 60);
-        int first[OUTS], n[OUTS];
-        int32_t taps[OUTS * STRIDE] = {0}, background_sum[OUTS];
-        for (int i = 0; i < OUTS; i++) {
-            first[i] = (int)(image_case_mix(2 + (uint32_t)i, seed) % (uint32_t)width);
-            int left = width - first[i] < STRIDE ? width - first[i] : STRIDE;
-            n[i] = (int)(image_case_mix(20 + (uint32_t)i, seed) % (uint32_t)(left + 1));
-            for (int k = 0; k < n[i]; k++)
-                taps[i * STRIDE + k] =
-                    (int32_t)(image_case_mix((uint32_t)(100 * i + k), seed) % 900000) - 300000;
-            background_sum[i] = (int32_t)(image_case_mix(50 + (uint32_t)i, seed) % 1000000);
-        }
-        image_axis axis = {OUTS, STRIDE, first, n, taps, background_sum};
-        image_rgb row = image_case_pixels(seed, width, 1);
-        unsigned char plain[3 * OUTS], vector[3 * OUTS];
-        int32_t scratch[3 * 64], start[3] = {1 << 21, 3 << 20, -(1 << 20)};
-        const uint8_t background[3] = {1, 127, 255};
-        size_t n_bytes = (size_t)width * 3;
-        image_resize_generic.across(plain, row.pixels, n_bytes, &axis, background);
-        image_resize_avx2.across(vector, row.pixels, n_bytes, &axis, background);
-        assert_memory_equal(plain, vector, sizeof plain);
-        image_rgb rows = image_case_pixels(seed + 1000, width, 9);
-        unsigned char plain_row[3 * 60], vector_row[3 * 60];
-        image_resize_generic.down(plain_row, rows.pixels, n_bytes, taps, 9, start, scratch);
-        image_resize_avx2.down(vector_row, rows.pixels, n_bytes, taps, 9, start, scratch);
-        assert_memory_equal(plain_row, vector_row, n_bytes);
-        image_rgb_deinit(&row);
-        image_rgb_deinit(&rows);
-    }
+    for (uint32_t seed = 0; seed < 1000; seed++) assert_gives_the_bytes_of_plain_c(&image_resize_avx2, seed);
+}
+
+static void inner_loops_for_vnni_give_the_bytes_of_plain_c(void **state) {
+    (void)state;
+    if (!image_resize_vnni_works()) skip();
+    for (uint32_t seed = 0; seed < 1000; seed++) assert_gives_the_bytes_of_plain_c(&image_resize_vnni, seed);
 }
 #endif
 
@@ -300,8 +321,9 @@ int main(void) {
         cmocka_unit_test(five_hundred_sizes_resize_as_in_pillow),
         cmocka_unit_test(a_part_of_a_resized_picture_has_the_bytes_of_the_whole),
         cmocka_unit_test(planes_are_those_of_the_image_processors_of_hugging_face),
-#ifdef IMAGE_RESIZE_HAS_AVX2
-        cmocka_unit_test(both_variants_of_the_inner_loops_give_the_same_bytes),
+#ifdef IMAGE_RESIZE_HAS_X86
+        cmocka_unit_test(inner_loops_for_avx2_give_the_bytes_of_plain_c),
+        cmocka_unit_test(inner_loops_for_vnni_give_the_bytes_of_plain_c),
 #endif
         cmocka_unit_test(normalised_pixels_have_the_documented_bits),
         cmocka_unit_test(planes_are_red_green_blue_and_row_major),
