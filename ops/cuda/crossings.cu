@@ -73,7 +73,7 @@ cudaError_t cuda_lanes_open(cuda_state *s) {
     for (int i = 0; i < s->n_lanes; i++) {
         cuda_lane *lane = &s->lanes[i];
         lane->halves = static_cast<unsigned char *>(pinned) + 2 * PIECE_BYTES * (size_t)i;
-        for (int k = 0; k < 2 && error == cudaSuccess; k++) error = cudaEventCreate(&lane->sent[k]);
+        for (int k = 0; k < 2 && error == cudaSuccess; k++) error = cudaEventCreateWithFlags(&lane->sent[k], cudaEventDisableTiming);
     }
     return error;
 }
@@ -230,8 +230,9 @@ status cuda_mark_open(void *state, ops_mark **mark, err *e) {
     ops_mark *m = static_cast<ops_mark *>(calloc(1, sizeof *m));
     if (!m) return fail(e, STATUS_NO_MEMORY, "ops: no memory for a mark");
     cudaError_t error = cudaSetDevice(s->device);
-    if (error == cudaSuccess) error = cudaEventCreate(&m->computed);
-    if (error == cudaSuccess) error = cudaEventCreate(&m->down);
+    const unsigned flags = cudaEventDisableTiming | cudaEventBlockingSync; /* whoever waits sleeps */
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&m->computed, flags);
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&m->down, flags);
     if (error != cudaSuccess) {
         (void)cudaGetLastError(); /* said here, not by the next launch */
         cuda_mark_close(state, m);

@@ -114,7 +114,7 @@ static cudaError_t open_parts(cuda_state *s) {
     if (error == cudaSuccess) error = cudaStreamCreate(&s->stream);
     if (error == cudaSuccess) error = cudaStreamCreate(&s->up);
     if (error == cudaSuccess) error = cudaStreamCreate(&s->down);
-    if (error == cudaSuccess) error = cudaEventCreate(&s->turn);
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&s->turn, cudaEventDisableTiming);
     void *host;
     if (error == cudaSuccess && (error = cudaHostAlloc(&host, sizeof *s->fault, cudaHostAllocMapped)) == cudaSuccess) {
         s->fault = static_cast<int *>(host);

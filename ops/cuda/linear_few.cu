@@ -60,7 +60,8 @@ struct tile_shape {
     static constexpr int stages = stages_, blocks = blocks_, chains = 2 / k_warps, warps = out_warps * k_warps;
     static constexpr int threads = warps * WARP, outputs = 16 * out_tiles * out_warps, rows = 8 * row_tiles;
     static constexpr int sums_pitch = outputs + 4;
-};
+    static constexpr bool rows_first = rows == 64; /* blocks of the same outputs run together, so that weights come once: */
+};                                                 /* only the largest tile has several of rows, and the fewest of outputs */
 
 /* The registers of two blocks of a large tile are worth a shortage only where two have the shared memory. */
 static __host__ __device__ constexpr int resident(int blocks) {
@@ -323,7 +324,8 @@ template <typename T, int kind, typename S>
 static __global__ void __launch_bounds__(S::threads, resident(S::blocks)) linear_few_tile(few_job j) {
     SHARED_MEMORY(memory);
     stage_of<kind, S> *stages = reinterpret_cast<stage_of<kind, S> *>(memory);
-    int64_t first_out = (int64_t)blockIdx.x * S::outputs, first_row = (int64_t)blockIdx.y * S::rows;
+    int64_t first_out = (int64_t)(S::rows_first ? blockIdx.y : blockIdx.x) * S::outputs;
+    int64_t first_row = (int64_t)(S::rows_first ? blockIdx.x : blockIdx.y) * S::rows;
     int64_t step = blockIdx.z * j.steps_a_split, left = j.w.row_elements / STEP - step;
     int n_steps = (int)(left < j.steps_a_split ? left : j.steps_a_split), warp = (int)threadIdx.x / WARP;
     int first_line = warp % S::out_warps * 16 * S::out_tiles, k_warp = warp / S::out_warps;
@@ -391,7 +393,8 @@ static __global__ void __launch_bounds__(FINISH_THREADS) linear_few_finish(few_j
 
 template <typename T, int kind, typename S>
 static status launch(cuda_state *s, const few_job *j, int n_splits) {
-    dim3 grid((unsigned)ceil_div(j->n_out, S::outputs), (unsigned)ceil_div(j->rows, S::rows), (unsigned)n_splits);
+    unsigned out_tiles = (unsigned)ceil_div(j->n_out, S::outputs), row_tiles = (unsigned)ceil_div(j->rows, S::rows);
+    dim3 grid(S::rows_first ? row_tiles : out_tiles, S::rows_first ? out_tiles : row_tiles, (unsigned)n_splits);
     size_t bytes = S::stages * sizeof(stage_of<kind, S>);
     static_assert(S::stages * sizeof(stage_of<kind, S>) <= SHARED_BYTES_LEAST, "a block fits every device");
     TRY(cuda_allow_shared(linear_few_tile<T, kind, S>, bytes));

@@ -35,7 +35,8 @@
 #define ROWS_LARGEST  ((int64_t)SMALL_STEP * N_SMALL << N_OCTAVES)
 #define ROWS_TRIED    128 /* to see whether two algorithms give the same bits; all sizes have as many */
 #define ALGORITHMS    16
-#define PANEL_OUTPUTS 1024 /* of a quantized matrix, made halves at once: 5 MB of scratch at 2560 inputs */
+#define PANEL_BYTES   ((int64_t)20 << 20) /* of halves that blocks or codes are made at once: they may stay in the */
+#define PANEL_STEP    1024 /* second-level cache, and their product still fills the device; outputs in multiples of it */
 #define SUMS_BYTES    ((int64_t)32 << 20) /* of products of codes that wait for their end */
 #define SUMS_ROWS     128                 /* but at least so many rows, and in multiples: a tile of most algorithms */
 #define CODES_ALIGN   16                  /* what cuBLASLt wants sizes of products of codes to be multiples of */
@@ -345,7 +346,10 @@ static ops_dtype many_dtype(const cuda_state *s, const cuda_matrix *m) {
 
 /* Outputs that are multiplied at once: weights that become halves first do so in panels. */
 static int64_t panel_outputs(const cuda_matrix *m) {
-    return m->many_dtype != m->head.dtype && m->head.n_out > PANEL_OUTPUTS ? PANEL_OUTPUTS : m->head.n_out;
+    if (m->many_dtype == m->head.dtype) return m->head.n_out;
+    int64_t most = PANEL_BYTES / (m->row_elements * (int64_t)sizeof(__nv_bfloat16)) / PANEL_STEP * PANEL_STEP;
+    if (most < PANEL_STEP) most = PANEL_STEP;
+    return m->head.n_out < most ? m->head.n_out : most;
 }
 
 /* Inputs that are multiplied: rows that the tensor cores cannot take as they are get filled up. */
@@ -390,6 +394,25 @@ bool cuda_many_takes(const linear_job *j) {
 
 /* ---- what stands around the product -------------------------------------------------------- */
 
+/* weight_at of eight neighbours of a block, or eight codes. */
+static __device__ inline void load_weights(float v[CHUNK], const weight_view *w, int64_t o, int64_t k) {
+    int64_t at = o * w->row_elements + k;
+    if (w->dtype == OPS_DTYPE_E4M3) {
+        load_chunk(v, reinterpret_cast<const e4m3 *>(w->data) + at, CHUNK, true);
+        return;
+    }
+    bool is_q8 = w->dtype == OPS_DTYPE_Q8;
+    const int half = QUANT_BLOCK / 2;
+    const unsigned char *from = w->data + (is_q8 ? at : at / QUANT_BLOCK * half + k % half);
+    chunk_of<signed char> codes;
+    *reinterpret_cast<uint2 *>(&codes) = *reinterpret_cast<const uint2 *>(from);
+    float scale = to_f32(w->scales[at / QUANT_BLOCK]);
+    int shift = k % QUANT_BLOCK < half ? 0 : 4;
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++)
+        v[i] = (float)(is_q8 ? codes.v[i] : ((unsigned char)codes.v[i] >> shift & 15) - 8) * scale;
+}
+
 /* thread -> a chunk of eight weights of one output. */
 static __global__ void dequantize_chunk_per_thread(__nv_bfloat16 *out, weight_view w, int64_t first, int64_t n_out) {
     follow_last();
@@ -397,7 +420,7 @@ static __global__ void dequantize_chunk_per_thread(__nv_bfloat16 *out, weight_vi
     int64_t o = at / chunks, k = at % chunks * CHUNK;
     if (o >= n_out) return;
     float v[CHUNK];
-    for (int i = 0; i < CHUNK; i++) v[i] = weight_at(&w, first + o, k + i);
+    load_weights(v, &w, first + o, k);
     store_chunk(out + o * w.row_elements + k, v, CHUNK, true);
 }
 
@@ -483,12 +506,13 @@ static status multiply_outputs(cuda_state *s, const linear_job *j, int64_t first
         const unsigned char *w = m->weights + (size_t)(first * m->row_elements) * dtype_bytes(m->head.dtype);
         return multiply_some(s, j, w, first, end - first, gelu);
     }
-    void *panel;
-    TRY(cuda_scratch(s, &panel, (size_t)(PANEL_OUTPUTS * m->row_elements) * sizeof(__nv_bfloat16)));
-    for (; first < end; first += PANEL_OUTPUTS) {
-        int64_t n = end - first < PANEL_OUTPUTS ? end - first : PANEL_OUTPUTS;
-        TRY(dequantize(s, m, panel, first, n));
-        TRY(multiply_some(s, j, panel, first, n, gelu));
+    int64_t panel = panel_outputs(m);
+    void *halves;
+    TRY(cuda_scratch(s, &halves, (size_t)(panel * m->row_elements) * sizeof(__nv_bfloat16)));
+    for (; first < end; first += panel) {
+        int64_t n = end - first < panel ? end - first : panel;
+        TRY(dequantize(s, m, halves, first, n));
+        TRY(multiply_some(s, j, halves, first, n, gelu));
     }
     return STATUS_OK;
 }

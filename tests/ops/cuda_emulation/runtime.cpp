@@ -256,7 +256,7 @@ struct emulated_event {
     emulated_stream *stream; /* NULL: it was not recorded yet */
     uint64_t until;
 };
-cudaError_t cudaEventCreate(cudaEvent_t *event) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
     *event = new emulated_event{};
     return cudaSuccess;
 }
