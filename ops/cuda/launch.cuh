@@ -13,7 +13,7 @@
 #include <cuda_runtime.h>
 
 #define OVERLAP_CAPABILITY 90
-#define OVERLAP_CUDART     12030 /* what also records such launches in graphs */
+#define OVERLAP_CUDART     12080 /* what also records such launches in graphs, and knows both attributes */
 
 #ifdef __CUDACC__
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
@@ -29,19 +29,31 @@ static __device__ inline void follow_last(void) {
 static __device__ inline void follow_last(void) {}
 #endif
 
+#if CUDART_VERSION >= OVERLAP_CUDART
+/* A multiprocessor divides its memory into shared memory and first-level cache for all blocks on it, so blocks of two kernels
+ * are there together only where both want it divided alike: as much shared memory as there is. */
+static inline unsigned launch_attributes(cudaLaunchAttribute attributes[2], bool has_overlap) {
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[1].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+    return has_overlap ? 2 : 0;
+}
+#else
+static inline unsigned launch_attributes(cudaLaunchAttribute *, bool) { return 0; }
+#endif
+
 /* state: the cuda_state whose stream it is. Errors are cudaGetLastError's. */
 #define LAUNCH(kernel, grid, block, shared_bytes, state, ...)                                        \
     do {                                                                                             \
-        cudaLaunchAttribute launch_overlap = {};                                                     \
-        launch_overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;                      \
-        launch_overlap.val.programmaticStreamSerializationAllowed = 1;                               \
+        cudaLaunchAttribute launch_attrs[2] = {};                                                    \
         cudaLaunchConfig_t launch_config = {};                                                       \
         launch_config.gridDim = (grid);                                                              \
         launch_config.blockDim = (block);                                                            \
         launch_config.dynamicSmemBytes = (shared_bytes);                                             \
         launch_config.stream = (state)->stream;                                                      \
-        launch_config.attrs = &launch_overlap;                                                       \
-        launch_config.numAttrs = (state)->has_overlap ? 1 : 0;                                       \
+        launch_config.attrs = launch_attrs;                                                          \
+        launch_config.numAttrs = launch_attributes(launch_attrs, (state)->has_overlap);              \
         (void)cudaLaunchKernelEx(&launch_config, kernel, __VA_ARGS__); /* the launcher asks for errors */ \
     } while (0)
 #endif
