@@ -1,8 +1,9 @@
 /* Attention of halves on tensor cores, for few rows: tokens that are being decoded (attention_mma.cuh has what it is made of).
- * What it costs is reading keys and values, so it is all about having many of them on their way: warp -> a key head, a chunk
- * of 128 keys counted from absolute position 0, and a tile of rows: one, or some beside each other whose tables name the same
- * blocks in the chunk, so that questions on one image read its keys once for all of them. Up to 16 queries; a warp waits for
- * none of the others. Keys and values come in tiles of 32 (16 of heads over 80), two of them on their way.
+ * What it costs is reading keys and values, so it is all about having many of them on their way: block of one warp -> a key
+ * head, a chunk of 128 keys counted from absolute position 0, and a tile of rows: one, or some beside each other whose tables
+ * name the same blocks in the chunk, so that questions on one image read its keys once for all of them. Up to 16 queries.
+ * Warps have nothing to say to each other, and alone they spread over all multiprocessors and leave their memory when they
+ * end. Keys and values come in tiles of 32 (16 of heads over 80), two of them on their way.
  *
  * The order of a row's sum: in a chunk, tiles of keys in order, with a maximum that moves and a sum that begins anew; what a
  * chunk makes stays in scratch until a second kernel joins a row's chunks in order. Who shares the tile changes nothing.
@@ -20,8 +21,7 @@
 
 template <int pad>
 struct few_shape {
-    static constexpr int keys = pad > 80 ? 16 : 32;
-    static constexpr int warps = pad > 128 ? 2 : 4; /* of a block: as many as its shared memory is enough for on every device */
+    static constexpr int keys = pad > 80 ? 16 : 32; /* of a tile */
 };
 
 typedef struct {
@@ -116,14 +116,12 @@ static __device__ inline void leave_chunk(const query_state<pad, 1> *q, const fe
 }
 
 template <typename T, typename C, int pad>
-static __global__ void __launch_bounds__(WARP *few_shape<pad>::warps) attend_few_warp_per_head(few_attention_job j) {
+static __global__ void __launch_bounds__(WARP) attend_few_block_per_head(few_attention_job j) {
     follow_last();
     SHARED_MEMORY(memory);
-    typedef keys_memory<pad, C, few_shape<pad>::keys, STAGES> own_memory;
-    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, chunk = (int)blockIdx.z;
-    int unit = (int)blockIdx.y * few_shape<pad>::warps + warp, kv_head = unit / j.tiles_a_kv, part = unit % j.tiles_a_kv;
+    int lane = (int)threadIdx.x, chunk = (int)blockIdx.z;
+    int kv_head = (int)blockIdx.y / j.tiles_a_kv, part = (int)blockIdx.y % j.tiles_a_kv;
     int64_t first_row = j.first_row + blockIdx.x;
-    if (kv_head >= j.a.n_heads / j.a.heads_a_kv) return;
     int n_rows = rows_of_tile(&j, first_row, chunk);
     if (n_rows == 0) return;
     bool is_mine = lane < n_rows, is_row = is_mine && row_fits(&j.a, first_row + lane);
@@ -144,8 +142,8 @@ static __global__ void __launch_bounds__(WARP *few_shape<pad>::warps) attend_few
         rows[i] = row_of(&j.a, first_row, n_rows, part * QUERIES + lane / 4 + 8 * i, kv_head, &heads[i]);
         load_query<T>(frag[0], &q, 0, i, &j.a, rows[i], heads[i]);
     }
-    attend_keys<T, C, pad>(reinterpret_cast<own_memory *>(memory) + warp, &q, frag, &j.a, seq_of(&j.a, first_row), kv_head, from, to,
-                           all_low, all_high);
+    attend_keys<T, C, pad>(reinterpret_cast<keys_memory<pad, C, few_shape<pad>::keys, STAGES> *>(memory), &q, frag, &j.a,
+                           seq_of(&j.a, first_row), kv_head, from, to, all_low, all_high);
     leave_chunk<pad>(&q, &j, chunk, rows, heads);
 }
 
@@ -194,8 +192,7 @@ static __global__ void __launch_bounds__(JOIN_THREADS) join_element_per_thread(f
 template <typename T, typename C, int pad>
 static status launch(cuda_state *s, few_attention_job *j) {
     const attention_job *a = &j->a;
-    constexpr int warps = few_shape<pad>::warps;
-    constexpr size_t bytes = warps * sizeof(keys_memory<pad, C, few_shape<pad>::keys, STAGES>);
+    constexpr size_t bytes = sizeof(keys_memory<pad, C, few_shape<pad>::keys, STAGES>);
     static_assert(bytes <= SHARED_BYTES_LEAST, "a block fits every device");
     int64_t n_chunks = ceil_div(a->max_blocks * a->block_tokens, CHUNK_KEYS), n_units = a->n_heads / a->heads_a_kv * j->tiles_a_kv;
     size_t row_bytes = (size_t)(n_chunks * a->n_heads) * (pad + 2) * sizeof(float);
@@ -205,13 +202,13 @@ static status launch(cuda_state *s, few_attention_job *j) {
     void *partial;
     TRY(cuda_scratch(s, &partial, (size_t)at_once * row_bytes));
     j->partial = static_cast<float *>(partial);
-    TRY(cuda_allow_shared(attend_few_warp_per_head<T, C, pad>, bytes));
+    TRY(cuda_allow_shared(attend_few_block_per_head<T, C, pad>, bytes));
     for (j->first_row = 0; j->first_row < a->rows; j->first_row = j->end_row) {
         j->end_row = a->rows - j->first_row < at_once ? a->rows : j->first_row + at_once;
         int64_t n_rows = j->end_row - j->first_row;
-        dim3 grid((unsigned)n_rows, (unsigned)ceil_div(n_units, warps), (unsigned)n_chunks);
-        LAUNCH((attend_few_warp_per_head<T, C, pad>), grid, WARP * warps, bytes, s, *j);
-        TRY(cuda_launched("attend_few_warp_per_head"));
+        dim3 grid((unsigned)n_rows, (unsigned)n_units, (unsigned)n_chunks);
+        LAUNCH((attend_few_block_per_head<T, C, pad>), grid, WARP, bytes, s, *j);
+        TRY(cuda_launched("attend_few_block_per_head"));
         LAUNCH((join_element_per_thread<T, pad>), (unsigned)ceil_div(n_rows * a->n_heads * a->head_dim, JOIN_THREADS), JOIN_THREADS, 0,
                s, *j);
         TRY(cuda_launched("join_element_per_thread"));
