@@ -1,4 +1,4 @@
-/* Private: the table a backend fills. ops.c has checked every argument before it calls a slot:
+/* Private: the table a backend fills. context.c and ops.c have checked every argument before they call a slot:
  * shapes fit, dtypes are allowed, places are the device, overlap is as ops.h allows it, and no
  * tensor is empty (an operator with nothing to write returns before the call).
  *
