@@ -110,6 +110,23 @@ static const image_resize_kernel *choose_kernel(void) {
     return &image_resize_generic;
 }
 
+void image_resize_across(const image_resize_kernel *kernel, unsigned char *to, const unsigned char *from, size_t n_rows,
+                         size_t width, const image_axis *axis, const uint8_t background[3]) {
+    size_t from_bytes = 3 * width, to_bytes = 3 * (size_t)axis->n_out, block = kernel->n_rows, needed = 0;
+    for (int i = 0; i < axis->n_out; i++) {
+        size_t end = 3 * (size_t)axis->first[i] + 12 * (((size_t)axis->n[i] + 3) / 4) + 4;
+        if (end > needed) needed = end;
+    }
+    size_t n_plain = needed > from_bytes ? (needed - 1) / from_bytes : 0; /* rows too near the end */
+    size_t n_wide = n_rows >= n_plain + block ? n_rows - n_plain : 0;
+    for (size_t y = 0; y < n_wide; y += block) {
+        if (n_wide - y < block) y = n_wide - block;
+        kernel->across(to + y * to_bytes, from + y * from_bytes, from_bytes, axis, background);
+    }
+    for (size_t y = n_wide; y < n_rows; y++)
+        image_resize_generic.across(to + y * to_bytes, from + y * from_bytes, from_bytes, axis, background);
+}
+
 /* rows [first, last) of the image are what the vertical pass reads. */
 static status run_passes(unsigned char *out, const image_rgb *image, const image_axis *across,
                          const image_axis *down, const uint8_t background[3], err *e) {
@@ -125,7 +142,7 @@ static status run_passes(unsigned char *out, const image_rgb *image, const image
     unsigned char *rows = malloc(n_rows * row_bytes + 1);
     if (!rows) return fail(e, STATUS_NO_MEMORY, "%zu bytes to resize an image", n_rows * row_bytes);
     size_t width = (size_t)image->width;
-    kernel->across(rows, image->pixels + (size_t)first * width * 3, n_rows, width, across, background);
+    image_resize_across(kernel, rows, image->pixels + (size_t)first * width * 3, n_rows, width, across, background);
     for (int i = 0; i < down->n_out; i++) {
         size_t skip = down->n[i] ? (size_t)(down->first[i] - first) : 0;
         kernel->down(out + (size_t)i * row_bytes, rows + skip * row_bytes, row_bytes, down, i, background);

@@ -82,18 +82,13 @@ static inline void across_pixel(unsigned char *to, size_t to_bytes, const unsign
     }
 }
 
-static void across_rows(unsigned char *to, const unsigned char *from, size_t from_bytes, const image_axis *axis,
+static void across(unsigned char *to, const unsigned char *from, size_t from_bytes, const image_axis *axis,
                         const uint8_t background[3]) {
     __m256i canvas = _mm256_broadcastsi128_si256(_mm_setr_epi32(background[0], background[1], background[2], 0));
     size_t to_bytes = 3 * (size_t)axis->n_out;
     int last = axis->n_out - 1;
     for (int i = 0; i < last; i++) across_pixel(to + 3 * i, to_bytes, from, from_bytes, axis, i, canvas, false);
     across_pixel(to + 3 * last, to_bytes, from, from_bytes, axis, last, canvas, true);
-}
-
-static void across(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width, const image_axis *axis,
-                   const uint8_t background[3]) {
-    image_resize_across_blocks(to, from, n_rows, width, axis, background, ROWS, across_rows);
 }
 
 static inline halves split_two(int32_t first, int32_t second) {
@@ -144,4 +139,4 @@ static void down(unsigned char *to, const unsigned char *from, size_t n, const i
     }
 }
 
-const image_resize_kernel image_resize_avx2 = {across, down};
+const image_resize_kernel image_resize_avx2 = {ROWS, across, down};

@@ -1,7 +1,9 @@
 /* The inner loops of the resize in plain C: the specification of the others. */
 #include "vision_node/image_resize_kernel.h"
 
-static void across_row(unsigned char *to, const unsigned char *from, const image_axis *axis, const uint8_t background[3]) {
+static void across(unsigned char *to, const unsigned char *from, size_t from_bytes, const image_axis *axis,
+                   const uint8_t background[3]) {
+    (void)from_bytes;
     for (int i = 0; i < axis->n_out; i++, to += 3) {
         const unsigned char *pixel = from + 3 * (ptrdiff_t)axis->first[i];
         const int32_t *taps = axis->taps + (ptrdiff_t)i * axis->stride;
@@ -11,12 +13,6 @@ static void across_row(unsigned char *to, const unsigned char *from, const image
             for (int c = 0; c < 3; c++) sum[c] += pixel[c] * taps[k];
         for (int c = 0; c < 3; c++) to[c] = image_resize_clip(sum[c]);
     }
-}
-
-static void across(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width, const image_axis *axis,
-                   const uint8_t background[3]) {
-    for (size_t y = 0; y < n_rows; y++)
-        across_row(to + y * 3 * (size_t)axis->n_out, from + y * 3 * width, axis, background);
 }
 
 static void down(unsigned char *to, const unsigned char *from, size_t n, const image_axis *axis, int i,
@@ -34,4 +30,4 @@ static void down(unsigned char *to, const unsigned char *from, size_t n, const i
     }
 }
 
-const image_resize_kernel image_resize_generic = {across, down};
+const image_resize_kernel image_resize_generic = {1, across, down};

@@ -36,8 +36,9 @@ typedef struct {
 } image_axis;
 
 typedef struct {
-    /* to [n_rows, axis.n_out, 3], from [n_rows, width, 3]. */
-    void (*across)(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width, const image_axis *axis,
+    size_t n_rows; /* of across; where there are several, it loads sixteen bytes for every four pixels */
+    /* to [n_rows, axis.n_out, 3], from rows of from_bytes. */
+    void (*across)(unsigned char *to, const unsigned char *from, size_t from_bytes, const image_axis *axis,
                    const uint8_t background[3]);
     /* Output row i: to [n], from [axis.n[i], n], rows first[i] and on. n a multiple of 3. */
     void (*down)(unsigned char *to, const unsigned char *from, size_t n, const image_axis *axis, int i,
@@ -51,6 +52,11 @@ extern const image_resize_kernel image_resize_vnni;
 bool image_resize_avx2_works(void); /* on this machine */
 bool image_resize_vnni_works(void);
 
+/* All rows of across: to [n_rows, axis.n_out, 3], from [n_rows, width, 3]. Rows where the kernel would read beyond the last
+ * are left to plain C; the last blocks of rows may overlap. */
+void image_resize_across(const image_resize_kernel *kernel, unsigned char *to, const unsigned char *from, size_t n_rows,
+                         size_t width, const image_axis *axis, const uint8_t background[3]);
+
 static inline void image_resize_start(int32_t start[3], const image_axis *axis, int i, const uint8_t background[3]) {
     for (int c = 0; c < 3; c++) start[c] = IMAGE_RESIZE_HALF + background[c] * axis->background_sum[i];
 }
@@ -58,28 +64,6 @@ static inline void image_resize_start(int32_t start[3], const image_axis *axis, 
 static inline unsigned char image_resize_clip(int32_t sum) {
     int32_t v = sum >> IMAGE_RESIZE_BITS; /* arithmetic in every compiler we build with */
     return (unsigned char)(v < 0 ? 0 : v > 255 ? 255 : v);
-}
-
-/* n_rows rows of across for machines that take `block` rows at a time, with loads of sixteen bytes for every four pixels:
- * rows whose loads would go beyond the last are left to plain C. The last rows are done twice in part when they are no
- * whole block. */
-static inline void image_resize_across_blocks(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width,
-                                              const image_axis *axis, const uint8_t background[3], size_t block,
-                                              void (*across_block)(unsigned char *to, const unsigned char *from,
-                                                                   size_t from_bytes, const image_axis *axis,
-                                                                   const uint8_t background[3])) {
-    size_t from_bytes = 3 * width, to_bytes = 3 * (size_t)axis->n_out, needed = 0;
-    for (int i = 0; i < axis->n_out; i++) {
-        size_t end = 3 * (size_t)axis->first[i] + 12 * (((size_t)axis->n[i] + 3) / 4) + 4;
-        if (end > needed) needed = end;
-    }
-    size_t n_plain = needed > from_bytes ? (needed - 1) / from_bytes : 0;
-    size_t n_wide = n_rows >= n_plain + block ? n_rows - n_plain : 0;
-    for (size_t y = 0; y < n_wide; y += block) {
-        if (n_wide - y < block) y = n_wide - block;
-        across_block(to + y * to_bytes, from + y * from_bytes, from_bytes, axis, background);
-    }
-    image_resize_generic.across(to + n_wide * to_bytes, from + n_wide * from_bytes, n_rows - n_wide, width, axis, background);
 }
 
 #endif

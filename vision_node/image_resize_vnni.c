@@ -83,7 +83,7 @@ static inline void across_pixel(unsigned char *to, size_t to_bytes, const unsign
     store_pixels(to + 4 * to_bytes, to_bytes, total(lower, start), is_last);
 }
 
-static void across_rows(unsigned char *to, const unsigned char *from, size_t from_bytes, const image_axis *axis,
+static void across(unsigned char *to, const unsigned char *from, size_t from_bytes, const image_axis *axis,
                         const uint8_t background[3]) {
     __m512i canvas = _mm512_broadcast_i32x4(_mm_setr_epi32(background[0], background[1], background[2], 0));
     size_t to_bytes = 3 * (size_t)axis->n_out;
@@ -92,22 +92,17 @@ static void across_rows(unsigned char *to, const unsigned char *from, size_t fro
     across_pixel(to + 3 * last, to_bytes, from, from_bytes, axis, last, canvas, true);
 }
 
-static void across(unsigned char *to, const unsigned char *from, size_t n_rows, size_t width, const image_axis *axis,
-                   const uint8_t background[3]) {
-    image_resize_across_blocks(to, from, n_rows, width, axis, background, ROWS, across_rows);
-}
-
 /* Rows past the last tap are not read. */
 static inline void interleave(__m512i out[4], const unsigned char *from, size_t n, int n_rows, __mmask64 columns) {
     __m512i row[4];
     for (int k = 0; k < 4; k++)
         row[k] = k < n_rows ? _mm512_maskz_loadu_epi8(columns, from + (size_t)k * n) : _mm512_setzero_si512();
-    __m512i even = _mm512_unpacklo_epi8(row[0], row[1]), odd = _mm512_unpackhi_epi8(row[0], row[1]);
-    __m512i even2 = _mm512_unpacklo_epi8(row[2], row[3]), odd2 = _mm512_unpackhi_epi8(row[2], row[3]);
-    out[0] = _mm512_unpacklo_epi16(even, even2);
-    out[1] = _mm512_unpackhi_epi16(even, even2);
-    out[2] = _mm512_unpacklo_epi16(odd, odd2);
-    out[3] = _mm512_unpackhi_epi16(odd, odd2);
+    __m512i low = _mm512_unpacklo_epi8(row[0], row[1]), high = _mm512_unpackhi_epi8(row[0], row[1]);
+    __m512i low2 = _mm512_unpacklo_epi8(row[2], row[3]), high2 = _mm512_unpackhi_epi8(row[2], row[3]);
+    out[0] = _mm512_unpacklo_epi16(low, low2);
+    out[1] = _mm512_unpackhi_epi16(low, low2);
+    out[2] = _mm512_unpacklo_epi16(high, high2);
+    out[3] = _mm512_unpackhi_epi16(high, high2);
 }
 
 /* Vector j of 64 columns has columns 16 * lane + 4 * j + element. starts[r] is for the one whose first column is of
@@ -138,4 +133,4 @@ static void down(unsigned char *to, const unsigned char *from, size_t n, const i
     }
 }
 
-const image_resize_kernel image_resize_vnni = {across, down};
+const image_resize_kernel image_resize_vnni = {ROWS, across, down};

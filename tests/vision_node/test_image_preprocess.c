@@ -190,8 +190,9 @@ static void assert_gives_the_bytes_of_plain_c(const image_resize_kernel *kernel,
         memset(vector, GUARD, sizeof vector);
         size_t row_bytes = 3 * (size_t)width;
         if (turn == 0) {
-            image_resize_generic.across(plain, image.pixels, (size_t)n_rows, (size_t)width, &axis, background);
-            kernel->across(vector, image.pixels, (size_t)n_rows, (size_t)width, &axis, background);
+            const image_resize_kernel *both[2] = {&image_resize_generic, kernel};
+            for (int k = 0; k < 2; k++)
+                image_resize_across(both[k], k ? vector : plain, image.pixels, (size_t)n_rows, (size_t)width, &axis, background);
         }
         for (int i = 0; turn == 1 && i < n_out; i++) {
             const unsigned char *from = image.pixels + (size_t)first[i] * row_bytes;
