@@ -49,6 +49,13 @@ typedef enum {
 
 #define MUST_USE __attribute__((warn_unused_result))
 
+/* Leaves the function with the status of a call that did not succeed, where there is nothing to give back. */
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        status try_status = (call);                                                                \
+        if (try_status != STATUS_OK) return try_status;                                            \
+    } while (0)
+
 /* Says out loud that a status is not looked at, and why. */
 #define IGNORE(call, why)                                                                          \
     do {                                                                                           \

@@ -2,12 +2,6 @@
 
 #include <stdlib.h>
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        status try_status = (call);                                                                \
-        if (try_status != STATUS_OK) return try_status;                                            \
-    } while (0)
-
 /* ---- room ---------------------------------------------------------------------------------------- */
 
 void adapter_room_init(adapter_room *room, ops_ctx *ctx, const model *m, ops_dtype dtype, int64_t n_elements) {

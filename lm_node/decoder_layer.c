@@ -7,12 +7,6 @@
 
 #define NAME_BYTES 128
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        status try_status = (call);                                                                \
-        if (try_status != STATUS_OK) return try_status;                                            \
-    } while (0)
-
 /* ---- sizes --------------------------------------------------------------------------------- */
 
 int64_t decoder_kv_width(const model_decoder_config *c) {

@@ -78,12 +78,6 @@ struct lm_decoder {
 
 #define NAME_BYTES 128
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        status try_status = (call);                                                                \
-        if (try_status != STATUS_OK) return try_status;                                            \
-    } while (0)
-
 /* ---- sizes --------------------------------------------------------------------------------- */
 
 /* What the widest of a layer's products makes. */

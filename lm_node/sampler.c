@@ -11,12 +11,6 @@
 
 #define TEMPERATURE_MAX 100.0f
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        status try_status = (call);                                                                \
-        if (try_status != STATUS_OK) return try_status;                                            \
-    } while (0)
-
 struct sampler {
     int n_max;
     int32_t *heap; /* [n_max] ids behind the known ones, the likeliest at 0, once the row was fetched */

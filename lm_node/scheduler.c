@@ -126,8 +126,6 @@ static void free_features(scheduler *s, prefix *p) {
 /* As they are handed over, each image to a place of its own. */
 static status keep_features(scheduler *s, prefix *p, const unsigned char *features, err *e) {
     const size_t image_bytes = (size_t)s->image_tokens * s->feature_row_bytes;
-    p->features = calloc((size_t)p->n_images, sizeof *p->features);
-    if (!p->features) return fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
     for (int i = 0; i < p->n_images; i++) {
         p->features[i] = image_memory_take(s->images, e);
         if (!p->features[i]) return e->code;
@@ -150,21 +148,22 @@ static void free_prefix(scheduler *s, prefix *p) {
 
 static status make_prefix(scheduler *s, prefix **made, const scheduler_question *q, int n_ids, bool is_long, err *e) {
     prefix *p = calloc(1, sizeof *p);
-    if (!p) return fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
+    if (p) {
+        p->n_images = count_images(q->ids, n_ids);
+        p->ids = malloc((size_t)n_ids * sizeof *p->ids);
+        p->features = calloc((size_t)p->n_images, sizeof *p->features);
+    }
+    bool has_memory = p && p->ids && p->features;
+    status st = has_memory ? keep_features(s, p, q->features, e) : fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
+    if (st != STATUS_OK) {
+        if (p) free_prefix(s, p);
+        return st;
+    }
     p->image = q->image;
     p->adapter = q->adapter;
     p->is_long = is_long;
     p->n_ids = n_ids;
     p->n_tokens = (int)count_tokens(s, q->ids, n_ids);
-    p->n_images = count_images(q->ids, n_ids);
-    p->ids = malloc((size_t)n_ids * sizeof *p->ids);
-    status st = p->ids ? keep_features(s, p, q->features, e) : fail(e, STATUS_NO_MEMORY, "question: no memory for its image");
-    if (st != STATUS_OK) {
-        free(p->ids);
-        free_features(s, p);
-        free(p);
-        return st;
-    }
     memcpy(p->ids, q->ids, (size_t)n_ids * sizeof *p->ids);
     p->next = s->prefixes;
     s->prefixes = p;

@@ -16,12 +16,6 @@ struct ops_ctx {
     char device_text[DEVICE_TEXT_BYTES];
 };
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        status try_status = (call);                                                                \
-        if (try_status != STATUS_OK) return try_status;                                            \
-    } while (0)
-
 /* What a device does while it records is to record. */
 static inline status rule_not_recording(const ops_ctx *ctx) { return ctx->is_recording ? STATUS_UNSUPPORTED : STATUS_OK; }
 

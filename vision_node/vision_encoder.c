@@ -60,12 +60,6 @@ struct vision_encoder {
     float *tap_hidden;
 };
 
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        status try_status = (call);                                                                \
-        if (try_status != STATUS_OK) return try_status;                                            \
-    } while (0)
-
 /* ---- opening ------------------------------------------------------------------------------- */
 
 static int64_t max_rows(const vision_encoder *v) { return (int64_t)v->max_images * v->c.n_rows; }

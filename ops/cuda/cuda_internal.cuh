@@ -76,16 +76,7 @@ typedef struct {
 
 /* The status of a CUDA call; one that failed is logged with its text. */
 MUST_USE status cuda_status(cudaError_t error, const char *call);
-#define CUDA_TRY(call)                                                 \
-    do {                                                               \
-        status try_status = cuda_status((call), #call);                \
-        if (try_status != STATUS_OK) return try_status;                \
-    } while (0)
-#define TRY(call)                                                      \
-    do {                                                               \
-        status try_status = (call);                                    \
-        if (try_status != STATUS_OK) return try_status;                \
-    } while (0)
+#define CUDA_TRY(call) TRY(cuda_status((call), #call))
 
 /* What a launcher ends with: whether its kernels could be started. */
 MUST_USE status cuda_launched(const char *kernel);

@@ -811,6 +811,32 @@ static void an_answer_is_cut_to_what_the_context_leaves(void **state) {
     close_engine(&en);
 }
 
+static void a_question_without_memory_for_its_image_is_refused_alone(void **state) {
+    (void)state;
+    enum { PLACES = 4 }; /* for features of images, opened together */
+    err e = {0};
+    engine_settings s = usual;
+    s.kv_blocks = PLACES * kv_blocks_for(model_get_config(m)->tower.n_tokens);
+    engine en = open_engine(s);
+    record *records = new_records();
+    ask a = question_on(0, 1, 4, 3);
+    for (int i = 0; i <= PLACES; i++) {
+        scheduler_question q = question_of(&a, records, i);
+        q.image.sha256[2] = (unsigned char)i; /* an image of its own */
+        if (i == PLACES && strstr(ops_device_text(en.ctx), "emulated")) {
+            assert_int_equal(setenv("EMULATED_CUDA_NO_HOST_MEMORY", "1", 1), 0);
+            assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_NO_MEMORY);
+            assert_int_equal(unsetenv("EMULATED_CUDA_NO_HOST_MEMORY"), 0);
+            assert_non_null(strstr(e.text, "host memory"));
+        }
+        assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
+    }
+    run_to_end(&en);
+    for (int i = 0; i <= PLACES; i++) assert_true(records[i].is_finished && records[i].reason != SCHEDULER_ERROR);
+    close_engine(&en);
+    free(records);
+}
+
 static void hostile_prompts_are_refused_and_named(void **state) {
     (void)state;
     engine en = open_engine(usual);
@@ -992,6 +1018,7 @@ int main(void) {
         cmocka_unit_test(a_prompt_in_pieces_takes_no_step_more_than_its_rows_need),
     };
     const struct CMUnitTest device[] = {
+        cmocka_unit_test(a_question_without_memory_for_its_image_is_refused_alone),
         cmocka_unit_test(a_question_is_answered_as_by_transformers),
         cmocka_unit_test(the_company_of_others_changes_no_byte),
         cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),

@@ -222,6 +222,7 @@ static bool is_pinned(const void *host, size_t bytes) {
 }
 
 cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned) {
+    if (getenv("EMULATED_CUDA_NO_HOST_MEMORY")) return emulated_fails(cudaErrorMemoryAllocation);
     cudaError_t error = cudaMalloc(data, bytes);
     if (error != cudaSuccess) return error;
     std::lock_guard<std::mutex> held(pinned_lock);
