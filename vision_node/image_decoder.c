@@ -93,6 +93,14 @@ static void slot_deinit(decoder_slot *slot) {
 
 typedef enum { HEARD_ANSWER, HEARD_DEATH, HEARD_NOTHING, HEARD_END } heard;
 
+static heard note_death(image_decoder *d, ssize_t n_received, const image_death *death) {
+    if (n_received == 0) return HEARD_END; /* the supervisor is gone */
+    if (n_received != (ssize_t)sizeof *death) return HEARD_NOTHING;
+    if (death->kind == IMAGE_DEATH_LAST) return HEARD_END;
+    atomic_fetch_add(&d->n_replaced, 1);
+    return HEARD_DEATH;
+}
+
 /* Waits until something about request seq is heard, or the deadline. A death that was reported
  * together with an answer loses: the answer was sent first. */
 static heard listen_for(image_decoder *d, decoder_slot *slot, uint64_t seq, int64_t deadline_us,
@@ -106,14 +114,26 @@ static heard listen_for(image_decoder *d, decoder_slot *slot, uint64_t seq, int6
         if (n_ready < 0) continue; /* only EINTR can happen here */
         ssize_t n = recv(slot->work_fd, answer, sizeof *answer, MSG_DONTWAIT);
         if (n == (ssize_t)sizeof *answer && answer->seq == seq) return HEARD_ANSWER;
-        if (n >= 0 && n != 0) continue;
-        n = recv(slot->control_fd, death, sizeof *death, MSG_DONTWAIT);
-        if (n == 0) return HEARD_END;
-        if (n != (ssize_t)sizeof *death) continue;
-        if (death->seq == IMAGE_WORKER_NEVER_SEQ) return HEARD_END;
-        atomic_fetch_add(&d->n_replaced, 1);
-        if (death->seq == seq) return HEARD_DEATH;
+        if (n > 0) continue;
+        heard what = note_death(d, recv(slot->control_fd, death, sizeof *death, MSG_DONTWAIT), death);
+        if (what == HEARD_END || (what == HEARD_DEATH && death->seq == seq)) return what;
     }
+}
+
+/* Has the worker of a slot killed, and waits until it is dead. False: the slot is of no more use. */
+static bool kill_worker(image_decoder *d, decoder_slot *slot) {
+    const char kill_it = IMAGE_WORKER_KILL;
+    int64_t deadline_us = clock_now_us() + KILL_MS * CLOCK_MS_US, left_us;
+    if (send(slot->control_fd, &kill_it, 1, MSG_NOSIGNAL) != 1) return false;
+    while ((left_us = deadline_us - clock_now_us()) > 0) {
+        image_death death;
+        struct pollfd control = {.fd = slot->control_fd, .events = POLLIN};
+        if (poll(&control, 1, (int)((left_us + 999) / 1000)) <= 0) continue;
+        heard what = note_death(d, recv(slot->control_fd, &death, sizeof death, MSG_DONTWAIT), &death);
+        if (what == HEARD_END) return false;
+        if (what == HEARD_DEATH && death.kind == IMAGE_DEATH_ORDERED) return true;
+    }
+    return false;
 }
 
 static status wait_until_ready(image_decoder *d, err *e) {
@@ -281,20 +301,6 @@ static status use_answer(const decoder_slot *slot, unsigned char *pixels, image_
     return STATUS_OK;
 }
 
-static status give_up(image_decoder *d, decoder_slot *slot, bool *has_failed, err *e) {
-    image_answer answer;
-    image_death death;
-    const char kill_it = IMAGE_WORKER_KILL;
-    int64_t deadline_us = clock_now_us() + KILL_MS * CLOCK_MS_US;
-    *has_failed = send(slot->control_fd, &kill_it, 1, MSG_NOSIGNAL) != 1;
-    /* An answer that comes now is too late; its worker is killed all the same. */
-    heard what = HEARD_ANSWER;
-    while (!*has_failed && what == HEARD_ANSWER)
-        what = listen_for(d, slot, slot->seq, deadline_us, &answer, &death);
-    if (what != HEARD_DEATH) *has_failed = true;
-    return fail(e, STATUS_IMAGE_UNDECODABLE, "decoding took longer than %d ms", d->limits.wall_ms);
-}
-
 static status converse(image_decoder *d, decoder_slot *slot, unsigned char *pixels, image_info *info,
                        const image_request *request, bool *has_failed, err *e) {
     int64_t deadline_us = clock_now_us() + d->limits.wall_ms * CLOCK_MS_US;
@@ -307,7 +313,9 @@ static status converse(image_decoder *d, decoder_slot *slot, unsigned char *pixe
     switch (listen_for(d, slot, request->seq, deadline_us, &answer, &death)) {
     case HEARD_ANSWER: return use_answer(slot, pixels, info, &answer, &request->config, e);
     case HEARD_DEATH: return explain_death(&death, e);
-    case HEARD_NOTHING: return give_up(d, slot, has_failed, e);
+    case HEARD_NOTHING:
+        *has_failed = !kill_worker(d, slot); /* an answer that comes now is too late */
+        return fail(e, STATUS_IMAGE_UNDECODABLE, "decoding took longer than %d ms", d->limits.wall_ms);
     case HEARD_END: break;
     }
     *has_failed = true;

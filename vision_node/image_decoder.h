@@ -63,8 +63,8 @@ void image_decoder_close(image_decoder **d); /* NULL inside is fine */
  *
  * pixels [config->size, size, 3], written on success only. info may be NULL.
  * Errors: those of the three, and IMAGE_UNDECODABLE when the worker died (naming the signal) or took
- * longer than wall_ms, and UNAVAILABLE when workers cannot be started any more. After any error the
- * next image works, except after UNAVAILABLE, which stays.
+ * longer than wall_ms, and UNAVAILABLE when the worker that had the image cannot be started any more, or none
+ * can. After any other error the next image works.
  * Cost: two copies (file in, pixels out) and two messages, about 30 us, over decoding in place. */
 MUST_USE status image_decoder_run(image_decoder *d, unsigned char *pixels, image_info *info, bytes encoded,
                                   bool apply_exif, const model_preprocess_config *config, err *e);

@@ -1,10 +1,11 @@
 /* The supervisor and its workers.
  *
  * The supervisor sleeps until a worker dies, or the caller says "kill", or the caller is gone. It
- * does no decoding, keeps no state but the workers' pids, and is the only one who may wait for them,
- * so a pid it kills is always still its child. A dead worker is reported with its wait status and
+ * does no decoding, keeps no state but the workers' pids and sockets, and is the only one who may wait for
+ * them, so a pid it kills is always still its child. A dead worker is reported with its wait status and
  * the request it had taken, then replaced; one that dies before it is ready is reported and not
- * replaced, or a broken machine would fork for ever.
+ * replaced, or a broken machine would fork for ever. Who is ready is known from the worker's own word, said
+ * before it had seen an image, and not from memory that an image could make it write.
  *
  * A worker serves images until it has used RECYCLE_CPU_S of processor time, then leaves: RLIMIT_CPU
  * counts over a whole life, and this keeps room for one more image under it. */
@@ -63,7 +64,7 @@ static void reset_fatal_signals(void) {
         (void)signal(fatal[i], SIG_DFL);
 }
 
-static _Noreturn void worker_main(const image_worker_slot *slots, int n_slots, int own,
+static _Noreturn void worker_main(const image_worker_slot *slots, int n_slots, int own, int ready_fd,
                                   const image_decoder_limits *limits, pid_t supervisor) {
     const image_worker_slot *slot = &slots[own];
     (void)prctl(PR_SET_NAME, "mipha-decode");
@@ -74,17 +75,16 @@ static _Noreturn void worker_main(const image_worker_slot *slots, int n_slots, i
     reset_fatal_signals();
     for (int i = 0; i < n_slots; i++)
         if (i != own) (void)munmap(slots[i].shared, slots[i].region_bytes);
-    int keep[1] = {slot->work_fd};
+    int keep[2] = {slot->work_fd, ready_fd};
     bool is_confined = !limits->without_sandbox && image_sandbox_is_possible();
-    if (!image_sandbox_close_files(keep, 1, !is_confined)) _exit(EXIT_NOT_CONFINED);
-    uint64_t pixels_max = limits->image.pixels_max ? limits->image.pixels_max : IMAGE_PIXELS_MAX;
+    if (!image_sandbox_close_files(keep, 2, !is_confined)) _exit(EXIT_NOT_CONFINED);
     int cpu_s = RECYCLE_CPU_S + limits->wall_ms / 1000 + 2;
     if (is_confined &&
-        !image_sandbox_enter(MEMORY_FIXED_BYTES + MEMORY_BYTES_PER_PIXEL * pixels_max, cpu_s))
+        !image_sandbox_enter(MEMORY_FIXED_BYTES + MEMORY_BYTES_PER_PIXEL * limits->image.pixels_max, cpu_s))
         _exit(EXIT_NOT_CONFINED);
 
     image_answer answer = {.seq = IMAGE_WORKER_READY_SEQ};
-    atomic_store(&slot->shared->is_ready, true);
+    if (send(ready_fd, "", 1, MSG_NOSIGNAL) != 1) _exit(EXIT_CALLER_GONE);
     if (!send_answer(slot->work_fd, &answer)) _exit(EXIT_CALLER_GONE);
     while (clock() < (clock_t)RECYCLE_CPU_S * CLOCKS_PER_SEC) {
         image_request request;
@@ -101,52 +101,74 @@ static _Noreturn void worker_main(const image_worker_slot *slots, int n_slots, i
     _exit(0);
 }
 
-/* 0 when it cannot be forked. */
-static pid_t start_worker(const image_worker_slot *slots, int n_slots, int own,
-                          const image_decoder_limits *limits) {
-    pid_t supervisor = getpid();
-    atomic_store(&slots[own].shared->is_ready, false);
-    pid_t pid = fork();
-    if (pid == 0) worker_main(slots, n_slots, own, limits, supervisor);
-    return pid > 0 ? pid : 0;
-}
+typedef struct {
+    pid_t pid;    /* 0: none */
+    int ready_fd; /* one byte comes once it is confined */
+} child;
 
 typedef struct {
     image_worker_slot *slots;
     int n_slots;
     const image_decoder_limits *limits;
-    pid_t pids[IMAGE_DECODER_WORKERS_MAX]; /* 0: none */
+    child workers[IMAGE_DECODER_WORKERS_MAX];
 } supervisor;
 
-static void report_death(const image_worker_slot *slot, bool was_ready, int wait_status) {
-    image_death death = {.seq = was_ready ? atomic_load(&slot->shared->taken_seq)
-                                          : IMAGE_WORKER_NEVER_SEQ,
-                         .wait_status = wait_status};
+static void report_death(const image_worker_slot *slot, image_death_kind kind, int wait_status) {
+    image_death death = {
+        .kind = kind, .seq = atomic_load(&slot->shared->taken_seq), .wait_status = wait_status};
     (void)send(slot->control_fd, &death, sizeof death, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void start_worker(supervisor *s, int i) {
+    child *c = &s->workers[i];
+    int ready[2];
+    pid_t self = getpid();
+    c->pid = 0;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ready) == 0) {
+        c->ready_fd = ready[0];
+        c->pid = fork();
+        if (c->pid == 0) worker_main(s->slots, s->n_slots, i, ready[1], s->limits, self);
+        (void)close(ready[1]);
+        if (c->pid < 0) (void)close(ready[0]);
+    }
+    if (c->pid > 0) return;
+    c->pid = 0;
+    report_death(&s->slots[i], IMAGE_DEATH_LAST, 0);
+}
+
+/* The worker of slot i was waited for. */
+static void replace(supervisor *s, int i, image_death_kind kind, int wait_status) {
+    child *c = &s->workers[i];
+    char byte = 0;
+    bool was_ready = recv(c->ready_fd, &byte, 1, MSG_DONTWAIT) == 1;
+    (void)close(c->ready_fd);
+    c->pid = 0;
+    report_death(&s->slots[i], was_ready ? kind : IMAGE_DEATH_LAST, wait_status);
+    if (was_ready) start_worker(s, i);
 }
 
 static void replace_dead(supervisor *s) {
     int wait_status = 0;
-    for (pid_t pid; (pid = waitpid(-1, &wait_status, WNOHANG)) > 0;) {
-        for (int i = 0; i < s->n_slots; i++) {
-            if (s->pids[i] != pid) continue;
-            bool was_ready = atomic_load(&s->slots[i].shared->is_ready);
-            s->pids[i] = 0;
-            report_death(&s->slots[i], was_ready, wait_status);
-            if (!was_ready) continue;
-            s->pids[i] = start_worker(s->slots, s->n_slots, i, s->limits);
-            if (s->pids[i] == 0) report_death(&s->slots[i], false, 0);
-        }
-    }
+    for (pid_t pid; (pid = waitpid(-1, &wait_status, WNOHANG)) > 0;)
+        for (int i = 0; i < s->n_slots; i++)
+            if (s->workers[i].pid == pid) {
+                replace(s, i, IMAGE_DEATH_OWN, wait_status);
+                break;
+            }
 }
 
 /* False when the caller is gone. */
 static bool obey(supervisor *s, int i) {
     char command = 0;
+    int wait_status = 0;
+    child *c = &s->workers[i];
     ssize_t n = recv(s->slots[i].control_fd, &command, 1, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;
     if (n <= 0) return false;
-    if (command == IMAGE_WORKER_KILL && s->pids[i]) (void)kill(s->pids[i], SIGKILL);
+    if (command != IMAGE_WORKER_KILL || !c->pid) return true;
+    (void)kill(c->pid, SIGKILL);
+    while (waitpid(c->pid, &wait_status, 0) < 0 && errno == EINTR) continue;
+    replace(s, i, IMAGE_DEATH_ORDERED, wait_status);
     return true;
 }
 
@@ -179,8 +201,7 @@ _Noreturn void image_supervisor_main(image_worker_slot *slots, int n_slots,
     if (watched[0].fd < 0) _exit(EXIT_NOT_CONFINED);
     for (int i = 0; i < n_slots; i++) {
         watched[1 + i] = (struct pollfd){.fd = slots[i].control_fd, .events = POLLIN};
-        s.pids[i] = start_worker(slots, n_slots, i, limits);
-        if (s.pids[i] == 0) report_death(&slots[i], false, 0);
+        start_worker(&s, i);
     }
     for (bool has_caller = true; has_caller;) {
         if (poll(watched, (nfds_t)n_slots + 1, -1) < 0 && errno != EINTR) break;
@@ -191,7 +212,7 @@ _Noreturn void image_supervisor_main(image_worker_slot *slots, int n_slots,
             if (watched[1 + i].revents && !obey(&s, i)) has_caller = false;
     }
     for (int i = 0; i < n_slots; i++)
-        if (s.pids[i]) (void)kill(s.pids[i], SIGKILL);
+        if (s.workers[i].pid) (void)kill(s.workers[i].pid, SIGKILL);
     while (waitpid(-1, NULL, 0) > 0) continue;
     _exit(0);
 }

@@ -2,7 +2,8 @@
  *
  * A slot is one worker: a region of shared memory, a packet socket for requests and answers (caller
  * and worker), and a packet socket for control (caller and supervisor). Control carries one byte
- * "kill your worker" one way and image_death the other way; its end of file means "go away". */
+ * "kill your worker" one way and image_death the other way; its end of file means "go away". A worker has
+ * besides a socket of its own to the supervisor, and says there once that it is ready. */
 #ifndef VISION_NODE_IMAGE_WORKER_H
 #define VISION_NODE_IMAGE_WORKER_H
 
@@ -13,13 +14,11 @@
 
 #define IMAGE_WORKER_KILL      'K'
 #define IMAGE_WORKER_READY_SEQ UINT64_C(0)  /* the answer a worker gives unasked when it starts */
-#define IMAGE_WORKER_NEVER_SEQ UINT64_MAX   /* a death before it was ready: no other is started */
 
-/* Start of the shared region. The worker can write anything here; the caller believes nothing in it
- * but uses the supervisor's copy of taken_seq to tell an old death from a new one. */
+/* Start of the shared region. A worker that an image took over can write anything here: it can make its own
+ * image wait for its whole time, and nothing else. */
 typedef struct {
-    _Atomic uint64_t taken_seq; /* request the worker took last */
-    _Atomic bool is_ready;      /* set by a worker once it is confined, cleared by the supervisor */
+    _Atomic uint64_t taken_seq; /* request the worker took last, to tell an old death from a new one */
 } image_shared;
 
 typedef struct {
@@ -36,8 +35,15 @@ typedef struct {
     char text[ERR_TEXT_BYTES];
 } image_answer;
 
+typedef enum {
+    IMAGE_DEATH_OWN,     /* of itself, and another worker is started */
+    IMAGE_DEATH_ORDERED, /* the answer to a "kill": nobody but the caller touches the region now */
+    IMAGE_DEATH_LAST     /* before it was ready, or none could be started: the slot has no worker any more */
+} image_death_kind;
+
 typedef struct {
-    uint64_t seq; /* what the worker had taken last */
+    image_death_kind kind;
+    uint64_t seq; /* what the worker says it had taken last */
     int wait_status;
 } image_death;
 

@@ -17,17 +17,24 @@
 #include "vision_node/image_decoder.h"
 #include "vision_node/image_preprocess.h"
 #include "vision_node/image_sandbox.h"
+#include "vision_node/image_worker.h"
 
 #define SIZE       32
 #define N_PIXEL_BYTES   (3 * SIZE * SIZE)
 #define WALL_MS    1500
 #define WAIT_MS    20000
 #define GOOD       "jpeg_420_q92.jpg"
+#define TAKEN_OVER_FILL_AT 10
 
 /* ---- misbehaviour, by the first bytes of the "image" ------------------------------------------- */
 
 static bool starts_with(bytes b, const char *word) {
     return b.len_bytes >= strlen(word) && memcmp(b.data, word, strlen(word)) == 0;
+}
+
+/* What a worker shares with its caller starts a page before its image. */
+static volatile unsigned char *own_region(bytes encoded) {
+    return (volatile unsigned char *)(uintptr_t)encoded.data - 65536;
 }
 
 /* Runs inside the worker. */
@@ -39,6 +46,10 @@ static void misbehave(bytes encoded) {
     }
     if (starts_with(encoded, "ABORT")) abort();
     if (starts_with(encoded, "LEAVE")) _exit(5);
+    if (starts_with(encoded, "TAKEN OVER")) { /* all that a worker can write that is not the image, and the way out */
+        for (size_t at = 0; at < sizeof(image_shared); at++) own_region(encoded)[at] = encoded.data[TAKEN_OVER_FILL_AT];
+        _exit(0);
+    }
     if (starts_with(encoded, "HANG"))
         for (volatile unsigned i = 0;; i++) continue;
     if (starts_with(encoded, "OPEN")) (void)open("/etc/passwd", O_RDONLY);
@@ -160,6 +171,21 @@ static void a_worker_that_dies_costs_one_image_its_answer_and_is_replaced(void *
             fail_msg("%s: %s", deaths[k].what, e.text);
         expects_good(d);
         assert_int_equal(image_decoder_n_replaced(d), i + 1);
+    }
+    image_decoder_close(&d);
+}
+
+static void a_worker_that_is_taken_over_costs_one_image_whatever_it_writes(void **state) {
+    (void)state;
+    static const unsigned char fills[] = {0xff, 0, 1, 0xff};
+    image_decoder *d = open_decoder(1);
+    for (size_t i = 0; i < sizeof fills; i++) {
+        unsigned char image[] = "TAKEN OVER?", pixels[N_PIXEL_BYTES];
+        image[TAKEN_OVER_FILL_AT] = fills[i];
+        err e;
+        assert_int_equal(decode(d, pixels, (bytes){image, sizeof image}, &e), STATUS_IMAGE_UNDECODABLE);
+        assert_non_null(strstr(e.text, "longer than 1500 ms"));
+        expects_good(d);
     }
     image_decoder_close(&d);
 }
@@ -348,6 +374,7 @@ int main(void) {
         cmocka_unit_test(every_file_gives_the_bytes_and_the_refusals_of_decoding_in_place),
         cmocka_unit_test(an_image_of_thirty_thousand_by_thirty_thousand_is_refused_with_both_numbers),
         cmocka_unit_test(a_worker_that_dies_costs_one_image_its_answer_and_is_replaced),
+        cmocka_unit_test(a_worker_that_is_taken_over_costs_one_image_whatever_it_writes),
         cmocka_unit_test(a_worker_that_hangs_is_killed_when_its_time_is_over),
         cmocka_unit_test(the_sandbox_forbids_files_network_processes_signals_and_code),
         cmocka_unit_test(many_callers_share_few_workers_and_crashes_hit_only_their_own_image),
