@@ -26,3 +26,7 @@ int status_from_code(const char *code) {
         if (strcmp(rows[i].code, code) == 0) return i;
     return -1;
 }
+
+bool status_is_of_machine(status code) {
+    return code == STATUS_NO_MEMORY || code == STATUS_IO || code == STATUS_UNAVAILABLE || code == STATUS_DEVICE;
+}

@@ -8,6 +8,8 @@
 #ifndef BASE_STATUS_H
 #define BASE_STATUS_H
 
+#include <stdbool.h>
+
 /*    name                number code                   text */
 #define STATUS_LIST(X)                                                                             \
     X(OK,                  0, "ok",                    "success")                                  \
@@ -75,6 +77,10 @@ const char *status_text(int number);
 
 /* Number of a code, or -1. */
 int status_from_code(const char *code);
+
+/* Whether the machine was at fault (NO_MEMORY, IO, UNAVAILABLE, DEVICE): the same work may succeed on another. Any
+ * other failure is the work's own, and the same everywhere. */
+bool status_is_of_machine(status code);
 
 #ifdef __cplusplus
 }

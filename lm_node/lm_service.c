@@ -2,7 +2,8 @@
  *
  * The features of images are only fetched when their prefix is not resident: from the cache, or from the
  * job itself when the cache was away. A miss is told to the broker, which has the image encoded again: it
- * is nobody's fault. */
+ * is nobody's fault. Where the machine fails a question (memory, the device), its whole job is given back to the
+ * broker for another node; any other failure of a question is its answer. */
 #include "lm_node/lm_service.h"
 
 #include <stdlib.h>
@@ -24,7 +25,9 @@ typedef struct {
     int32_t *token_ids;
     size_t n_tokens;
     answer_logprob *logprobs; /* NULL unless wanted */
-    tokenizer_stream *stream;
+    int32_t *top_ids;         /* the alternatives that they name */
+    float *top_logprobs;
+    tokenizer_stream *stream; /* closed where a stop string ended the text */
     buf text;                 /* everything decoded so far */
     size_t n_streamed;        /* bytes of it that were sent */
     size_t n_tokens_streamed;
@@ -49,6 +52,7 @@ typedef struct service_job {
     scheduler_image image; /* all of them, when there are any */
     int32_t stop_id; /* ends an answer besides the tokenizer's own end; -1: nothing does */
     size_t n_unfinished;
+    err failure; /* of the machine, at any question: the whole job is another node's then; code OK: none */
     int64_t started_us;
 } service_job;
 
@@ -73,10 +77,8 @@ static void free_service_job(lm_service *s, service_job *j) {
         }
     for (size_t i = 0; j->questions && i < j->request.n_questions; i++) {
         question_state *q = &j->questions[i];
-        for (size_t k = 0; q->logprobs && k < q->n_tokens; k++) {
-            free((void *)(uintptr_t)q->logprobs[k].top_ids);
-            free((void *)(uintptr_t)q->logprobs[k].top_logprobs);
-        }
+        free(q->top_ids);
+        free(q->top_logprobs);
         free(q->logprobs);
         free(q->token_ids);
         tokenizer_stream_close(&q->stream);
@@ -86,6 +88,12 @@ static void free_service_job(lm_service *s, service_job *j) {
     request_memory_clear(&j->memory);
     if (j->work) job_free(&j->work);
     free(j);
+}
+
+static void fail_job(lm_service *s, service_job *j, status code, const char *text) {
+    scheduler_cancel(s->scheduler, j);
+    worker_answer_failed(s->worker, &j->work, code, text);
+    free_service_job(s, j);
 }
 
 static bool is_space(unsigned char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -131,13 +139,12 @@ static void finish_job(lm_service *s, service_job *j) {
     if (outcome_encode(&o, &body) == STATUS_OK) {
         message m = {.kind = MESSAGE_GENERATED, .body = {body.data, body.len_bytes}};
         worker_answer(s->worker, &j->work, &m, NULL);
+        free_service_job(s, j);
     } else {
-        worker_answer_failed(s->worker, &j->work, STATUS_TOO_LARGE,
-                             "the answers are too large for one message; ask for fewer log-probabilities",
-                             false);
+        fail_job(s, j, STATUS_TOO_LARGE,
+                 "the answers are too large for one message; ask for fewer log-probabilities");
     }
     buf_deinit(&body);
-    free_service_job(s, j);
 }
 
 /* ---- tokens to text ----------------------------------------------------------------------------- */
@@ -161,11 +168,12 @@ static void stream_text(lm_service *s, service_job *j, int question_idx) {
     q->n_streamed = q->text.len_bytes;
 }
 
-static void keep_logprob(question_state *q, const sampled_token *t) {
+/* room: alternatives that there is memory for at each token. */
+static void keep_logprob(question_state *q, size_t room, const sampled_token *t) {
     size_t n = (size_t)t->n_top;
-    int32_t *ids = malloc((n + 1) * sizeof *ids);
-    float *values = malloc((n + 1) * sizeof *values);
-    CHECK(ids && values, "memory for a token's alternatives");
+    CHECK(n <= room, "no more alternatives come than were asked for");
+    int32_t *ids = q->top_ids + q->n_tokens * room;
+    float *values = q->top_logprobs + q->n_tokens * room;
     for (size_t i = 0; i < n; i++) {
         ids[i] = t->top[i].id;
         values[i] = t->top[i].logprob;
@@ -191,11 +199,14 @@ static bool on_token(void *user, int question_idx, const sampled_token *t) {
     lm_service *s = j->service;
     question_state *q = &j->questions[question_idx];
     if (q->n_tokens == 0) q->first_token_us = clock_now_us();
-    if (q->logprobs) keep_logprob(q, t);
+    if (q->logprobs) keep_logprob(q, j->request.sampling.n_logprobs, t);
     q->token_ids[q->n_tokens++] = t->id;
     if (t->id == j->stop_id) return true;
     if (tokenizer_stream_push(q->stream, t->id, &q->text) != STATUS_OK) return true;
-    if (cut_at_stop(&j->request.sampling, &q->text)) return true;
+    if (cut_at_stop(&j->request.sampling, &q->text)) {
+        tokenizer_stream_close(&q->stream); /* what it holds back stands behind the cut */
+        return true;
+    }
     /* With stop strings the text may still be cut back, so it is held until the answer is finished. */
     if (j->request.sampling.n_stop == 0) stream_text(s, j, question_idx);
     return false;
@@ -211,11 +222,13 @@ static void on_finished(void *user, int question_idx, scheduler_finish reason, b
     q->finish = reason == SCHEDULER_STOP     ? ANSWER_STOP
                 : reason == SCHEDULER_LENGTH ? ANSWER_LENGTH
                                              : ANSWER_ERROR;
-    if (why) q->why = *why;
-    bool was_cut = reason == SCHEDULER_STOP && cut_at_stop(&j->request.sampling, &q->text);
-    if (!was_cut) IGNORE(tokenizer_stream_flush(q->stream, &q->text), "the text is at its limit");
-    stream_text(j->service, j, question_idx);
     j->n_unfinished--;
+    if (why) q->why = *why;
+    if (why && status_is_of_machine(why->code)) j->failure = *why;
+    if (reason == SCHEDULER_ERROR) return;
+    if (q->stream) IGNORE(tokenizer_stream_flush(q->stream, &q->text), "the text is at its limit");
+    if (cut_at_stop(&j->request.sampling, &q->text)) q->finish = ANSWER_STOP;
+    stream_text(j->service, j, question_idx);
 }
 
 /* ---- starting ------------------------------------------------------------------------------------ */
@@ -234,9 +247,15 @@ static status open_question(service_job *j, size_t i, err *e) {
     question_state *q = &j->questions[i];
     buf_init(&q->text, ANSWER_BYTES_MAX);
     q->token_ids = calloc(sampling->max_new_tokens, sizeof *q->token_ids);
-    if (sampling->want_logprobs) q->logprobs = calloc(sampling->max_new_tokens, sizeof *q->logprobs);
-    if (!q->token_ids || (sampling->want_logprobs && !q->logprobs) ||
-        tokenizer_stream_open(&q->stream, model_get_tokenizer(j->service->parts.model)) != STATUS_OK)
+    bool has_memory = q->token_ids != NULL;
+    if (sampling->want_logprobs) {
+        size_t n = (size_t)sampling->max_new_tokens * sampling->n_logprobs + 1;
+        q->logprobs = calloc(sampling->max_new_tokens, sizeof *q->logprobs);
+        q->top_ids = calloc(n, sizeof *q->top_ids);
+        q->top_logprobs = calloc(n, sizeof *q->top_logprobs);
+        has_memory = has_memory && q->logprobs && q->top_ids && q->top_logprobs;
+    }
+    if (!has_memory || tokenizer_stream_open(&q->stream, model_get_tokenizer(j->service->parts.model)) != STATUS_OK)
         return fail(e, STATUS_NO_MEMORY, "question: no memory for an answer of %u tokens",
                     sampling->max_new_tokens);
     return STATUS_OK;
@@ -354,6 +373,10 @@ static void start_job(lm_service *s, service_job *j) {
             free_service_job(s, j);
             return;
         }
+        if (status_is_of_machine(st)) {
+            fail_job(s, j, st, e.text);
+            return;
+        }
         if (st != STATUS_OK) question_refused(j, i, &e);
     }
     wire_payload_close(&j->work->wire.payload); /* what was handed over is with the scheduler now */
@@ -400,7 +423,10 @@ static status note_images(service_job *j, err *e) {
 static void service_start(void *self, job *work) {
     lm_service *s = self;
     service_job *j = calloc(1, sizeof *j);
-    CHECK(j, "memory for a job the broker had credit to send");
+    if (!j) {
+        worker_answer_failed(s->worker, &work, STATUS_NO_MEMORY, "job: no memory");
+        return;
+    }
     j->service = s;
     j->work = work;
     j->started_us = clock_now_us();
@@ -416,9 +442,7 @@ static void service_start(void *self, job *work) {
         if (!j->questions) st = fail(&e, STATUS_NO_MEMORY, "job: no memory");
     }
     if (st != STATUS_OK) {
-        j->request.n_questions = 0;
-        worker_answer_failed(s->worker, &j->work, st, e.text, st == STATUS_NO_MEMORY);
-        free_service_job(s, j);
+        fail_job(s, j, st, e.text);
         return;
     }
     j->n_unfinished = j->request.n_questions;
@@ -444,7 +468,8 @@ static bool service_step(void *self) {
     bool has_more = scheduler_step(s->scheduler);
     for (service_job *j = s->jobs, *next; j; j = next) {
         next = j->next;
-        if (j->n_unfinished == 0) finish_job(s, j);
+        if (j->failure.code != STATUS_OK) fail_job(s, j, j->failure.code, j->failure.text);
+        else if (j->n_unfinished == 0) finish_job(s, j);
     }
     return has_more;
 }

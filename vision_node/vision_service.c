@@ -72,11 +72,8 @@ static void let_task_go(vision_service *s, task *t) {
 }
 
 static void fail_task(vision_service *s, task *t, status code, const char *text) {
-    /* The same bytes will fail the same way on any node, unless the machine was at fault. */
-    bool is_retryable = code == STATUS_NO_MEMORY || code == STATUS_UNAVAILABLE || code == STATUS_DEVICE ||
-                        code == STATUS_IO;
     s->counts.failed++;
-    worker_answer_failed(s->worker, &t->work, code, text, is_retryable);
+    worker_answer_failed(s->worker, &t->work, code, text);
     let_task_go(s, t);
 }
 
@@ -346,7 +343,7 @@ static void service_start(void *self, job *j) {
     vision_service *s = self;
     task *t = task_open(j);
     if (!t) {
-        worker_answer_failed(s->worker, &j, STATUS_NO_MEMORY, "encode: no memory", true);
+        worker_answer_failed(s->worker, &j, STATUS_NO_MEMORY, "encode: no memory");
         return;
     }
     t->owner = s;

@@ -188,12 +188,15 @@ void worker_answer(worker *w, job **moved, message *m, wire_payload *payload) {
     job_free(moved);
 }
 
-void worker_answer_failed(worker *w, job **moved, status code, const char *text,
-                          bool is_retryable) {
+void worker_answer_failed(worker *w, job **moved, status code, const char *text) {
     CHECK(code != STATUS_OK, "a failure has a reason");
+    if (code == STATUS_DEVICE && w->settings.supervised) {
+        log_error("device_failed", "reason=\"%s\"", text);
+        abort();
+    }
     message m = {.kind = MESSAGE_FAILED,
                  .code = (uint32_t)code,
-                 .flags = is_retryable ? MESSAGE_FLAG_RETRYABLE : 0,
+                 .flags = status_is_of_machine(code) ? MESSAGE_FLAG_RETRYABLE : 0,
                  .text = text};
     worker_answer(w, moved, &m, NULL);
 }

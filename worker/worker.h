@@ -73,8 +73,10 @@ void worker_close(worker **w);
  * NULL: there is none. Computing thread. */
 void worker_answer(worker *w, job **moved, message *m, wire_payload *payload);
 
-/* A FAILED answer from a status and its text. */
-void worker_answer_failed(worker *w, job **moved, status code, const char *text, bool is_retryable);
+/* A FAILED answer from a status and its text; the broker tries again elsewhere when it is status_is_of_machine.
+ * DEVICE is no answer under a supervisor: a device that failed stays so for its process, which dies here instead of
+ * failing whatever comes; the next one opens the device anew, and the broker hears what this one had in hand. */
+void worker_answer_failed(worker *w, job **moved, status code, const char *text);
 
 /* Frees a cancelled job without an answer. Computing thread. */
 void worker_forget(worker *w, job **moved);

@@ -182,34 +182,14 @@ typedef struct {
     model *m;
     image_decoder *decoder;
     vision_service *service;
-    void *context;
-    wire_socket *socket; /* the broker's */
-    wire_peer node;
-    worker *w;
-    pthread_t thread;
-    bool is_running;
+    played_broker broker;
 } stage;
 
-static void *worker_main(void *arg) {
-    stage *s = arg;
-    err e;
-    if (worker_run(s->w, &e) != STATUS_OK) print_error("%s\n", e.text);
-    return NULL;
-}
-
-static void expect(stage *s, message_kind kind, wire_message *in) {
-    int64_t until_us = clock_now_us() + WAIT_MS * CLOCK_MS_US;
-    while (played_broker_receive(s->socket, &s->node, in, until_us)) {
-        if (in->in.m.kind == kind) return;
-        if (in->in.m.kind == MESSAGE_FAILED) fail_msg("item %d failed: %s", in->in.m.item.bytes[0], in->in.m.text);
-        wire_message_clear(in);
-    }
-    fail_msg("no %s came", message_kind_name((int)kind));
-}
+static void expect(stage *s, message_kind kind, wire_message *in) { played_broker_expect(&s->broker, kind, in); }
 
 static void say(stage *s, const message *m, const wire_payload *payload) {
     messages_order();
-    assert_int_equal(wire_send(s->socket, &s->node, m, payload), STATUS_OK);
+    played_broker_say(&s->broker, m, payload);
 }
 
 static stage *open_stage(int n_decoders) {
@@ -227,37 +207,26 @@ static stage *open_stage(int n_decoders) {
     vision_service_parts parts = {s->m, &the_cache, &the_cache, s->decoder};
     if (vision_service_open(&s->service, &parts, &wishes, &e) != STATUS_OK) fail_msg("%s", e.text);
 
-    s->context = wire_context_open();
-    assert_int_equal(wire_bind(&s->socket, s->context, "tcp://127.0.0.1:*", &e), STATUS_OK);
+    played_broker_open(&s->broker);
     worker_settings settings = {.name = "node", .role = MESSAGE_ROLE_VISION, .slots = 64, .slot_bytes = 1 << 30,
                                 .drain_ms = 0};
     worker_handler handler = vision_service_handler(s->service);
-    assert_int_equal(worker_open(&s->w, s->context, wire_endpoint(s->socket), &settings, &handler, &e), STATUS_OK);
-    vision_service_attach(s->service, s->w);
-    assert_int_equal(pthread_create(&s->thread, NULL, worker_main, s), 0);
-    s->is_running = true;
-    wire_message in;
-    expect(s, MESSAGE_NODE_HELLO, &in);
-    wire_message_clear(&in);
-    message welcome = {.kind = MESSAGE_WELCOME, .heartbeat_ms = 20000};
-    say(s, &welcome, NULL);
-    expect(s, MESSAGE_CREDIT, &in);
-    wire_message_clear(&in);
+    played_broker_employ(&s->broker, &settings, &handler);
+    vision_service_attach(s->service, s->broker.w);
+    played_broker_run(&s->broker);
+    played_broker_welcome(&s->broker, 20000);
     return s;
 }
 
 static void end_worker(stage *s) {
-    worker_stop(s->w);
-    if (s->is_running) assert_int_equal(pthread_join(s->thread, NULL), 0);
-    s->is_running = false;
+    played_broker_dismiss(&s->broker);
+    if (s->broker.result != STATUS_OK) print_error("%s\n", s->broker.why.text);
 }
 
 static void close_stage(stage *s) {
     end_worker(s);
     vision_service_close(&s->service);
-    worker_close(&s->w);
-    wire_close(&s->socket);
-    wire_context_close(&s->context);
+    played_broker_close(&s->broker);
     image_decoder_close(&s->decoder);
     model_close(&s->m);
     golden_close(&s->g);

@@ -2,10 +2,11 @@
 #include "tests/support/support.h"
 
 #include <poll.h>
-#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <zmq.h>
 
 #include "base/clock.h"
@@ -56,37 +57,21 @@ static size_t engine_metrics(void *self, metric *out, size_t max) {
 }
 
 typedef struct {
-    void *context;
-    wire_socket *socket; /* the broker's */
-    wire_peer node;
+    played_broker broker;
     fake_engine engine;
-    worker *w;
-    pthread_t thread;
-    status result;
-    err why;
 } stage;
-
-static void *worker_main(void *arg) {
-    stage *s = arg;
-    s->result = worker_run(s->w, &s->why);
-    return NULL;
-}
 
 static int set_up(void **state) {
     stage *s = calloc(1, sizeof *s);
-    err e;
-    s->context = wire_context_open();
-    assert_int_equal(wire_bind(&s->socket, s->context, "tcp://127.0.0.1:*", &e), STATUS_OK);
+    played_broker_open(&s->broker);
     worker_settings settings = {.name = "node", .role = MESSAGE_ROLE_LM, .slots = 4,
                                 .slot_bytes = 1000, .drain_ms = 100};
     memset(settings.tower_fingerprint, 7, HASH_SHA256_BYTES);
     memset(settings.model_fingerprint, 8, HASH_SHA256_BYTES);
     worker_handler handler = {&s->engine, engine_start, engine_cancel, engine_step, engine_metrics};
-    assert_int_equal(
-        worker_open(&s->w, s->context, wire_endpoint(s->socket), &settings, &handler, &e),
-        STATUS_OK);
-    s->engine.w = s->w;
-    assert_int_equal(pthread_create(&s->thread, NULL, worker_main, s), 0);
+    played_broker_employ(&s->broker, &settings, &handler);
+    s->engine.w = s->broker.w;
+    played_broker_run(&s->broker);
     *state = s;
     return 0;
 }
@@ -94,44 +79,22 @@ static int set_up(void **state) {
 static int tear_down(void **state) {
     stage *s = *state;
     atomic_store(&s->engine.is_stuck, false);
-    worker_stop(s->w);
-    (void)pthread_join(s->thread, NULL);
+    played_broker_dismiss(&s->broker);
     for (int i = 0; i < s->engine.n_held; i++) job_free(&s->engine.held[i]);
-    worker_close(&s->w);
-    wire_close(&s->socket);
-    wire_context_close(&s->context);
+    played_broker_close(&s->broker);
     free(s);
     return 0;
 }
 
 static bool next_of(stage *s, message_kind kind, wire_message *in, int timeout_ms) {
-    int64_t until_us = clock_now_us() + timeout_ms * CLOCK_MS_US;
-    while (played_broker_receive(s->socket, &s->node, in, until_us)) {
-        if (in->in.m.kind == kind) return true;
-        wire_message_clear(in);
-    }
-    return false;
+    return played_broker_next(&s->broker, kind, in, timeout_ms);
 }
 
-static void expect(stage *s, message_kind kind, wire_message *in) {
-    if (!next_of(s, kind, in, WAIT_MS)) fail_msg("no %s came", message_kind_name((int)kind));
-}
+static void expect(stage *s, message_kind kind, wire_message *in) { played_broker_expect(&s->broker, kind, in); }
 
-static void expect_and_drop(stage *s, message_kind kind) {
-    wire_message in;
-    expect(s, kind, &in);
-    wire_message_clear(&in);
-}
+static void say(stage *s, message m) { played_broker_say(&s->broker, &m, NULL); }
 
-static void say(stage *s, message m) {
-    assert_int_equal(wire_send(s->socket, &s->node, &m, NULL), STATUS_OK);
-}
-
-static void welcome(stage *s) {
-    expect_and_drop(s, MESSAGE_NODE_HELLO);
-    say(s, (message){.kind = MESSAGE_WELCOME, .heartbeat_ms = 100});
-    expect_and_drop(s, MESSAGE_CREDIT);
-}
+static void welcome(stage *s) { played_broker_welcome(&s->broker, 100); }
 
 static message work(uint8_t id, uint32_t attempt) {
     message m = {.kind = MESSAGE_GENERATE, .has_item = true, .attempt = attempt,
@@ -254,28 +217,69 @@ static void a_silent_broker_is_dialled_again_with_the_same_incarnation_and_uncon
     uint64_t incarnation = in.in.m.incarnation;
     wire_message_clear(&in);
     say(s, (message){.kind = MESSAGE_WELCOME, .heartbeat_ms = 50});
-    expect_and_drop(s, MESSAGE_CREDIT);
+    expect(s, MESSAGE_CREDIT, NULL);
     say(s, work(5, 1));
     atomic_store(&s->engine.n_to_answer, 1);
-    expect_and_drop(s, MESSAGE_GENERATED);
-    wire_peer before = s->node;
+    expect(s, MESSAGE_GENERATED, NULL);
+    wire_peer before = s->broker.node;
     /* Not a word for three heartbeats: the node hangs up and comes back over a new connection. */
     expect(s, MESSAGE_NODE_HELLO, &in);
     assert_true(in.in.m.incarnation == incarnation);
     assert_memory_not_equal(&before, &in.from, sizeof before);
     wire_message_clear(&in);
     say(s, (message){.kind = MESSAGE_WELCOME, .heartbeat_ms = 50});
-    expect_and_drop(s, MESSAGE_GENERATED);
+    expect(s, MESSAGE_GENERATED, NULL);
+}
+
+static void start_on_failing_device(void *self, job *j) {
+    fake_engine *f = self;
+    worker_answer_failed(f->w, &j, STATUS_DEVICE, "an illegal address was encountered");
+}
+
+/* A node as a program: the engine dies in a process of its own. */
+static int failing_node(supervisor_child *c, void *endpoint) {
+    struct rlimit no_core = {0};
+    (void)setrlimit(RLIMIT_CORE, &no_core);
+    fake_engine engine = {0};
+    worker_settings settings = {.name = "node", .role = MESSAGE_ROLE_LM, .slots = 1, .supervised = c};
+    worker_handler handler = {&engine, start_on_failing_device, engine_cancel, engine_step, engine_metrics};
+    void *context = wire_context_open();
+    err e;
+    if (worker_open(&engine.w, context, endpoint, &settings, &handler, &e) != STATUS_OK) return 9;
+    return worker_run(engine.w, &e) == STATUS_OK ? 0 : 9;
+}
+
+static int run_failing_node(void *endpoint) { return supervisor_run(failing_node, endpoint); }
+
+static void an_engine_whose_device_failed_is_replaced_and_its_work_reported(void **state) {
+    (void)state;
+    played_broker b;
+    child node;
+    wire_message in;
+    played_broker_open(&b);
+    child_start_function(&node, run_failing_node, (void *)(uintptr_t)wire_endpoint(b.socket));
+    played_broker_welcome(&b, 20000);
+    message job_of_9 = work(9, 4);
+    played_broker_say(&b, &job_of_9, NULL);
+    played_broker_expect(&b, MESSAGE_NODE_HELLO, NULL); /* of the next engine, and no FAILED before it */
+    message welcome_back = {.kind = MESSAGE_WELCOME, .heartbeat_ms = 20000};
+    played_broker_say(&b, &welcome_back, NULL);
+    played_broker_expect(&b, MESSAGE_CRASHED, &in);
+    assert_int_equal(in.in.m.item.bytes[0], 9);
+    assert_int_equal(in.in.m.attempt, 4);
+    assert_int_equal(in.in.m.signal, SIGABRT);
+    wire_message_clear(&in);
+    child_close(&node);
+    played_broker_close(&b);
 }
 
 static void a_refused_node_ends_with_the_brokers_words(void **state) {
     stage *s = *state;
-    expect_and_drop(s, MESSAGE_NODE_HELLO);
+    expect(s, MESSAGE_NODE_HELLO, NULL);
     say(s, (message){.kind = MESSAGE_REFUSED, .code = STATUS_MODEL_MISMATCH, .text = "other tower"});
-    (void)pthread_join(s->thread, NULL);
-    assert_int_equal(s->result, STATUS_MODEL_MISMATCH);
-    assert_non_null(strstr(s->why.text, "other tower"));
-    assert_int_equal(pthread_create(&s->thread, NULL, worker_main, s), 0); /* for tear_down */
+    played_broker_wait(&s->broker);
+    assert_int_equal(s->broker.result, STATUS_MODEL_MISMATCH);
+    assert_non_null(strstr(s->broker.why.text, "other tower"));
 }
 
 static void a_drain_takes_no_new_work_releases_the_rest_and_says_goodbye(void **state) {
@@ -283,7 +287,7 @@ static void a_drain_takes_no_new_work_releases_the_rest_and_says_goodbye(void **
     welcome(s);
     say(s, work(6, 1));
     assert_true(wait_until(has_started, &s->engine, WAIT_MS));
-    worker_stop(s->w);
+    worker_stop(s->broker.w);
     wire_message in;
     uint32_t slots = 1;
     while (slots > 0) {
@@ -298,22 +302,21 @@ static void a_drain_takes_no_new_work_releases_the_rest_and_says_goodbye(void **
         released[in.in.m.item.bytes[0] - 6] = true;
         wire_message_clear(&in);
     }
-    expect_and_drop(s, MESSAGE_BYE);
-    (void)pthread_join(s->thread, NULL);
-    assert_int_equal(s->result, STATUS_OK);
+    expect(s, MESSAGE_BYE, NULL);
+    played_broker_wait(&s->broker);
+    assert_int_equal(s->broker.result, STATUS_OK);
     assert_int_equal(atomic_load(&s->engine.n_started), 1);
-    assert_int_equal(pthread_create(&s->thread, NULL, worker_main, s), 0); /* for tear_down */
 }
 
 static void garbage_from_the_broker_is_dropped_and_work_goes_on(void **state) {
     stage *s = *state;
     welcome(s);
-    void *raw = wire_zmq(s->socket);
-    assert_true(zmq_send(raw, s->node.id, s->node.id_bytes, ZMQ_SNDMORE) > 0);
+    void *raw = wire_zmq(s->broker.socket);
+    assert_true(zmq_send(raw, s->broker.node.id, s->broker.node.id_bytes, ZMQ_SNDMORE) > 0);
     assert_true(zmq_send(raw, "garbage", 7, 0) > 0);
     say(s, work(8, 1));
     atomic_store(&s->engine.n_to_answer, 1);
-    expect_and_drop(s, MESSAGE_GENERATED);
+    expect(s, MESSAGE_GENERATED, NULL);
 }
 
 #define STORY(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -326,6 +329,7 @@ int main(void) {
         STORY(heartbeats_name_the_leases_and_progress_stands_still_when_the_engine_is_stuck),
         STORY(a_stop_reaches_the_engine_and_ends_the_lease),
         STORY(a_silent_broker_is_dialled_again_with_the_same_incarnation_and_unconfirmed_answers),
+        cmocka_unit_test(an_engine_whose_device_failed_is_replaced_and_its_work_reported),
         STORY(a_refused_node_ends_with_the_brokers_words),
         STORY(a_drain_takes_no_new_work_releases_the_rest_and_says_goodbye),
         STORY(garbage_from_the_broker_is_dropped_and_work_goes_on),
