@@ -50,7 +50,7 @@ typedef struct running {
     int n_prompt, n_ids, n_max;
     int n_done; /* of ids, with keys and values */
     prefix *prefix;
-    bool computes_prefix; /* it was the first to want it */
+    bool computes_prefix; /* rows of it were computed because this one wanted them */
     bool is_forked;
     kv_seq seq;
 } running;
@@ -316,7 +316,6 @@ static status reserve(scheduler *s, running *r) {
     if (p && !p->seq.blocks) {
         while ((st = kv_seq_open(s->kv, &p->seq, n_prefix, 0)) == STATUS_BUSY && make_room(s, p)) {}
         if (st != STATUS_OK) return st;
-        r->computes_prefix = true;
     }
     while ((st = kv_seq_open(s->kv, &r->seq, n_prefix + r->n_max, n_prefix)) == STATUS_BUSY &&
            make_room(s, p)) {}
@@ -340,8 +339,6 @@ static void admit(scheduler *s) {
             err e;
             IGNORE(fail(&e, st, "question: no memory to start"), "the reason goes to the asker");
             finish(s, r, SCHEDULER_ERROR, &e);
-        } else if (r->prefix && !r->computes_prefix) {
-            s->counters.prefix_tokens_reused += (uint64_t)r->prefix->n_tokens;
         }
     }
 }
@@ -415,6 +412,7 @@ static status fork_prefix(scheduler *s, running *r, err *e) {
     const prefix *p = r->prefix;
     if (r->is_forked || !p) return STATUS_OK;
     r->is_forked = true;
+    if (!r->computes_prefix) s->counters.prefix_tokens_reused += (uint64_t)p->n_tokens;
     kv_copy copy = kv_seq_fork(s->kv, &r->seq, &p->seq, p->n_tokens);
     if (copy.from < 0) return STATUS_OK;
     if (p->n_planned == 0) return lm_decoder_copy_block(s->decoder, copy.to, copy.from, e);
@@ -464,7 +462,10 @@ static void add_prompt_rows(scheduler *s) {
         prefix *p = r->prefix;
         next = r->next;
         if (r->n_ids > r->n_prompt) continue;
-        if (p && p->n_done < p->n_tokens && p->n_planned == 0) add_prefix_rows(s, p, &room);
+        if (p && p->n_done < p->n_tokens && p->n_planned == 0) {
+            add_prefix_rows(s, p, &room);
+            r->computes_prefix = true;
+        }
         if (room == 0 || (p && !can_be_followed(p))) continue;
         err e;
         if (fork_prefix(s, r, &e) != STATUS_OK) {

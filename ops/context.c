@@ -144,7 +144,7 @@ static status rule_crossing(const ops_ctx *ctx, const ops_tensor *t, const void 
     TRY(rule_not_recording(ctx));
     if (t->place != OPS_PLACE_DEVICE) return STATUS_UNSUPPORTED;
     if (!t->data || !host) return STATUS_BAD_ARGUMENT;
-    return STATUS_OK;
+    return is_contiguous(t) ? STATUS_OK : STATUS_BAD_SHAPE;
 }
 
 status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host) {

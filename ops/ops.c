@@ -29,10 +29,8 @@ static status rule_view(const ops_tensor *t, ops_dtype dtype, int n_dims) {
     return STATUS_OK;
 }
 
-/* One behind the other. */
 static status rule_device(const ops_tensor *t, ops_dtype dtype, int n_dims) {
-    if (t->row_stride && t->row_stride != t->dims[1]) return STATUS_BAD_SHAPE;
-    return rule_view(t, dtype, n_dims);
+    return is_contiguous(t) ? rule_view(t, dtype, n_dims) : STATUS_BAD_SHAPE;
 }
 
 static bool is_storage_dtype(ops_dtype d) {

@@ -84,7 +84,7 @@ ops_tensor ops_block_cut(ops_block *block, ops_dtype dtype, int n_dims, const in
 MUST_USE status ops_host_open(ops_ctx *ctx, void **host, size_t size_bytes, err *e);
 void ops_host_close(ops_ctx *ctx, void **host, size_t size_bytes); /* NULL inside is fine */
 
-/* tensor_bytes of the tensor. From memory of ops_host_open an upload may still read when it returns: that memory must
+/* tensor_bytes of the tensor, which is no view of columns. From memory of ops_host_open an upload may still read when it returns: that memory must
  * not be written again before an ops_sync that comes after. From any other memory it has read when it returns.
  * What a download writes is there after the ops_sync that comes next, whatever the memory. */
 MUST_USE status ops_upload(ops_ctx *ctx, ops_tensor *out, const void *host);

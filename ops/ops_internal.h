@@ -30,6 +30,9 @@ static inline bool is_empty(const ops_tensor *t) {
     return false;
 }
 
+/* Rows one behind the other, not a view of columns. */
+static inline bool is_contiguous(const ops_tensor *t) { return !t->row_stride || t->row_stride == t->dims[1]; }
+
 /* What every operator ends with, and a graph of them. */
 static inline status done(const ops_ctx *ctx, status st) {
     if (ctx->progress) ctx->progress(ctx->progress_user);

@@ -94,6 +94,9 @@ static void memory_is_zeroed_cut_aligned_and_crossed_only_on_the_device(void **s
     assert_int_equal(ops_download(ctx, out, &host), STATUS_UNSUPPORTED);
     assert_int_equal(ops_upload(ctx, &nothing, in), STATUS_BAD_ARGUMENT);
     assert_int_equal(ops_upload(ctx, &a, NULL), STATUS_BAD_ARGUMENT);
+    ops_tensor whole = at2(0, 2, 4), columns = tensor_columns(&whole, 1, 2);
+    assert_int_equal(ops_upload(ctx, &columns, in), STATUS_BAD_SHAPE);
+    assert_int_equal(ops_download(ctx, out, &columns), STATUS_BAD_SHAPE);
     ops_block_close(&cut);
     ops_block_close(&cut);
     assert_int_equal(ops_block_open(ctx, &cut, (size_t)1 << 62, &e), STATUS_NO_MEMORY);
