@@ -339,9 +339,8 @@ static status read_environment(options *o, err *e) {
 static status check_positional(const options *o, err *e) {
     const option_table *t = o->table;
     if (o->n_positional < t->positional_min)
-        return fail(e, STATUS_BAD_ARGUMENT, "%s needs %s: %d given, %d needed", t->program,
-                    t->positional ? t->positional : "arguments", o->n_positional,
-                    t->positional_min);
+        return fail(e, STATUS_BAD_ARGUMENT, "needs %s: %d given, %d needed",
+                    t->positional ? t->positional : "arguments", o->n_positional, t->positional_min);
     if (t->positional_max >= 0 && o->n_positional > t->positional_max)
         return fail(e, STATUS_BAD_ARGUMENT, "unexpected argument \"%s\"; %s takes %s%d",
                     o->positional[t->positional_max], t->program,

@@ -25,7 +25,10 @@ static void print_text(FILE *to, const char *text) { print_escaped(to, text, str
 
 static void print_sentence(FILE *to, const char *text) {
     if (!*text) return;
-    char first = (char)toupper((unsigned char)text[0]);
+    /* A word and no value, as "f32" or "cpu, cuda" are, which stay what one has to write. */
+    size_t n_letters = 0;
+    while (isalpha((unsigned char)text[n_letters])) n_letters++;
+    char first = text[n_letters] == ' ' ? (char)toupper((unsigned char)text[0]) : text[0];
     print_escaped(to, &first, 1, true);
     print_text(to, text + 1);
     (void)fputs(".\n", to);

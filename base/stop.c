@@ -43,4 +43,5 @@ status stop_open(err *e) {
 
 int stop_fd(void) { return pipe_fds[0]; }
 bool stop_requested(void) { return atomic_load(&first_signal) != 0; }
+status stop_check(err *e) { return stop_requested() ? fail(e, STATUS_INTERRUPTED, "interrupted") : STATUS_OK; }
 int stop_signal(void) { return atomic_load(&first_signal); }

@@ -14,6 +14,7 @@
 MUST_USE status stop_open(err *e); /* installs the handlers; also ignores SIGPIPE */
 int stop_fd(void);                 /* -1 before stop_open */
 bool stop_requested(void);
+MUST_USE status stop_check(err *e); /* INTERRUPTED once it is requested: for long loops */
 int stop_signal(void);       /* the first signal that came, 0 when none */
 void stop_request(int signo); /* as if the signal had come */
 

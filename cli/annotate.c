@@ -7,6 +7,8 @@
  * no answer. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -31,7 +33,7 @@ static const option_row rows[] = {
     {"input", 'i', OPTION_STRING, "ITEMS.jsonl", NULL, 0, 0,
      "items, one JSON object a line: id, image (path or data: URL; none: text alone) or a list of images, prompt or "
      "prompts, turns before them, adapter; - is standard input"},
-    {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output"},
+    {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output, and what they are of into OUT.jsonl.manifest"},
     {"resume", 0, OPTION_FLAG, NULL, NULL, 0, 0, "finish an interrupted run: keep what OUT.jsonl has"},
     {"overwrite", 0, OPTION_FLAG, NULL, NULL, 0, 0, "replace an OUT.jsonl that has results in it"},
     TEMPLATE_ROW,
@@ -326,10 +328,24 @@ static status open_plan(run *r, const options *o, const prompt_list *prompts, er
     return plan_open(&r->p, &settings, e);
 }
 
+static bool is_same_file(const struct stat *a, const char *path) {
+    struct stat b;
+    return path && stat(path, &b) == 0 && a->st_dev == b.st_dev && a->st_ino == b.st_ino;
+}
+
+static status output_is_no_input(const char *path, const options *o, err *e) {
+    struct stat out;
+    if (!path || stat(path, &out) != 0 || !S_ISREG(out.st_mode)) return STATUS_OK;
+    bool is_input = is_same_file(&out, options_string(o, "input"));
+    for (int i = 0; i < o->n_positional; i++) is_input = is_input || is_same_file(&out, o->positional[i]);
+    return is_input ? fail(e, STATUS_BAD_ARGUMENT, "%.300s is an input of this run; name another -o", path) : STATUS_OK;
+}
+
 static status open_output(run *r, const options *o, err *e) {
     result_file_settings settings = {.path = options_string(o, "output"),
                                      .resume = options_flag(o, "resume"),
                                      .overwrite = options_flag(o, "overwrite")};
+    TRY(output_is_no_input(settings.path, o, e));
     digest_run(r, o);
     memcpy(settings.digest, r->digest, sizeof settings.digest);
     return result_file_open(&r->out, &settings, r->p, e);
@@ -357,8 +373,14 @@ static status prepare(run *r, const options *o, const prompt_list *prompts, int 
     if (st == STATUS_OK) st = adapter_from_options(&r->adapter, o, e);
     if (st == STATUS_OK) st = open_plan(r, o, prompts, e);
     if (st == STATUS_OK) st = open_output(r, o, e);
-    if (st != STATUS_OK) *exit_code = st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_NOT_STARTED;
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     return st;
+}
+
+/* On the screen on which the progress would be drawn. */
+static bool shows_results(const options *o) {
+    const char *path = options_string(o, "output");
+    return (!path || strcmp(path, "-") == 0) && isatty(STDOUT_FILENO) && isatty(STDERR_FILENO);
 }
 
 static status answer_all(run *r, const options *o, const prompt_list *prompts, int *exit_code, err *e) {
@@ -366,14 +388,15 @@ static status answer_all(run *r, const options *o, const prompt_list *prompts, i
     client_settings settings = {.name = "annotate", .window_items = (uint32_t)options_int(o, "concurrency")};
     status st = service_open(&s, o, &settings, e);
     if (st != STATUS_OK) {
-        *exit_code = service_exit_code(st);
+        *exit_code = exit_code_not_started(st);
         return st;
     }
     r->c = s.client;
-    r->bar = progress_begin(plan_count(r->p), options_flag(o, "quiet"));
+    r->bar = progress_begin(plan_count(r->p), options_flag(o, "quiet") || shows_results(o));
     r->bar.n_done = r->bar.n_before = result_file_n_done(r->out);
     r->bar.n_failed = result_file_n_failed(r->out);
-    st = loop(r, prompts, e);
+    st = result_file_begin(r->out, e);
+    if (st == STATUS_OK) st = loop(r, prompts, e);
     progress_end(&r->bar);
     if (st != STATUS_OK) client_cancel_all(s.client); /* nobody is left to read the rest */
     service_close(&s);
@@ -396,8 +419,10 @@ status annotate_run(const options *o, int *exit_code, err *e) {
     st = prepare(r, o, &prompts, exit_code, e);
     if (st == STATUS_OK && result_file_n_done(r->out) < plan_count(r->p))
         st = answer_all(r, o, &prompts, exit_code, e);
-    else if (st == STATUS_OK)
+    else if (st == STATUS_OK) {
+        st = result_file_begin(r->out, e);
         r->bar.n_failed = result_file_n_failed(r->out);
+    }
     if (st == STATUS_OK) {
         if (r->bar.n_done == 0) r->bar.n_done = result_file_n_done(r->out);
         say_summary(r, options_flag(o, "quiet"));

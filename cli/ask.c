@@ -163,7 +163,7 @@ static status wait_for_typing(dialogue *d, err *e) {
         client_event event;
         err ignored;
         status st = client_poll(d->c, POLL_MS, &event, &ignored);
-        if (stop_requested()) return fail(e, STATUS_INTERRUPTED, "interrupted");
+        TRY(stop_check(e));
         if (st == STATUS_INTERRUPTED) return read_some(d, e);
         if (st != STATUS_OK && st != STATUS_TIMEOUT) {
             *e = ignored;
@@ -196,7 +196,7 @@ static status run_dialogue(dialogue *d, const options *o, int *exit_code, err *e
     client_settings settings = {.name = "ask", .window_items = 1};
     status st = service_open(&s, o, &settings, e);
     if (st != STATUS_OK) {
-        *exit_code = service_exit_code(st);
+        *exit_code = exit_code_not_started(st);
         return st;
     }
     d->c = s.client;

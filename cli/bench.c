@@ -146,6 +146,14 @@ static status run_cases(bench *b, const options *o, err *e) {
     return st;
 }
 
+/* Before minutes go into opening the engine. */
+static status check_cases(const options *o, err *e) {
+    bench_case c;
+    if (o->n_positional == 1 && strcmp(o->positional[0], "-") == 0) return STATUS_OK;
+    for (int i = 0; i < o->n_positional; i++) TRY(bench_case_parse(&c, o->positional[i], e));
+    return STATUS_OK;
+}
+
 /* ---- opening ------------------------------------------------------------------------------------- */
 
 static int64_t choose(const options *o, const char *name, int64_t cpu, int64_t cuda) {
@@ -206,13 +214,13 @@ static status open_engine(bench *b, const options *o, err *e) {
 status bench_run(const options *o, int *exit_code, err *e) {
     bench b = {.rounds = (int)options_int(o, "rounds"), .is_json = options_flag(o, "json")};
     status st = log_level_from_options(o, e);
+    if (st == STATUS_OK) st = check_cases(o, e);
     if (st == STATUS_OK) st = open_engine(&b, o, e);
-    if (st != STATUS_OK) *exit_code = st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_NOT_STARTED;
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     if (st == STATUS_OK) {
         print_heading(&b);
         (void)fflush(stdout); /* who asks case by case waits for it */
         st = run_cases(&b, o, e);
-        *exit_code = st == STATUS_OK ? EXIT_ALL_ANSWERED : st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_SOME_FAILED;
     }
     bench_engine_close(&b.engine);
     remove_random(&b);

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/stop.h"
 #include "base/rng.h"
 #include "lm_node/kv_cache.h"
 #include "lm_node/prompt.h"
@@ -156,6 +157,7 @@ static status ask(bench_engine *b, uint64_t image, int n_text, int new_tokens, e
 }
 
 static status step(bench_engine *b, err *e) {
+    TRY(stop_check(e));
     (void)scheduler_step(b->scheduler);
     if (b->failed != STATUS_OK) *e = b->why;
     return b->failed;
@@ -172,7 +174,10 @@ static int n_busy(const bench_engine *b) {
     return c.n_running + c.n_waiting;
 }
 
-static status encode(bench_engine *b, int n, err *e) { return vision_encoder_run(b->encoder, b->pixels, n, b->features, e); }
+static status encode(bench_engine *b, int n, err *e) {
+    TRY(stop_check(e));
+    return vision_encoder_run(b->encoder, b->pixels, n, b->features, e);
+}
 
 /* One picture alone, or batches that follow each other as a node with enough to do lets them. */
 static status run_encode(bench_engine *b, const bench_case *c, double *ms, err *e) {

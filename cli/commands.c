@@ -23,6 +23,10 @@ const command commands[] = {
     {&man_table, man_run},
     {NULL, NULL}};
 
+int exit_code_not_started(status st) {
+    return st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : st == STATUS_INTERRUPTED ? EXIT_INTERRUPTED : EXIT_NOT_STARTED;
+}
+
 #define COMMANDS_MAX 32
 
 static size_t all_tables(const option_table *tables[COMMANDS_MAX]) {

@@ -3,7 +3,7 @@
  *     static status run(const options *o, int *exit_code, err *e);
  *
  * A function that fails has its text printed by main. Its exit status is *exit_code if it set one
- * (EXIT_NOT_STARTED for what could not be opened), else 2 for BAD_ARGUMENT, 130 for INTERRUPTED, and 1. */
+ * (exit_code_not_started for what could not be opened), else 2 for BAD_ARGUMENT, 130 for INTERRUPTED, and 1. */
 #ifndef CLI_COMMANDS_H
 #define CLI_COMMANDS_H
 
@@ -16,6 +16,9 @@ enum {
     EXIT_NOT_STARTED = 3,
     EXIT_INTERRUPTED = 130
 };
+
+/* Of a command that could not begin: 2 for BAD_ARGUMENT, 130 for INTERRUPTED, else EXIT_NOT_STARTED. */
+int exit_code_not_started(status st);
 
 typedef struct {
     const option_table *table; /* its program is "mipha " and the command's words */

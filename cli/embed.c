@@ -25,8 +25,7 @@ static const option_row rows[] = {
      "features: the tower's, as cached; projected: as the language model sees them; pooled: features "
      "averaged over tokens"},
     {"exif", 0, OPTION_FLAG, NULL, NULL, 0, 0, "turn photos upright as their EXIF orientation says"},
-    {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},
-    {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads; without it, one per core"},
+    COMPUTE_ROWS,
     {0}};
 
 const option_table embed_table = {
@@ -167,8 +166,8 @@ static status embed_all(embedding *em, const options *o, const char *path, err *
     if (!em->out) return fail_errno(e, STATUS_IO, "%.300s", path);
     status st = write_header(em, o->n_positional, e);
     for (int i = 0; i < o->n_positional && st == STATUS_OK; i++) {
-        st = stop_requested() ? fail(e, STATUS_INTERRUPTED, "interrupted")
-                              : embed_one(em, o->positional[i], options_flag(o, "exif"), e);
+        st = stop_check(e);
+        if (st == STATUS_OK) st = embed_one(em, o->positional[i], options_flag(o, "exif"), e);
     }
     if (fclose(em->out) != 0 && st == STATUS_OK) st = fail_errno(e, STATUS_IO, "writing %.300s", path);
     struct stat info;
@@ -190,7 +189,7 @@ status embed_run(const options *o, int *exit_code, err *e) {
         .dir = dir, .adapter = options_string(o, "adapter"), .dtype = options_string(o, "dtype")};
     if (st == STATUS_OK) st = open_engine(&em, &checkpoint, &device, e);
     if (st != STATUS_OK)
-        *exit_code = EXIT_NOT_STARTED;
+        *exit_code = exit_code_not_started(st);
     else
         st = embed_all(&em, o, path, e);
     close_engine(&em);

@@ -189,7 +189,7 @@ status eval_run(const options *o, int *exit_code, err *e) {
     if (!r) return fail(e, STATUS_NO_MEMORY, "out of memory");
     status st = find_benchmark(&r->bench, o, e);
     if (st == STATUS_OK) st = read_questions(r, o, e);
-    if (st != STATUS_OK) *exit_code = st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_NOT_STARTED;
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     if (st == STATUS_OK) st = ask(r, o, exit_code, e);
     if (st == STATUS_OK && *exit_code == EXIT_INTERRUPTED)
         (void)fprintf(stderr, "the same command goes on from here\n");

@@ -86,7 +86,7 @@ status generate_run(const options *o, int *exit_code, err *e) {
     client_settings settings = {.name = "generate", .window_items = 1};
     st = service_open(&s, o, &settings, e);
     if (st != STATUS_OK) {
-        *exit_code = service_exit_code(st);
+        *exit_code = exit_code_not_started(st);
     } else {
         st = generate(s.client, o, &r, &images, exit_code, e);
         service_close(&s);

@@ -2,9 +2,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/log.h"
+#include "base/standard_files.h"
 #include "base/stop.h"
 #include "cli/commands.h"
+
+static bool is_help_flag(const char *word) { return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0; }
 
 static const char *words_of(const command *c) { return c->table->program + strlen("mipha "); }
 
@@ -16,6 +18,8 @@ static void print_help(FILE *to) {
         (void)fprintf(to, "  %-15s %s\n", words_of(c), c->table->purpose);
     (void)fputs("\n`mipha COMMAND --help` shows a command's options and an example. Every option has an\n"
                 "environment twin: --max-new-tokens is MIPHA_MAX_NEW_TOKENS.\n\n"
+                "Exit status: 0 all is done, 1 something of it failed, 2 the command line is wrong,\n"
+                "3 it could not begin (model, device, broker), 130 interrupted.\n\n"
                 "Example:\n"
                 "  mipha annotate -p \"What is in the picture?\" photos/ > answers.jsonl\n",
                 to);
@@ -33,21 +37,35 @@ static const command *find_command(int argc, char **argv, int *n_words) {
     return NULL;
 }
 
+/* Whether a word begins commands of two words. */
+static bool is_first_of_two(const char *word) {
+    size_t len = strlen(word);
+    for (const command *c = commands; c->table; c++)
+        if (strncmp(words_of(c), word, len) == 0 && words_of(c)[len] == ' ') return true;
+    return false;
+}
+
+static void print_second_words(const char *first, FILE *to) {
+    size_t len = strlen(first);
+    for (const command *c = commands; c->table; c++)
+        if (strncmp(words_of(c), first, len) == 0 && words_of(c)[len] == ' ')
+            (void)fprintf(to, "  mipha %-15s %s\n", words_of(c), c->table->purpose);
+}
+
 /* "mipha model" alone or with an unknown second word. */
-static int unknown_command(int argc, char **argv) {
-    bool is_first_known = false;
-    size_t len = strlen(argv[1]);
-    for (const command *c = commands; c->table; c++) {
-        if (strncmp(words_of(c), argv[1], len) != 0 || words_of(c)[len] != ' ') continue;
-        if (!is_first_known)
-            (void)fprintf(stderr, "mipha %s: %s%s; the commands are:\n", argv[1],
-                          argc > 2 ? "no command " : "a second word is needed",
-                          argc > 2 ? argv[2] : "");
-        is_first_known = true;
-        (void)fprintf(stderr, "  mipha %-15s %s\n", words_of(c), c->table->purpose);
-    }
-    if (!is_first_known)
+static int unknown_command(int argc, char **argv, bool asks_help) {
+    if (!is_first_of_two(argv[1])) {
         (void)fprintf(stderr, "mipha: no command \"%s\"; mipha --help lists all\n", argv[1]);
+        return EXIT_USAGE;
+    }
+    if (asks_help || (argc == 3 && is_help_flag(argv[2]))) {
+        (void)printf("mipha %s: the commands are:\n", argv[1]);
+        print_second_words(argv[1], stdout);
+        return EXIT_ALL_ANSWERED;
+    }
+    (void)fprintf(stderr, "mipha %s: %s%s; the commands are:\n", argv[1],
+                  argc > 2 ? "no command " : "a second word is needed", argc > 2 ? argv[2] : "");
+    print_second_words(argv[1], stderr);
     return EXIT_USAGE;
 }
 
@@ -79,25 +97,15 @@ static int run_command(const command *c, int argc, char **argv) {
         exit_code = exit_code_of(st, exit_code);
     }
     options_deinit(&o);
-    if (fflush(stdout) != 0 && exit_code == 0) {
-        (void)fprintf(stderr, "%s: standard output cannot be written\n", c->table->program);
-        exit_code = EXIT_SOME_FAILED;
-    }
     return exit_code;
 }
 
-int main(int argc, char **argv) {
-    err e;
-    if (stop_open(&e) != STATUS_OK) {
-        (void)fprintf(stderr, "mipha: %s\n", e.text);
-        return EXIT_NOT_STARTED;
-    }
+static int run(int argc, char **argv) {
     if (argc < 2) {
         print_help(stderr);
         return EXIT_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        (strcmp(argv[1], "help") == 0 && argc == 2)) {
+    if (is_help_flag(argv[1]) || (strcmp(argv[1], "help") == 0 && argc == 2)) {
         print_help(stdout);
         return 0;
     }
@@ -112,10 +120,25 @@ int main(int argc, char **argv) {
     }
     int n_words = 0;
     const command *c = find_command(argc, argv, &n_words);
-    if (!c) return unknown_command(argc, argv);
+    if (!c) return unknown_command(argc, argv, asks_help);
     if (asks_help) {
         options_print_help(c->table, stdout);
         return 0;
     }
     return run_command(c, argc - n_words, argv + n_words);
+}
+
+int main(int argc, char **argv) {
+    err e;
+    status st = standard_files_open(&e);
+    if (st == STATUS_OK) st = stop_open(&e);
+    if (st != STATUS_OK) {
+        (void)fprintf(stderr, "mipha: %s\n", e.text);
+        return EXIT_NOT_STARTED;
+    }
+    int exit_code = run(argc, argv);
+    bool is_written = fflush(stdout) == 0 && !ferror(stdout);
+    if (is_written || exit_code != EXIT_ALL_ANSWERED) return exit_code;
+    (void)fputs("mipha: standard output cannot be written\n", stderr);
+    return EXIT_SOME_FAILED;
 }

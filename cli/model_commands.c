@@ -25,7 +25,7 @@ static status run(const options *o, int *exit_code, err *e, status (*report)(con
     char dir[MODEL_PLACE_BYTES];
     status st = model_place(dir, o->n_positional ? o->positional[0] : NULL, e);
     if (st == STATUS_OK) st = report(dir, stdout, e);
-    if (st != STATUS_OK) *exit_code = EXIT_NOT_STARTED;
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     return st;
 }
 

@@ -7,8 +7,10 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/stop.h"
 #include "cli/commands.h"
 #include "cli/model_place.h"
+#include "cli/service.h"
 #include "lm_node/kv_cache.h"
 #include "lm_node/lm_decoder.h"
 
@@ -22,8 +24,7 @@ static const option_row rows[] = {
      "how the second one is opened: auto, f32, f16, bf16, int8 or fp8; with one folder twice, what that costs"},
     {"kv-dtype", 0, OPTION_STRING, "TYPE", "auto", 0, 0,
      "what the second one keeps keys and values in: auto, f32, f16, bf16 or fp8"},
-    {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},
-    {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads; without it, one per core"},
+    COMPUTE_ROWS,
     {0}};
 
 const option_table model_compare_table = {
@@ -165,6 +166,7 @@ static void score_row(comparison *c, const float *a, const float *b, int32_t nex
 
 /* Rows first .. first + n - 1 of a window; the one after each is known up to `last`. */
 static status step(comparison *c, const int32_t *ids, int first, int n, int last, err *e) {
+    TRY(stop_check(e));
     int32_t positions[STEP_ROWS], slots[STEP_ROWS], seqs[STEP_ROWS] = {0}, out_rows[STEP_ROWS];
     int n_blocks = (c->window + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS, n_out = n;
     for (int i = 0; i < n; i++) positions[i] = slots[i] = first + i, out_rows[i] = i; /* blocks lie in order */
@@ -214,7 +216,7 @@ status model_compare_run(const options *o, int *exit_code, err *e) {
     if (st == STATUS_OK) st = open_decoders(&c, e);
     if (st == STATUS_OK) st = read_ids(&c, options_string(o, "text"), e);
     if (st == STATUS_OK) st = begin_windows(&c, e);
-    if (st != STATUS_OK && st != STATUS_BAD_ARGUMENT) *exit_code = EXIT_NOT_STARTED;
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     if (st == STATUS_OK) st = score_text(&c, e);
     if (st == STATUS_OK) print_scores(&c);
     for (int i = 0; i < 2; i++) {

@@ -37,7 +37,7 @@ status model_quantize_run(const options *o, int *exit_code, err *e) {
     status st = model_place(dir, o->positional[0], e);
     if (st == STATUS_OK) st = model_quantize(&s, &r, e);
     if (st != STATUS_OK) {
-        *exit_code = EXIT_NOT_STARTED;
+        *exit_code = exit_code_not_started(st);
         return st;
     }
     (void)printf("%s: %llu matrices in %d bits, weights of %.1f MB became %.1f MB\n", s.out_dir,

@@ -27,6 +27,6 @@ status model_random_run(const options *o, int *exit_code, err *e) {
                            .seed = (uint64_t)options_int(o, "seed")};
     if (!s.out_dir) return fail(e, STATUS_BAD_ARGUMENT, "-o DIR is missing: where the checkpoint goes");
     status st = random_checkpoint_write(&s, e);
-    *exit_code = st == STATUS_OK ? EXIT_ALL_ANSWERED : st == STATUS_BAD_ARGUMENT ? EXIT_USAGE : EXIT_NOT_STARTED;
+    *exit_code = st == STATUS_OK ? EXIT_ALL_ANSWERED : exit_code_not_started(st);
     return st;
 }

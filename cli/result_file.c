@@ -18,6 +18,7 @@
 #include "base/check.h"
 
 #define SIDE_FILE_BYTES_MAX 4096
+#define SIDE_TEXT_BYTES     256
 
 struct result_file {
     char *path; /* NULL: standard output */
@@ -26,7 +27,9 @@ struct result_file {
     size_t n_done, n_failed;
     off_t end;           /* after the last whole item */
     bool has_unsynced;
+    bool starts_anew;    /* not begun: the file is empty, or to be emptied */
     char fingerprint[80];
+    char side[SIDE_TEXT_BYTES]; /* what the file beside it says */
 };
 
 /* ---- what is there already ------------------------------------------------------------------- */
@@ -177,20 +180,20 @@ static status sync_folder_of(const char *path, err *e) {
     return st;
 }
 
-static void side_text(char out[256], const unsigned char digest[HASH_SHA256_BYTES], const plan *p) {
+static void side_text(char out[SIDE_TEXT_BYTES], const unsigned char digest[HASH_SHA256_BYTES], const plan *p) {
     char hex[HASH_HEX_BYTES];
     hash_hex(hex, digest, HASH_SHA256_BYTES);
-    (void)snprintf(out, 256, "{\"run\":\"sha256:%s\",\"items\":%zu}\n", hex, plan_count(p));
+    (void)snprintf(out, SIDE_TEXT_BYTES, "{\"run\":\"sha256:%s\",\"items\":%zu}\n", hex, plan_count(p));
 }
 
 /* Whole or not at all: written beside, synced, then moved into its place. */
-static status side_write(const result_file *f, const char *text, err *e) {
+static status side_write(const result_file *f, err *e) {
     char *path = side_path(f, ".manifest"), *draft = side_path(f, ".manifest.new");
     status st = path && draft ? STATUS_OK : fail(e, STATUS_NO_MEMORY, "%.300s: out of memory", f->path);
     int fd = -1;
     if (st == STATUS_OK && (fd = open(draft, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) < 0)
         st = fail_errno(e, STATUS_IO, "%.300s", draft);
-    if (st == STATUS_OK) st = write_whole(fd, text, strlen(text), draft, e);
+    if (st == STATUS_OK) st = write_whole(fd, f->side, strlen(f->side), draft, e);
     if (st == STATUS_OK && fsync(fd) != 0) st = fail_errno(e, STATUS_IO, "%.300s", draft);
     if (st == STATUS_OK && rename(draft, path) != 0) st = fail_errno(e, STATUS_IO, "%.300s", path);
     if (st == STATUS_OK) st = sync_folder_of(path, e);
@@ -201,7 +204,7 @@ static status side_write(const result_file *f, const char *text, err *e) {
 }
 
 /* Errors: BAD_ARGUMENT when it is there and says something else, NOT_FOUND when it is not there. */
-static status side_check(const result_file *f, const char *text, err *e) {
+static status side_check(const result_file *f, err *e) {
     char *path = side_path(f, ".manifest");
     if (!path) return fail(e, STATUS_NO_MEMORY, "%.300s: out of memory", f->path);
     char found[SIDE_FILE_BYTES_MAX];
@@ -210,7 +213,7 @@ static status side_check(const result_file *f, const char *text, err *e) {
     status st = STATUS_OK;
     if (!in)
         st = fail_errno(e, errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "%.300s", path);
-    else if (n != strlen(text) || memcmp(found, text, n) != 0)
+    else if (n != strlen(f->side) || memcmp(found, f->side, n) != 0)
         st = fail(e, STATUS_BAD_ARGUMENT,
                   "%.200s is the output of a run with other images, prompts or settings; resume needs the "
                   "same ones, or another -o", f->path);
@@ -221,24 +224,26 @@ static status side_check(const result_file *f, const char *text, err *e) {
 
 /* ---- opening and writing --------------------------------------------------------------------- */
 
-static status start_anew(result_file *f, const result_file_settings *s, const plan *p, off_t old_bytes,
-                         err *e) {
+static status start_anew(result_file *f, const result_file_settings *s, off_t old_bytes, err *e) {
     if (old_bytes > 0 && !s->overwrite)
         return fail(e, STATUS_BAD_ARGUMENT,
                     "%.200s has results already: --resume finishes it, --overwrite replaces it", f->path);
+    f->starts_anew = true;
+    return STATUS_OK;
+}
+
+status result_file_begin(result_file *f, err *e) {
+    if (!f->starts_anew) return STATUS_OK;
+    f->starts_anew = false;
     if (ftruncate(f->fd, 0) != 0) return fail_errno(e, STATUS_IO, "%.300s", f->path);
-    char text[256];
-    side_text(text, s->digest, p);
-    return side_write(f, text, e);
+    return side_write(f, e);
 }
 
 static status take_up(result_file *f, const result_file_settings *s, const plan *p, off_t old_bytes,
                       err *e) {
-    char text[256];
-    side_text(text, s->digest, p);
-    status st = side_check(f, text, e);
+    status st = side_check(f, e);
     /* Killed before the first line: there is nothing to mix up. */
-    if (st == STATUS_NOT_FOUND && old_bytes == 0) return side_write(f, text, e);
+    if (st == STATUS_NOT_FOUND && old_bytes == 0) return start_anew(f, s, old_bytes, e);
     if (st == STATUS_NOT_FOUND)
         return fail(e, STATUS_BAD_ARGUMENT, "%.200s cannot be resumed: %.200s.manifest is missing", f->path,
                     f->path);
@@ -263,17 +268,21 @@ static status open_path(result_file *f, const result_file_settings *s, const pla
         return errno == EWOULDBLOCK
                    ? fail(e, STATUS_CONFLICT, "%.300s is being written by another mipha", s->path)
                    : fail_errno(e, STATUS_IO, "locking %.300s", s->path);
-    return s->resume ? take_up(f, s, p, info.st_size, e) : start_anew(f, s, p, info.st_size, e);
+    side_text(f->side, s->digest, p);
+    return s->resume ? take_up(f, s, p, info.st_size, e) : start_anew(f, s, info.st_size, e);
 }
 
 status result_file_open(result_file **f, const result_file_settings *settings, const plan *p, err *e) {
     *f = NULL;
-    if (settings->resume && !settings->path)
+    bool has_path = settings->path && strcmp(settings->path, "-") != 0;
+    if (settings->resume && settings->overwrite)
+        return fail(e, STATUS_BAD_ARGUMENT, "--resume keeps what there is and --overwrite replaces it; write one of them");
+    if (settings->resume && !has_path)
         return fail(e, STATUS_BAD_ARGUMENT, "--resume needs the file to finish: -o OUT.jsonl");
     result_file *made = calloc(1, sizeof *made);
     if (!made) return fail(e, STATUS_NO_MEMORY, "output: out of memory");
-    made->fd = settings->path ? -1 : STDOUT_FILENO;
-    status st = settings->path ? open_path(made, settings, p, e) : STATUS_OK;
+    made->fd = has_path ? -1 : STDOUT_FILENO;
+    status st = has_path ? open_path(made, settings, p, e) : STATUS_OK;
     if (st != STATUS_OK) {
         result_file_close(&made);
         return st;

@@ -3,6 +3,7 @@
  *
  *     result_file *f;
  *     st = result_file_open(&f, &settings, p, &e);       // resume: finds out what is done
+ *     st = result_file_begin(f, &e);                     // what is to be replaced is thrown away
  *     if (!result_file_is_done(f, idx)) ...              // still to be asked
  *     st = result_file_write(f, lines, n_bytes, &e);     // all lines of one item, one write
  *     st = result_file_sync(f, &e);                      // before results are acknowledged
@@ -20,17 +21,21 @@
 typedef struct result_file result_file;
 
 typedef struct {
-    const char *path; /* NULL: standard output */
+    const char *path; /* NULL or "-": standard output */
     bool resume;      /* keep what is there and finish it */
     bool overwrite;   /* an old file with results in it may be replaced */
     unsigned char digest[HASH_SHA256_BYTES]; /* of plan and settings: what makes the same run */
 } result_file_settings;
 
-/* Errors: BAD_ARGUMENT (the file has results already; resume without a file; another run's file), CONFLICT
+/* Errors: BAD_ARGUMENT (the file has results already; resume without a file, or with overwrite; another run's file), CONFLICT
  * (somebody else is writing it), BAD_FORMAT (not a file of ours, naming the line), IO, NO_MEMORY. */
 MUST_USE status result_file_open(result_file **f, const result_file_settings *settings, const plan *p,
                                  err *e);
 void result_file_close(result_file **f);
+
+/* Until this an old file that is to be replaced is as it was: call it when nothing stands in the way of new results.
+ * Errors: IO, NO_MEMORY. */
+MUST_USE status result_file_begin(result_file *f, err *e);
 
 bool result_file_is_done(const result_file *f, size_t idx);
 size_t result_file_n_done(const result_file *f);   /* items found complete at opening */

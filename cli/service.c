@@ -97,7 +97,3 @@ void service_close(service *s) {
     if (s->em) embedded_close(&s->em);
     wire_context_close(&s->zmq_context);
 }
-
-int service_exit_code(status st) {
-    return st == STATUS_INTERRUPTED ? EXIT_INTERRUPTED : EXIT_NOT_STARTED;
-}

@@ -21,16 +21,17 @@
     {"model", 'm', OPTION_STRING, "DIR", NULL, 0, 0,                                               \
      "checkpoint folder; without it, the demonstration model that ships with mipha"}
 
+#define COMPUTE_ROWS                                                                               \
+    {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},      \
+        {"threads", 0, OPTION_INT, "N", NULL, 1, 256, "compute threads; without it, one per core"}
+
 #define SERVICE_ROWS                                                                               \
     MODEL_ROW, MODEL_LOAD_ROWS,                                                                    \
         {"broker", 'b', OPTION_STRING, "ENDPOINT", NULL, 0, 0,                                     \
          "use a running cluster, as in tcp://host:7000; without it, everything runs in this process"}, \
         {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,                                             \
          "keep image features in Redis, as in redis://host:6379; without it, in memory"},          \
-        {"device", 0, OPTION_STRING, "NAME", "cpu", 0, 0, "where to compute: cpu, cuda, cuda:N"},  \
-        {"threads", 0, OPTION_INT, "N", NULL, 1, 1024,                                             \
-         "compute threads; without it, one per core"},                                             \
-        FAST_ROW,                                                                                  \
+        COMPUTE_ROWS, FAST_ROW,                                                                                    \
         {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,                     \
          "memory for keys and values of running questions"},                                       \
         IMAGE_DECODER_ROWS,                                                                        \
@@ -68,12 +69,9 @@ typedef struct {
 } service;
 
 /* Errors: BAD_ARGUMENT (usage), INTERRUPTED, and whatever keeps model or broker from opening: the caller
- * exits with EXIT_NOT_STARTED. On failure s needs no close. */
+ * exits with exit_code_not_started. On failure s needs no close. */
 MUST_USE status service_open(service *s, const options *o, const client_settings *settings, err *e);
 void service_close(service *s);
-
-/* The exit status for a service that did not open. */
-int service_exit_code(status st);
 
 /* Reads SAMPLING_ROWS; the stop strings are views of o. Errors: BAD_ARGUMENT. */
 MUST_USE status sampling_from_options(request_sampling *s, const options *o, err *e);

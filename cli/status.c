@@ -185,7 +185,7 @@ static status report_once(client *c, const options *o, rate_base *before, err *e
         print_rates(r, before);
         print_nodes(r);
     }
-    (void)fflush(stdout);
+    if (fflush(stdout) != 0) return fail_errno(e, STATUS_IO, "standard output");
     return STATUS_OK;
 }
 
@@ -225,7 +225,7 @@ status status_run(const options *o, int *exit_code, err *e) {
     client_settings settings = {.name = "status", .open_timeout_ms = ANSWER_MS, .stop_fd = stop_fd()};
     rate_base before = {0};
     st = client_open(&c, context, endpoint, &settings, e);
-    if (st != STATUS_OK) *exit_code = service_exit_code(st);
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     if (st == STATUS_OK) st = options_flag(o, "watch") ? watch(c, o, e) : report_once(c, o, &before, e);
     client_close(&c);
     wire_context_close(&context);

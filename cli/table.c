@@ -139,10 +139,11 @@ static status add_result(table *t, const char *line, size_t n_bytes, size_t line
                          err *e) {
     json_error_t bad;
     json_t *o = json_loadb(line, n_bytes, JSON_REJECT_DUPLICATES, &bad);
-    const char *image = "", *prompt = "", *text = "";
+    const char *id, *image = "", *prompt = "", *text = "";
+    json_int_t prompt_idx;
     json_t *failure = NULL;
-    if (!o || json_unpack(o, "{s?s s?s s?s s?o}", "image", &image, "prompt", &prompt, "text", &text,
-                          "error", &failure) != 0) {
+    if (!o || json_unpack(o, "{s:s s:I s?s s?s s?s s?o}", "id", &id, "prompt_index", &prompt_idx, "image", &image,
+                          "prompt", &prompt, "text", &text, "error", &failure) != 0) {
         json_decref(o);
         return fail(e, STATUS_BAD_FORMAT, "line %zu is not a result line", line_no);
     }
@@ -208,6 +209,6 @@ status table_run(const options *o, int *exit_code, err *e) {
         }
     }
     table_close(&t);
-    *exit_code = 0;
+    if (st == STATUS_OK) *exit_code = EXIT_ALL_ANSWERED;
     return st;
 }

@@ -35,7 +35,7 @@ static status read_text(buf *text, const char *word, err *e) {
         char block[65536];
         for (size_t n; st == STATUS_OK && (n = fread(block, 1, sizeof block, stdin)) > 0;)
             st = buf_append(text, block, n);
-        if (st == STATUS_OK && ferror(stdin)) st = STATUS_IO;
+        if (st == STATUS_OK && ferror(stdin)) return fail_errno(e, STATUS_IO, "standard input");
     }
     if (st == STATUS_OK) st = buf_append(text, "", 0);
     return st == STATUS_OK ? st : fail(e, st, "text: %s (limit %u bytes)", status_text((int)st), TEXT_BYTES_MAX);
@@ -97,7 +97,7 @@ status tokenize_run(const options *o, int *exit_code, err *e) {
     buf text = {0};
     status st = model_place(dir, options_string(o, "model"), e);
     if (st == STATUS_OK) st = tokenizer_open(&t, dir, e);
-    if (st != STATUS_OK) *exit_code = EXIT_NOT_STARTED;
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     if (st == STATUS_OK) st = read_text(&text, o->positional[0], e);
     if (st == STATUS_OK)
         st = options_flag(o, "decode")

@@ -38,7 +38,7 @@ static const option_row rows[] = {
     {"back", 0, OPTION_STRING, "ENDPOINT", "tcp://127.0.0.1:*", 0, 0, "where nodes connect; * is a free port"},
     {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,
      "a Redis that runs already; without it, a redis-server is started for this cluster"},
-    {"threads", 0, OPTION_INT, "N", NULL, 1, 1024, "compute threads of each node; without it, one per core"},
+    {"threads", 0, OPTION_INT, "N", NULL, 1, 256, "compute threads of each node; without it, one per core"},
     FAST_ROW,
     {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,
      "memory of each language node for keys and values"},
@@ -375,7 +375,7 @@ status up_run(const options *o, int *exit_code, err *e) {
     if (st == STATUS_OK) st = start_all_nodes(k, o, e);
     if (st == STATUS_OK) st = wait_for_nodes(k, e);
     if (st == STATUS_OK) st = announce(k, e);
-    if (st != STATUS_OK) *exit_code = service_exit_code(st);
+    if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
     if (st == STATUS_OK && (st = watch(k, e)) == STATUS_OK) {
         (void)fputs("stopping\n", stderr);
         *exit_code = EXIT_ALL_ANSWERED;

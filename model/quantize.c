@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/stop.h"
 #include "model/model_internal.h"
 #include "model/safetensors_write.h"
 
@@ -65,7 +66,7 @@ static bool write_blocks(FILE *f, const job *j, size_t i) {
     float *values = malloc((size_t)row->dims[1] * sizeof *values);
     unsigned char *blocks = malloc(n_bytes);
     bool ok = values && blocks;
-    for (int64_t r = 0; r < row->dims[0] && ok; r++) {
+    for (int64_t r = 0; r < row->dims[0] && ok && !stop_requested(); r++) {
         tensor_row_values(values, &w, r);
         quantize_row(blocks, j->s->dtype, values, row->dims[1]);
         ok = fwrite(blocks, 1, n_bytes, f) == n_bytes;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/rng.h"
+#include "base/stop.h"
 #include "model/byte_map.h"
 #include "model/model_internal.h"
 #include "model/safetensors_write.h"
@@ -117,7 +118,7 @@ static bool write_weights(FILE *f, void *arg) {
         const weight_row *row = &j->table->rows[i];
         if (row->use == WEIGHT_NOT_COMPUTED) continue;
         bool is_norm = row->n_dims == 1 && has_end(row->name, ".weight");
-        for (int64_t n = elements(row), at = 0; at < n; at += CHUNK) {
+        for (int64_t n = elements(row), at = 0; at < n && !stop_requested(); at += CHUNK) {
             int64_t part = n - at < CHUNK ? n - at : CHUNK;
             ops_tensor out = tensor_make(chunk, OPS_PLACE_HOST, j->dtype, 1, &part);
             fill(&out, j, is_norm ? 1.0f : 0.0f, MATRIX_SPREAD);

@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/stop.h"
+
 #define PATH_BYTES 4112
 
 status safetensors_folder_make(const char *dir, err *e) {
@@ -44,7 +46,8 @@ static status write_draft(const char *draft, const json_t *header, safetensors_d
     FILE *f = fopen(draft, "we");
     if (!f) return fail_errno(e, STATUS_IO, "%.300s", draft);
     bool ok = write_header(f, header) && write_data(f, arg) && fflush(f) == 0 && fsync(fileno(f)) == 0;
-    status st = ok ? STATUS_OK : fail_errno(e, STATUS_IO, "%.300s", draft);
+    status st = stop_check(e);
+    if (st == STATUS_OK && !ok) st = fail_errno(e, STATUS_IO, "%.300s", draft);
     if (fclose(f) != 0 && st == STATUS_OK) st = fail_errno(e, STATUS_IO, "%.300s", draft);
     return st;
 }

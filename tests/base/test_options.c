@@ -228,7 +228,7 @@ static void too_few_and_too_many_words_are_refused(void **state) {
     needs.positional_min = 1;
     assert_int_equal(options_parse(&o, &needs, 1, (char *[]){"mipha", NULL}, &e),
                      STATUS_BAD_ARGUMENT);
-    assert_string_equal(e.text, "mipha annotate needs PATH...: 0 given, 1 needed");
+    assert_string_equal(e.text, "needs PATH...: 0 given, 1 needed");
     needs.positional_min = 0;
     needs.positional_max = 0;
     assert_int_equal(options_parse(&o, &needs, 2, (char *[]){"mipha", "a", NULL}, &e),

@@ -181,7 +181,7 @@ static void small_files_that_unpack_to_very_much_harm_nobody(void **state) {
     buf_deinit(&out);
 }
 
-static void duplicate_ids_and_empty_folders_are_usage_errors_before_anything_runs(void **state) {
+static void wrong_inputs_are_usage_errors_before_anything_runs(void **state) {
     fixture *f = *state;
     char *path = put(f, "items.jsonl", "{\"id\":\"a\",\"image\":\"x\"}\n\n{\"id\":\"a\",\"image\":\"y\"}\n");
     buf out, errors;
@@ -190,6 +190,14 @@ static void duplicate_ids_and_empty_folders_are_usage_errors_before_anything_run
     assert_int_equal(run((const char *const[]){"--input", path, NULL}, &out, &errors), 2);
     assert_non_null(strstr((char *)errors.data, "line 1 and again in line 3"));
     assert_int_equal(out.len_bytes, 0);
+    char *whole = put(f, "whole.jsonl", "{\"id\":\"a\",\"image\":\"x\"}\n");
+    buf_clear(&errors);
+    assert_int_equal(run((const char *const[]){"--input", whole, "-o", whole, "--overwrite", NULL}, &out, &errors), 2);
+    assert_non_null(strstr((char *)errors.data, "is an input of this run"));
+    assert_true(file_read(&out, whole));
+    assert_int_equal(out.len_bytes, 23);
+    buf_clear(&out);
+    free(whole);
     char *empty = path_join(f->dir, "empty");
     assert_int_equal(mkdir(empty, 0755), 0);
     buf_clear(&errors);
@@ -305,7 +313,7 @@ int main(void) {
         T(bad_items_fail_alone_and_are_named),
         T(items_of_several_images_have_their_lines_and_are_resumed),
         T(small_files_that_unpack_to_very_much_harm_nobody),
-        T(duplicate_ids_and_empty_folders_are_usage_errors_before_anything_runs),
+        T(wrong_inputs_are_usage_errors_before_anything_runs),
         T(results_do_not_depend_on_concurrency),
         T(a_run_killed_ten_times_has_the_lines_of_an_undisturbed_one),
         T(an_interrupted_run_exits_130_and_resumes_without_losing_or_repeating),

@@ -391,7 +391,7 @@ static void a_gpu_that_is_not_there_is_refused_by_name(void **state) {
     if (!redis_server_exists()) skip();
     gives(WORDS("up", "--gpus", "99"), 3, "", "--gpus: ");
     gives(WORDS("annotate", FARM, "-q", "--device", "cuda:99"), 3, "", "cuda:99");
-    gives(WORDS("annotate", FARM, "-q", "--device", "tpu"), 3, "", "device \"tpu\", need \"cpu\", \"cuda\" or \"cuda:N\"");
+    gives(WORDS("annotate", FARM, "-q", "--device", "tpu"), 2, "", "device \"tpu\", need \"cpu\", \"cuda\" or \"cuda:N\"");
 }
 
 int main(void) {

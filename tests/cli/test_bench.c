@@ -2,8 +2,10 @@
  * arithmetic for Mipha-3B, worked out by hand. */
 #include "tests/support/support.h"
 
+#include <dirent.h>
 #include <jansson.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,12 +129,45 @@ static void what_does_not_fit_is_refused_with_the_number(void **state) {
     refuses("decode 12 300", 2, "more --kv-bytes or --chunk-rows are needed"); /* not all of them in every step that was timed */
 }
 
+static size_t count_of(const char *dir) {
+    DIR *d = opendir(dir);
+    size_t n = 0;
+    for (struct dirent *entry; (entry = readdir(d));) n += entry->d_name[0] != '.';
+    (void)closedir(d);
+    return n;
+}
+
+static bool has_begun(void *dir) { return count_of(dir) > 0; }
+
+/* While it writes random weights, and while it measures. */
+static void an_interrupted_bench_ends_at_once_and_leaves_nothing(void **state) {
+    (void)state;
+    char *dir = temp_dir_make();
+    char variable[512];
+    (void)snprintf(variable, sizeof variable, "TMPDIR=%.400s", dir);
+    const char *const environment[] = {variable, NULL};
+    for (int is_measuring = 0; is_measuring < 2; is_measuring++) {
+        child c;
+        child_start(&c, is_measuring ? (const char *const[]){MIPHA, "bench", "--model", SOURCE_DIR "/models/mipha-demo", "--threads", "1",
+                                                             "--rounds", "1000", "caption 16", NULL}
+                                     : (const char *const[]){MIPHA, "bench", NULL},
+                    environment);
+        if (is_measuring) assert_true(child_wait_for_output(&c, "of peak", WAIT_MS));
+        else assert_true(wait_until(has_begun, dir, WAIT_MS));
+        assert_int_equal(child_stop(&c, SIGINT, WAIT_MS), 130);
+        child_close(&c);
+        assert_int_equal(count_of(dir), 0);
+    }
+    temp_dir_remove(dir);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cases_are_words_and_numbers),
         cmocka_unit_test(a_weight_counts_as_the_product_reads_it),
         cmocka_unit_test(work_is_what_the_network_needs),
         cmocka_unit_test(every_kind_of_case_runs_and_says_how_long_it_took),
+        cmocka_unit_test(an_interrupted_bench_ends_at_once_and_leaves_nothing),
         cmocka_unit_test(what_does_not_fit_is_refused_with_the_number),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

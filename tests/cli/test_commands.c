@@ -68,6 +68,8 @@ static void every_command_is_in_the_help_of_the_program(void **state) {
     assert_run("--version", 0, "mipha ", NULL);
     assert_run("annotate --version", 0, "mipha ", NULL);
     assert_run("help model inspect", 0, "mipha model inspect", NULL);
+    assert_run("model --help", 0, "mipha model inspect", NULL);
+    assert_run("help model", 0, "mipha model inspect", NULL);
 }
 
 static void wrong_use_exits_2_and_says_what_is_wrong(void **state) {
@@ -81,10 +83,14 @@ static void wrong_use_exits_2_and_says_what_is_wrong(void **state) {
     assert_run("annotate --concurrency 0 x", 2, NULL, "--concurrency");
     assert_run("annotate --temperature hot x", 2, NULL, "--temperature");
     assert_run("annotate --resume x.jpg", 2, NULL, "-o");
+    assert_run("annotate --broker nonsense x.jpg", 2, NULL, "nonsense");
+    assert_run("annotate --device tpu x.jpg", 2, NULL, "tpu");
+    assert_run("annotate --threads 257 x.jpg", 2, NULL, "maximum 256");
+    assert_run("bench --model /nonexistent sing", 2, NULL, "expected one of");
     assert_run("annotate --log-level loud x.jpg", 2, NULL, "--log-level");
     assert_run("annotate --stop a --stop b --stop c --stop d --stop e x.jpg", 2, NULL, "--stop");
     assert_run("annotate --prompts /nonexistent x.jpg", 2, NULL, "/nonexistent");
-    assert_run("ask", 2, NULL, "IMAGE");
+    assert_run("ask", 2, NULL, "mipha ask: needs IMAGE");
     assert_run("generate", 2, NULL, "--raw-prompt");
     assert_run("embed x.jpg", 2, NULL, "-o");
     assert_run("embed x.jpg -o /dev/null --layer top", 2, NULL, "--layer");
@@ -97,13 +103,38 @@ static void what_cannot_be_opened_exits_3_and_says_why(void **state) {
     (void)state;
     assert_run("annotate --model /nonexistent x.jpg", 3, NULL, "/nonexistent");
     assert_run("annotate --model /tmp x.jpg", 3, NULL, "/tmp");
-    assert_run("annotate --broker nonsense x.jpg", 3, NULL, "nonsense");
     assert_run("annotate --input /nonexistent.jsonl", 3, NULL, "/nonexistent.jsonl");
     assert_run("tokenize --model /tmp hello", 3, NULL, "/tmp");
     assert_run("model verify /tmp", 3, NULL, "/tmp");
     char line[96];
     (void)snprintf(line, sizeof line, "status --broker tcp://127.0.0.1:%d", free_port());
     assert_run(line, 3, NULL, "no broker answers");
+}
+
+static void shell_exits(const char *line, int exit_code, const char *in_out) {
+    char whole[512];
+    (void)snprintf(whole, sizeof whole, "exec " MIPHA " %s", line);
+    ended_run r = ended_run_of((const char *const[]){"/bin/sh", "-c", whole, NULL}, TIMEOUT_MS);
+    if (r.exit_code != exit_code || (in_out && !has(&r.out, in_out)))
+        fail_msg("mipha %s: exit %d, not %d\n%s%s", line, r.exit_code, exit_code, ended_run_out(&r), ended_run_errors(&r));
+    ended_run_free(&r);
+}
+
+static void output_that_cannot_be_written_is_no_success(void **state) {
+    (void)state;
+    shell_exits("--help >/dev/full", 1, NULL);
+    shell_exits("--version >/dev/full", 1, NULL);
+    shell_exits("annotate --help >/dev/full", 1, NULL);
+    shell_exits("tokenize hello >/dev/full", 1, NULL);
+    shell_exits("ask " SOURCE_DIR "/examples/farm.jpg -p What -n 2 >/dev/full", 1, NULL);
+    shell_exits("tokenize hello >&-", 1, NULL);
+}
+
+static void a_closed_standard_input_is_an_error_of_who_reads_it(void **state) {
+    (void)state;
+    shell_exits("tokenize - <&-", 1, NULL);
+    shell_exits("ask " SOURCE_DIR "/examples/farm.jpg <&-", 1, NULL);
+    shell_exits("tokenize hello <&-", 0, "[");
 }
 
 static void completion_scripts_are_accepted_by_their_shells(void **state) {
@@ -138,6 +169,9 @@ static void every_command_has_a_manual_page(void **state) {
         assert_true(has(&r.out, ".TH"));
         ended_run_free(&r);
     }
+    /* Sentences begin with a capital, values stay what one has to write. */
+    assert_run("man annotate", 0, "\nA question for every image", NULL);
+    assert_run("man annotate", 0, "\nf32 or f16: ", NULL);
 }
 
 static void text_becomes_ids_and_ids_become_text(void **state) {
@@ -160,6 +194,8 @@ int main(void) {
         cmocka_unit_test(every_command_is_in_the_help_of_the_program),
         cmocka_unit_test(wrong_use_exits_2_and_says_what_is_wrong),
         cmocka_unit_test(what_cannot_be_opened_exits_3_and_says_why),
+        cmocka_unit_test(output_that_cannot_be_written_is_no_success),
+        cmocka_unit_test(a_closed_standard_input_is_an_error_of_who_reads_it),
         cmocka_unit_test(completion_scripts_are_accepted_by_their_shells),
         cmocka_unit_test(every_command_has_a_manual_page),
         cmocka_unit_test(text_becomes_ids_and_ids_become_text),

@@ -55,7 +55,8 @@ static int teardown(void **state) {
 static status open_file(fixture *f, bool resume, bool overwrite, unsigned char run) {
     result_file_close(&f->f);
     result_file_settings s = {.path = f->path, .resume = resume, .overwrite = overwrite, .digest = {run}};
-    return result_file_open(&f->f, &s, f->p, &f->e);
+    status st = result_file_open(&f->f, &s, f->p, &f->e);
+    return st == STATUS_OK ? result_file_begin(f->f, &f->e) : st;
 }
 
 static void write_item(fixture *f, size_t idx) {
@@ -163,6 +164,15 @@ static void results_are_not_overwritten_unless_asked(void **state) {
     assert_int_equal(open_file(f, false, false, 1), STATUS_BAD_ARGUMENT);
     assert_non_null(strstr(f->e.text, "--resume"));
     assert_content(f, lines_of[2]);
+    assert_int_equal(open_file(f, true, true, 1), STATUS_BAD_ARGUMENT);
+    assert_non_null(strstr(f->e.text, "one of them"));
+    assert_content(f, lines_of[2]);
+    /* Nor before new results can come; and what was there can be finished until then. */
+    result_file_settings s = {.path = f->path, .overwrite = true, .digest = {2}};
+    assert_int_equal(result_file_open(&f->f, &s, f->p, &f->e), STATUS_OK);
+    assert_content(f, lines_of[2]);
+    assert_int_equal(open_file(f, true, false, 2), STATUS_OK);
+    assert_int_equal(result_file_n_done(f->f), 1);
     assert_int_equal(open_file(f, false, true, 1), STATUS_OK);
     assert_content(f, "");
 }
