@@ -225,17 +225,19 @@ typedef struct {
  * BF16: the same of rounded values; processors with bf16 instructions add in another fixed order, and there what is below
  * 2^-126 counts as zero.
  * INT8: x is cut into runs of OPS_INT8_RUN. A run's scale is its largest magnitude / 127, in f32, and a code is x * (127 /
- * that magnitude) rounded to nearest even. Codes are multiplied and added exactly over each QUANT_BLOCK; the sum of a
- * block is multiplied by the weights' scale and added to those of its run, and that by the run's scale and added to out,
- * in f32 and in order. A run whose largest magnitude is below OPS_TINY counts as zeros; one with a value that is not
- * finite makes its row NaN.
+ * that magnitude) rounded to nearest even. Weights are coded in the same way when the matrix is opened, those in q8, too,
+ * from what they stand for; those in q4 stay as they are. Codes are multiplied and added exactly over a run; the sum is
+ * multiplied by the weights' scale, and that by the scale of x and added to out, in f32 and in order. Of weights in q4 it is
+ * the sum over each QUANT_BLOCK that is exact; times the block's scale they are added over the run in f32 first. A run
+ * whose largest magnitude is below OPS_TINY counts as zeros; a row of x with a run that has a value that is not finite is
+ * NaN, and so it is with outputs.
  * FP8: a row of x has one scale, its largest magnitude / 448, in f32, and a code is x * (448 / that magnitude), both steps
  * rounded to f32, and then to e4m3 (f32_to_e4m3). The weights of an output are coded in the same way when the matrix is
  * opened. Products of codes are exact and their sum is in f32; out is act(sum * the output's scale * the row's scale +
  * bias) + add, from left to right in f32. A row whose largest magnitude is below OPS_TINY counts as zeros; one with a value
  * that is not finite is NaN; and so it is with outputs. CUDA: tensor cores that multiply e4m3 add up with fewer bits than
  * f32 has, to about 2^-12 of the sum of magnitudes. */
-#define OPS_INT8_RUN 64
+#define OPS_INT8_RUN 256
 MUST_USE status ops_linear(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x,
                            const ops_matrix *matrix, const ops_linear_params *params);
 

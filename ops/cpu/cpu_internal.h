@@ -18,7 +18,8 @@ typedef struct {
     ops_matrix head; /* first, so that the two pointers are one */
     const simd_product *kernels;
     int64_t n_panels;
-    size_t block_bytes, panel_bytes; /* of QUANT_BLOCK k; of all */
+    int64_t block_k;                 /* of a block: QUANT_BLOCK, or OPS_INT8_RUN */
+    size_t block_bytes, panel_bytes; /* of a block; of all */
     unsigned char *panels;           /* n_panels of panel_bytes */
     float *bias;                     /* n_panels * PANEL_COLS, zero where there is none */
     float *scales;                   /* as many, of OPS_PRODUCT_FP8; otherwise NULL */

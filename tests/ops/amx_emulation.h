@@ -98,7 +98,7 @@ static inline void emulate_dot_int8(int c, int a, int b) {
             for (int n = 0; n < tiles.config.row_bytes[c] / 4; n++) {
                 uint32_t sum = (uint32_t)tiles.rows[c][m].i32[n];
                 for (int i = 0; i < 4; i++)
-                    sum += (uint32_t)(tiles.rows[a][m].i8[4 * k + i] * tiles.rows[b][k].i8[4 * n + i]);
+                    sum += (uint32_t)(tiles.rows[a][m].i8[4 * k + i] * tiles.rows[b][k].bytes[4 * n + i]);
                 tiles.rows[c][m].i32[n] = (int32_t)sum;
             }
 }

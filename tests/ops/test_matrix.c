@@ -73,8 +73,8 @@ static void expect_products(ops_ctx *ctx, ops_dtype dtype, ops_product product, 
             want += weight_of(o, k) * x_of(k);
             size += abs(weight_of(o, k) * x_of(k));
         }
-        /* scales are quotients, so rounded; and int8 has half a step of 4 / 127 a weight, and a scale in bf16 */
-        double part = product == OPS_PRODUCT_INT8 && !dtype_is_quantized(dtype) ? 0.02 : product >= OPS_PRODUCT_INT8 ? 0x1p-20 : 0;
+        /* scales are quotients, so rounded; and int8 codes all but q4 anew, to half a step of 4 / 127 a weight */
+        double part = product == OPS_PRODUCT_INT8 && dtype != OPS_DTYPE_Q4 ? 0.02 : product >= OPS_PRODUCT_INT8 ? 0x1p-20 : 0;
         double bound = part * (double)size;
         if (!(fabs((double)got[o] - (double)want) <= bound))
             fail_msg("%s in %s, %lld x %lld: output %lld is %.9g, want %lld", dtype_name(dtype), ops_product_name(product),

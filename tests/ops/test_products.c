@@ -22,11 +22,16 @@ static case_contexts contexts;
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-/* A matrix in a dtype, and the values it stands for when multiplied in a product. */
+/* A matrix in a dtype, and the values it stands for when multiplied in a product: of INT8 codes, which times the scale of
+ * their output and run (q4: that of each block is in them already, and scales are 1) are the values. */
 typedef struct {
     ops_tensor stored, values;
-    ops_tensor blocks; /* INT8: q8 or q4 as multiplied; its data may be the stored one */
+    float *scales; /* [n_out, runs] */
 } weights;
+
+static int64_t n_runs_of(int64_t n_in) { return (n_in + OPS_INT8_RUN - 1) / OPS_INT8_RUN; }
+
+static void quantize_x(float *codes, float *scales, const float *x, int64_t n);
 
 static void *as_blocks(const float *x, ops_dtype dtype, int64_t n_out, int64_t n_in) {
     size_t row_bytes = dtype_row_bytes(dtype, n_in);
@@ -42,16 +47,19 @@ static weights make_weights(rng *r, ops_dtype dtype, ops_product product, int64_
     weights w = {.stored = tensor_make(data, OPS_PLACE_HOST, dtype, 2, dims)};
     for (int64_t i = 0; i < n_out * n_in; i++) x[i] = tensor_value(&w.stored, i);
     w.values = tensor_make(x, OPS_PLACE_HOST, OPS_DTYPE_F32, 2, dims);
-    w.blocks = w.stored;
-    if (product == OPS_PRODUCT_INT8 && !dtype_is_quantized(dtype))
-        w.blocks = tensor_make(as_blocks(x, OPS_DTYPE_Q8, n_out, n_in), OPS_PLACE_HOST, OPS_DTYPE_Q8, 2, dims);
     for (int64_t i = 0; product == OPS_PRODUCT_BF16 && i < n_out * n_in; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
-    for (int64_t i = 0; product == OPS_PRODUCT_INT8 && i < n_out * n_in; i++) x[i] = tensor_value(&w.blocks, i);
+    if (product != OPS_PRODUCT_INT8) return w;
+    w.scales = test_alloc((size_t)(n_out * n_runs_of(n_in)), sizeof *w.scales);
+    for (int64_t o = 0; o < n_out; o++) {
+        float *scales = w.scales + o * n_runs_of(n_in), *row = x + o * n_in;
+        if (dtype != OPS_DTYPE_Q4) quantize_x(row, scales, row, n_in);
+        for (int64_t i = 0; dtype == OPS_DTYPE_Q4 && i < n_runs_of(n_in); i++) scales[i] = 1.0f;
+    }
     return w;
 }
 
 static void free_weights(weights *w) {
-    if (w->blocks.data != w->stored.data) free(w->blocks.data);
+    free(w->scales);
     free(w->stored.data);
     free(w->values.data);
 }
@@ -79,9 +87,9 @@ static void quantize_x(float *codes, float *scales, const float *x, int64_t n) {
 }
 
 /* size: the sum of magnitudes of what is added up in f32, one term a block. */
-static void ref_int8(double *out, double *size, const float *x, const ops_tensor *values, const float *bias,
-                     int64_t rows) {
-    int64_t n_out = values->dims[0], n_in = values->dims[1], n_runs = (n_in + OPS_INT8_RUN - 1) / OPS_INT8_RUN;
+static void ref_int8(double *out, double *size, const float *x, const weights *weights_of, const float *bias, int64_t rows) {
+    const ops_tensor *values = &weights_of->values;
+    int64_t n_out = values->dims[0], n_in = values->dims[1], n_runs = n_runs_of(n_in);
     float *codes = test_alloc((size_t)n_in, sizeof *codes), *scales = test_alloc((size_t)n_runs, sizeof *scales);
     const float *w = values->data;
     for (int64_t r = 0; r < rows; r++) {
@@ -91,7 +99,8 @@ static void ref_int8(double *out, double *size, const float *x, const ops_tensor
             for (int64_t b = 0; b < n_in; b += QUANT_BLOCK) {
                 double dot = 0.0;
                 for (int64_t i = b; i < b + QUANT_BLOCK && i < n_in; i++) dot += (double)codes[i] * (double)w[o * n_in + i];
-                double term = dot * (double)scales[b / OPS_INT8_RUN];
+                int64_t run = b / OPS_INT8_RUN;
+                double term = dot * (double)weights_of->scales[o * n_runs + run] * (double)scales[run];
                 sum += term;
                 magnitude += fabs(term);
             }
@@ -134,8 +143,8 @@ static void check_product(ops_ctx *ctx, const product_case *c, uint64_t seed) {
     int64_t n = c->rows * c->n_out;
     double *want = test_alloc((size_t)n, sizeof *want), *size = test_alloc((size_t)n, sizeof *size), n_roundings;
     if (c->product == OPS_PRODUCT_INT8) {
-        ref_int8(want, size, x, &w.values, c->has_bias ? bias : NULL, c->rows);
-        /* a block rounds twice (generic) or once, its run likewise, the bias once */
+        ref_int8(want, size, x, &w, c->has_bias ? bias : NULL, c->rows);
+        /* of q4 a block rounds twice (generic) or once, its run likewise, the bias once; of q8 there are runs only */
         n_roundings = (double)(2 * ((c->n_in + 31) / QUANT_BLOCK + (c->n_in + OPS_INT8_RUN - 1) / OPS_INT8_RUN) + 2);
     } else if (c->product == OPS_PRODUCT_FP8) {
         ref_fp8(want, size, x, w.values.data, c->has_bias ? bias : NULL, c->rows, c->n_in, c->n_out);

@@ -15,13 +15,17 @@ typedef struct {
     uint8_t rows[16];
 } tile_config;
 
-static inline void tile_configure(const tile_config *config) { _tile_loadconfig(config); }
+/* GCC 12 believes that only the first 8 bytes are read, and may leave the rest unwritten. */
+static inline void tile_configure(const tile_config *config) {
+    __asm__ volatile("" : : "r"(config) : "memory");
+    _tile_loadconfig(config);
+}
 static inline void tile_release(void) { _tile_release(); }
 
 #define TILE_ZERO(t)                 _tile_zero(t)
 #define TILE_LOAD(t, from, stride)   _tile_loadd(t, from, stride)
 #define TILE_STORE(t, to, stride)    _tile_stored(t, to, stride)
 #define TILE_DOT_BF16(c, a, b)       _tile_dpbf16ps(c, a, b) /* c [m][n] += a [m][2 k] b [k][n][2] */
-#define TILE_DOT_INT8(c, a, b)       _tile_dpbssd(c, a, b)   /* c [m][n] += a [m][4 k] b [k][n][4] */
+#define TILE_DOT_INT8(c, a, b)       _tile_dpbsud(c, a, b)   /* c [m][n] += a [m][4 k] b [k][n][4], signed times unsigned */
 
 #endif

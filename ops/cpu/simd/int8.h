@@ -8,7 +8,7 @@
  *     vbyte_dot(sum, w, x)   sum + the four products of each lane, w unsigned, x signed
  *
  * x lies as 32-bit words, each DOT_K codes, so that a row's next DOT_K values are one broadcast. Where weights carry an
- * offset, the sums of a block begin with -offset times the sum of the row's codes, which takes it out again, exactly. */
+ * offset, sums begin with -offset times the sum of the row's codes, which takes it out again, exactly. */
 #ifdef HAS_BYTE_DOT
 #define DOT_K       4
 #define OFFSET_Q8   128
@@ -23,21 +23,21 @@ typedef vf int8_sum;
 typedef float int8_word;
 #endif
 
-#define RUNS_A_TILE    (TILE_STRIDE / OPS_INT8_RUN)
-#define BLOCKS_A_RUN   (OPS_INT8_RUN / QUANT_BLOCK)
 #define BLOCKS_A_TILE  (TILE_STRIDE / QUANT_BLOCK)
 #define STEPS_A_BLOCK  (QUANT_BLOCK / DOT_K)
 #define WORDS_A_BLOCK  (1 + STEPS_A_BLOCK) /* of a row */
 #define PASS_VECS      2 /* vectors of columns side by side in a tile */
-#define Q8_BLOCK_BYTES (QUANT_HEAD + QUANT_BLOCK * PANEL_COLS)
+#define Q8_STEP_BYTES  (QUANT_BLOCK * PANEL_COLS) /* of a run, for QUANT_BLOCK k */
 #define Q4_BLOCK_BYTES (QUANT_HEAD + QUANT_BLOCK * PANEL_COLS / 2)
 
-/* A tile in the order it is read: for each block, -offset * the sum of its codes for each row, then for each step a word
- * for each row. */
+BUILD_CHECK(TILE_STRIDE == OPS_INT8_RUN, "a tile of x is a run of each row");
+
+/* A tile in the order it is read: for each block, -offset * the sum of its codes for each row (of Q8 that of all blocks, in
+ * front of the first), then for each step a word for each row. */
 typedef struct {
     int8_word words[BLOCKS_A_TILE * WORDS_A_BLOCK * INT8_ROWS];
-    float scale[RUNS_A_TILE * INT8_ROWS];
-} int8_tile_x;
+    float scale[INT8_ROWS];
+} __attribute__((aligned(LINE_BYTES))) int8_tile_x;
 
 INLINE int64_t blocks_of(int64_t k) { return (k + QUANT_BLOCK - 1) / QUANT_BLOCK; }
 
@@ -65,40 +65,35 @@ static float quantize_run(int8_t *codes, const float *x) {
         return is_finite ? 0.0f : NAN;
     }
     vf factor = vsplat(127.0f / top), rounder = vsplat(ROUNDER);
-    float rounded[OPS_INT8_RUN];
-    for (int i = 0; i < OPS_INT8_RUN; i += LANES) vstore(rounded + i, vload(x + i) * factor + rounder - rounder);
-    for (int i = 0; i < OPS_INT8_RUN; i++) codes[i] = (int8_t)(int32_t)rounded[i];
+    for (int i = 0; i < OPS_INT8_RUN; i += LANES) { /* the code is in the lowest bits of what is rounded */
+        vstore_i8(codes + i, (vi)(vload(x + i) * factor + rounder));
+    }
     return top / 127.0f;
 }
 
-static void quantize_row_part(int8_t codes[TILE_STRIDE], float scale[RUNS_A_TILE], const float *x, int64_t k) {
+/* The same of the first k, the rest being zeros. */
+static float code_run(int8_t codes[OPS_INT8_RUN], const float *x, int64_t k) {
     float run[OPS_INT8_RUN];
-    for (int64_t i = 0; i < TILE_STRIDE; i += OPS_INT8_RUN) {
-        const float *from = x + i;
-        if (i >= k) {
-            memset(codes + i, 0, OPS_INT8_RUN);
-            scale[i / OPS_INT8_RUN] = 0.0f;
-            continue;
-        }
-        if (k - i < OPS_INT8_RUN) {
-            memset(run, 0, sizeof run);
-            memcpy(run, from, (size_t)(k - i) * sizeof *run);
-            from = run;
-        }
-        scale[i / OPS_INT8_RUN] = quantize_run(codes + i, from);
-    }
+    if (k == OPS_INT8_RUN) return quantize_run(codes, x);
+    memcpy(run, x, (size_t)k * sizeof *run);
+    memset(run + k, 0, (size_t)(OPS_INT8_RUN - k) * sizeof *run);
+    return quantize_run(codes, run);
+}
+
+static int32_t sum_codes(const int8_t *codes, int n) {
+    int32_t sum = 0;
+    for (int i = 0; i < n; i++) sum += codes[i];
+    return sum;
 }
 
 static inline void int8_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
     int8_tile_x *t = tile;
-    int8_t codes[TILE_STRIDE];
-    float scale[RUNS_A_TILE];
-    quantize_row_part(codes, scale, x, k);
-    for (int i = 0; i < RUNS_A_TILE; i++) t->scale[i * n_rows + row] = scale[i];
+    int8_t codes[OPS_INT8_RUN];
+    t->scale[row] = code_run(codes, x, k);
     int8_word *to = t->words + row;
-    for (const int8_t *from = codes; from < codes + TILE_STRIDE; from += QUANT_BLOCK) {
-        int32_t sum = 0;
-        for (int i = 0; i < QUANT_BLOCK; i++) sum += from[i];
+    for (int b = 0; b < BLOCKS_A_TILE; b++) {
+        const int8_t *from = codes + b * QUANT_BLOCK;
+        int32_t sum = offset != OFFSET_Q8 ? sum_codes(from, QUANT_BLOCK) : b == 0 ? sum_codes(codes, OPS_INT8_RUN) : 0;
         *to = (int8_word)(-offset * sum);
         to += n_rows;
         for (int step = 0; step < STEPS_A_BLOCK; step++, to += n_rows) {
@@ -133,61 +128,83 @@ INLINE vf load_step(const unsigned char *codes, int step, int vec, const bool is
 }
 #endif
 
-/* One block: rows x PASS_VECS sums of whole numbers. n_rows and is_q4 are constants wherever this is inlined. */
-INLINE void block_sums(int8_sum sums[INT8_ROWS][PASS_VECS], const int8_word *words, const int n_rows,
-                       const unsigned char *codes, int first_vec, const bool is_q4) {
-#pragma GCC unroll 12
-    for (int r = 0; r < n_rows; r++) sums[r][0] = sums[r][1] = vsplat_word(words[r]);
+/* Adds QUANT_BLOCK k to rows x PASS_VECS sums of whole numbers; words are those of the steps. n_rows and is_q4 are
+ * constants wherever this is inlined. */
+INLINE void add_block(int8_sum sums[INT8_ROWS][PASS_VECS], const int8_word *words, const int n_rows,
+                      const unsigned char *codes, int first_vec, const bool is_q4) {
 #pragma GCC unroll 8
     for (int step = 0; step < STEPS_A_BLOCK; step++) {
         int8_sum w0 = load_step(codes, step, first_vec, is_q4), w1 = load_step(codes, step, first_vec + 1, is_q4);
 #pragma GCC unroll 12
         for (int r = 0; r < n_rows; r++) {
-            int8_sum word = vsplat_word(words[(1 + step) * n_rows + r]);
+            int8_sum word = vsplat_word(words[step * n_rows + r]);
             sums[r][0] = vdot(sums[r][0], w0, word);
             sums[r][1] = vdot(sums[r][1], w1, word);
         }
     }
 }
 
-INLINE void int8_body(float *out, const int8_tile_x *x, const int n_rows, const unsigned char *w,
-                      int64_t n_blocks, int first_vec, const bool is_q4, bool load, const unsigned char *ahead) {
-    const int64_t block_bytes = is_q4 ? Q4_BLOCK_BYTES : Q8_BLOCK_BYTES;
-    out += first_vec * LANES;
-    for (int64_t first = 0; first < n_blocks; first += BLOCKS_A_RUN) {
-        vf run[INT8_ROWS][PASS_VECS] = {{{0}}};
-        for (int64_t b = first; b < first + BLOCKS_A_RUN && b < n_blocks; b++, w += block_bytes) {
-            int8_sum sums[INT8_ROWS][PASS_VECS];
-            vf s0 = vload_bf16((const uint16_t *)(const void *)w + first_vec * LANES);
-            vf s1 = vload_bf16((const uint16_t *)(const void *)w + (first_vec + 1) * LANES);
-            if (ahead) prefetch(ahead + b * block_bytes, block_bytes);
-            block_sums(sums, x->words + b * WORDS_A_BLOCK * n_rows, n_rows, w + QUANT_HEAD, first_vec, is_q4);
+INLINE void begin_sums(int8_sum sums[INT8_ROWS][PASS_VECS], const int8_word *words, const int n_rows) {
 #pragma GCC unroll 12
-            for (int r = 0; r < n_rows; r++) {
-                run[r][0] = vfma(vsums(sums[r][0]), s0, run[r][0]);
-                run[r][1] = vfma(vsums(sums[r][1]), s1, run[r][1]);
-            }
-        }
+    for (int r = 0; r < n_rows; r++) sums[r][0] = sums[r][1] = vsplat_word(words[r]);
+}
+
+INLINE void add_scaled(float *out, vf sum0, vf sum1, float scale, bool load) {
+    vf s = vsplat(scale);
+    vstore(out, vfma(sum0, s, load ? vload(out) : vsplat(0.0f)));
+    vstore(out + LANES, vfma(sum1, s, load ? vload(out + LANES) : vsplat(0.0f)));
+}
+
+/* A run of weights in q8: their scales in f32, then codes. */
+INLINE void int8_body_q8(float *out, const int8_tile_x *x, const int n_rows, const unsigned char *w, int64_t n_blocks,
+                         int first_vec, bool load, const simd_ahead *ahead) {
+    const float *scales = (const float *)(const void *)w + first_vec * LANES;
+    int8_sum sums[INT8_ROWS][PASS_VECS];
+    simd_ahead share = share_ahead(ahead, n_blocks);
+    begin_sums(sums, x->words, n_rows);
+    for (int64_t b = 0; b < n_blocks; b++) {
+        ask_ahead(&share);
+        add_block(sums, x->words + (b * WORDS_A_BLOCK + 1) * n_rows, n_rows, w + INT8_HEAD + b * Q8_STEP_BYTES, first_vec,
+                  false);
+    }
+    vf s0 = vload(scales), s1 = vload(scales + LANES);
+#pragma GCC unroll 12
+    for (int r = 0; r < n_rows; r++)
+        add_scaled(out + r * PANEL_COLS, vsums(sums[r][0]) * s0, vsums(sums[r][1]) * s1, x->scale[r], load);
+}
+
+/* Blocks of q4, each with scales of its own. */
+INLINE void int8_body_q4(float *out, const int8_tile_x *x, const int n_rows, const unsigned char *w, int64_t n_blocks,
+                         int first_vec, bool load, const simd_ahead *ahead) {
+    vf run[INT8_ROWS][PASS_VECS] = {{{0}}};
+    simd_ahead share = share_ahead(ahead, n_blocks);
+    for (int64_t b = 0; b < n_blocks; b++, w += Q4_BLOCK_BYTES) {
+        const int8_word *words = x->words + b * WORDS_A_BLOCK * n_rows;
+        int8_sum sums[INT8_ROWS][PASS_VECS];
+        vf s0 = vload_bf16((const uint16_t *)(const void *)w + first_vec * LANES);
+        vf s1 = vload_bf16((const uint16_t *)(const void *)w + (first_vec + 1) * LANES);
+        ask_ahead(&share);
+        begin_sums(sums, words, n_rows);
+        add_block(sums, words + n_rows, n_rows, w + QUANT_HEAD, first_vec, true);
 #pragma GCC unroll 12
         for (int r = 0; r < n_rows; r++) {
-            vf scale = vsplat(x->scale[first / BLOCKS_A_RUN * n_rows + r]);
-            float *to = out + r * PANEL_COLS;
-            bool has = load || first > 0;
-            vstore(to, vfma(run[r][0], scale, has ? vload(to) : vsplat(0.0f)));
-            vstore(to + LANES, vfma(run[r][1], scale, has ? vload(to + LANES) : vsplat(0.0f)));
+            run[r][0] = vfma(vsums(sums[r][0]), s0, run[r][0]);
+            run[r][1] = vfma(vsums(sums[r][1]), s1, run[r][1]);
         }
     }
+#pragma GCC unroll 12
+    for (int r = 0; r < n_rows; r++) add_scaled(out + r * PANEL_COLS, run[r][0], run[r][1], x->scale[r], load);
 }
 
 typedef void int8_fn(float *out, const int8_tile_x *x, const unsigned char *w, int64_t n_blocks, bool is_q4, bool load,
-                     const unsigned char *ahead);
+                     const simd_ahead *ahead);
 
 #define INT8_FN(rows)                                                                                                  \
     static void int8_##rows(float *out, const int8_tile_x *x, const unsigned char *w, int64_t n_blocks, bool is_q4,    \
-                            bool load, const unsigned char *ahead) {                                                   \
+                            bool load, const simd_ahead *ahead) {                                                      \
         for (int v = 0; v < PANEL_VECS; v += PASS_VECS, ahead = NULL) {                                                \
-            if (is_q4) int8_body(out, x, rows, w, n_blocks, v, true, load, ahead);                                     \
-            else int8_body(out, x, rows, w, n_blocks, v, false, load, ahead);                                          \
+            if (is_q4) int8_body_q4(out + v * LANES, x, rows, w, n_blocks, v, load, ahead);                            \
+            else int8_body_q8(out + v * LANES, x, rows, w, n_blocks, v, load, ahead);                                  \
         }                                                                                                              \
     }
 
@@ -211,7 +228,7 @@ INT8_FN(12)
 #endif
 
 static inline void int8_tile(float *out, const void *x, int n_rows, const unsigned char *w,
-                             ops_dtype dtype, int64_t k, bool load, const unsigned char *ahead) {
+                             ops_dtype dtype, int64_t k, bool load, const simd_ahead *ahead) {
     static int8_fn *const fns[INT8_ROWS] = {int8_1, int8_2, int8_3,
 #if INT8_ROWS > 3
                                             int8_4, int8_5, int8_6,
@@ -226,41 +243,13 @@ static inline void int8_tile(float *out, const void *x, int n_rows, const unsign
     fns[n_rows - 1](out, x, w, blocks_of(k), dtype == OPS_DTYPE_Q4, load, ahead);
 }
 
-/* ---- q4 in the form of q8 ------------------------------------------------------------------ */
-
-static inline void expand_blocks(unsigned char *out, const unsigned char *w, int64_t n_blocks, const int dot_k,
-                                 const int take) {
-    for (int64_t b = 0; b < n_blocks; b++, w += Q4_BLOCK_BYTES, out += Q8_BLOCK_BYTES) {
-        memcpy(out, w, QUANT_HEAD);
-        int half = HALF_COLS * dot_k;
-        for (int step = 0; step < QUANT_BLOCK / dot_k; step++) {
-            const unsigned char *from = w + QUANT_HEAD + step * half;
-            unsigned char *to = out + QUANT_HEAD + 2 * step * half;
-            for (int i = 0; i < half; i++) {
-                to[i] = (unsigned char)((from[i] & 15) - take);
-                to[half + i] = (unsigned char)((from[i] >> 4) - take);
-            }
-        }
-    }
-}
-
-static inline void int8_expand(void *out, const unsigned char *w, ops_dtype dtype, int64_t k) {
-    (void)dtype; /* q4 */
-    expand_blocks(out, w, blocks_of(k), DOT_K, OFFSET_Q4 ? 0 : 8);
-}
-
-#ifndef AMX_KERNELS
-static const simd_product product_int8 = {
+static const simd_product product_int8_vectors = {
     .tile_rows = INT8_ROWS,
     .dot_k = DOT_K,
     .offset_q8 = OFFSET_Q8,
     .offset_q4 = OFFSET_Q4,
-    .expanded = OPS_DTYPE_Q8,
-    .rows_to_expand = 3 * INT8_ROWS,
-    .takes_codes = true,
-    .tile_bytes = (sizeof(int8_tile_x) + 63) / 64 * 64,
+    .group_panels = 16,
+    .tile_bytes = sizeof(int8_tile_x),
     .pack_x = int8_pack_x,
     .tile = int8_tile,
-    .expand = int8_expand,
 };
-#endif

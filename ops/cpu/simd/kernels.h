@@ -5,8 +5,10 @@
  *     TILE_ROWS      rows of a tile;  TILE_VECS  vectors side by side in it
  *     vf, vi, vu     vectors of LANES float, int32_t, uint32_t (GCC vector extension)
  *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
+ *     vstream                 vstore to an aligned place, past the caches where that is known to pay
  *     vload_f16, vload_bf16   LANES values, upcast;  vstore_f16   LANES values, to nearest even;
  *     vload_e4m3              LANES codes, as e4m3_to_f32;  vload_i8   LANES signed bytes;
+ *     vstore_i8               the lowest byte of each lane
  *     vload_u4(p, shift)      LANES bytes, of each the four bits at shift (0 or 4), less 8
  *     INT8_ROWS, and where the machine has it HAS_BYTE_DOT, vload_bytes, vload_halves, vbyte_dot    see int8.h
  *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
@@ -19,6 +21,8 @@
 #include "base/check.h"
 #include "ops/cpu/simd/simd.h"
 #include "ops/cpu/simd/vmath.h"
+
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 
 #define INLINE    static inline __attribute__((always_inline))
 #define TILE_COLS (TILE_VECS * LANES)
@@ -280,19 +284,20 @@ INLINE vf activate(vf x, ops_act act) {
     return x;
 }
 
-static void finish(float *out, int n_rows, int n_cols, const float *bias, ops_act act) {
-    for (int r = 0; r < n_rows; r++) {
-        float *row = out + r * PANEL_COLS;
-        int c = 0;
-        for (; c + LANES <= n_cols; c += LANES)
-            vstore(row + c, activate(vload(row + c) + vload(bias + c), act));
-        if (c < n_cols) {
-            float edge[LANES] = {0}, edge_bias[LANES] = {0};
-            memcpy(edge, row + c, (size_t)(n_cols - c) * sizeof *edge);
-            memcpy(edge_bias, bias + c, (size_t)(n_cols - c) * sizeof *edge_bias);
-            vstore(edge, activate(vload(edge) + vload(edge_bias), act));
-            memcpy(row + c, edge, (size_t)(n_cols - c) * sizeof *edge);
-        }
+static void finish(float *out, const float *sums, int n, const float *bias, const float *add, ops_act act, bool is_far) {
+    int c = 0;
+    for (; c + LANES <= n; c += LANES) {
+        vf v = activate(vload(sums + c) + vload(bias + c), act);
+        if (add) v = v + vload(add + c);
+        if (is_far && (uintptr_t)(out + c) % sizeof v == 0) vstream(out + c, v);
+        else vstore(out + c, v);
+    }
+    if (c < n) {
+        float edge[LANES] = {0}, edge_bias[LANES] = {0};
+        memcpy(edge, sums + c, (size_t)(n - c) * sizeof *edge);
+        memcpy(edge_bias, bias + c, (size_t)(n - c) * sizeof *edge_bias);
+        vstore(edge, activate(vload(edge) + vload(edge_bias), act));
+        for (int i = c; i < n; i++) out[i] = add ? edge[i - c] + add[i] : edge[i - c];
     }
 }
 
@@ -511,17 +516,6 @@ INLINE vf vround_bf16(vf x) {
     return (vf)(((vu)is_nan & ((bits | 0x400000u) & 0xffff0000u)) | (~(vu)is_nan & rounded));
 }
 
-static void round_bf16(float *out, const float *x, int64_t n) {
-    int64_t c = 0;
-    for (; c + LANES <= n; c += LANES) vstore(out + c, vround_bf16(vload(x + c)));
-    if (c < n) {
-        float edge[LANES] = {0};
-        memcpy(edge, x + c, (size_t)(n - c) * sizeof *edge);
-        vstore(edge, vround_bf16(vload(edge)));
-        memcpy(out + c, edge, (size_t)(n - c) * sizeof *edge);
-    }
-}
-
 static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
     uint16_t *half = out;
     int64_t i = 0;
@@ -533,8 +527,8 @@ static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
         for (; i < n; i++) ((uint8_t *)out)[i] = f32_to_e4m3(x[i]);
     } else {
         for (; i + LANES <= n; i += LANES) {
-            vu bits = (vu)vround_bf16(vload(x + i));
-            for (int k = 0; k < LANES; k++) half[i + k] = (uint16_t)(bits[k] >> 16);
+            vh narrowed = __builtin_convertvector((vu)vround_bf16(vload(x + i)) >> 16, vh);
+            memcpy(half + i, &narrowed, sizeof narrowed);
         }
         for (; i < n; i++) half[i] = f32_to_bf16(x[i]);
     }
@@ -545,7 +539,7 @@ static void narrow(void *out, const float *x, ops_dtype dtype, int64_t n) {
 /* A tile of x is [row][TILE_STRIDE]. With weights of 16 bits it is few rows that come here, and the kernel asks ahead by
  * itself. */
 static void f32_tile(float *out, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype, int64_t k, bool load,
-                     const unsigned char *ahead) {
+                     const simd_ahead *ahead) {
     (void)ahead;
     tile(out, PANEL_COLS, x, n_rows, w, PANEL_COLS, dtype, k, PANEL_COLS, load);
 }
@@ -559,6 +553,7 @@ static void f32_pack_x(void *tile, int row, int n_rows, const float *x, int64_t 
     {                                                             \
         .tile_rows = TILE_ROWS,                                   \
         .dot_k = 1,                                               \
+        .group_panels = 16,                                       \
         .expanded = OPS_DTYPE_F32,                                \
         .rows_to_expand = 3 * TILE_ROWS,                          \
         .tile_bytes = TILE_ROWS * TILE_STRIDE * sizeof(float),    \
@@ -572,6 +567,17 @@ static void f32_pack_x(void *tile, int row, int n_rows, const float *x, int64_t 
 static const simd_product product_f32 = PRODUCT_OF_F32(f32_pack_x);
 
 #ifndef AMX_KERNELS
+static void round_bf16(float *out, const float *x, int64_t n) {
+    int64_t c = 0;
+    for (; c + LANES <= n; c += LANES) vstore(out + c, vround_bf16(vload(x + c)));
+    if (c < n) {
+        float edge[LANES] = {0};
+        memcpy(edge, x + c, (size_t)(n - c) * sizeof *edge);
+        vstore(edge, vround_bf16(vload(edge)));
+        memcpy(out + c, edge, (size_t)(n - c) * sizeof *edge);
+    }
+}
+
 static void bf16_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
     (void)n_rows, (void)offset;
     round_bf16((float *)tile + row * TILE_STRIDE, x, k);
@@ -580,10 +586,29 @@ static void bf16_pack_x(void *tile, int row, int n_rows, const float *x, int64_t
 static const simd_product product_bf16 = PRODUCT_OF_F32(bf16_pack_x);
 #endif
 
+/* A part of it with each of n steps. */
+INLINE simd_ahead share_ahead(const simd_ahead *ahead, int64_t n) {
+    if (!ahead) return (simd_ahead){0};
+    simd_ahead share = *ahead;
+    share.weights_bytes = (int64_t)((uint32_t)(share.weights_bytes / LINE_BYTES + n - 1) / (uint32_t)n) * LINE_BYTES;
+    share.rows_bytes = (int64_t)((uint32_t)(share.rows_bytes / LINE_BYTES + n - 1) / (uint32_t)n) * LINE_BYTES;
+    return share;
+}
+
+INLINE void ask_ahead(simd_ahead *share) {
+    if (share->is_next) prefetch(share->weights, share->weights_bytes);
+    else prefetch_far(share->weights, share->weights_bytes);
+    prefetch_far(share->rows, share->rows_bytes);
+    share->weights += share->weights_bytes;
+    share->rows += share->rows_bytes;
+}
+
 #include "ops/cpu/simd/int8.h"
 
 #ifdef AMX_KERNELS
 #include "ops/cpu/simd/amx_kernels.h"
+#else
+#define product_int8 product_int8_vectors
 #endif
 
 #define TABLE_NAME_OF(variant) simd_##variant
@@ -596,6 +621,7 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .f32 = &product_f32,
     .bf16 = &product_bf16,
     .int8 = &product_int8,
+    .code_run = code_run,
     .tile_rows = TILE_ROWS,
     .tile = tile,
     .finish = finish,

@@ -15,6 +15,11 @@ typedef uint32_t vu __attribute__((vector_size(64)));
 
 static inline vf vload(const float *p) { return (vf)_mm512_loadu_ps(p); }
 static inline void vstore(float *p, vf v) { _mm512_storeu_ps(p, (__m512)v); }
+#ifdef AMX_KERNELS
+static inline void vstream(float *p, vf v) { _mm512_stream_ps(p, (__m512)v); }
+#else
+static inline void vstream(float *p, vf v) { vstore(p, v); }
+#endif
 static inline vf vfma(vf a, vf b, vf c) {
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
@@ -42,6 +47,7 @@ static inline vf vload_e4m3(const uint8_t *p) {
 static inline vf vload_i8(const int8_t *p) {
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
 }
+static inline void vstore_i8(int8_t *p, vi v) { _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 static inline vf vload_u4(const uint8_t *p, int shift) {
     __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
     wide = shift ? _mm512_srli_epi32(wide, 4) : _mm512_and_si512(wide, _mm512_set1_epi32(15));

@@ -19,6 +19,8 @@
 #define PRODUCT_ROWS_MAX 32 /* the same of any product */
 #define TILE_STRIDE  256 /* elements between the rows of a packed tile of x: the k of one block */
 #define QUANT_HEAD   (PANEL_COLS * 2) /* bytes of the scales before the codes of a packed block, bf16 a column */
+#define INT8_HEAD    (PANEL_COLS * 4) /* the same of a run in OPS_PRODUCT_INT8, f32 a column */
+#define INT8_TAIL    64               /* the k that fill a run's last piece */
 #define KEY_CHUNK    64  /* keys of one softmax step, counted from absolute position 0 */
 
 #define LINE_BYTES 64 /* of a cache */
@@ -28,6 +30,18 @@ static inline void prefetch(const void *data, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch((const char *)data + at);
 }
 
+/* The same for the second cache: the first has no room for it yet. */
+static inline void prefetch_far(const void *data, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch((const char *)data + at, 0, 2);
+}
+
+/* Memory that will be wanted after what is multiplied now, and is asked for meanwhile, a part with each step. */
+typedef struct {
+    const unsigned char *weights, *rows; /* NULL: nothing */
+    int64_t weights_bytes, rows_bytes;
+    bool is_next; /* it is wanted by the next tile already */
+} simd_ahead;
+
 /* The kernels of one product (ops_product) of a variant. Weights lie in panels of PANEL_COLS columns, a panel is a run of
  * blocks of QUANT_BLOCK k, and a block is
  *
@@ -36,15 +50,18 @@ static inline void prefetch(const void *data, int64_t bytes) {
  *     q4               the scales, then bytes [k / dot_k][column mod 16][dot_k]; columns from 16 on in the high half, each
  *                      code + 8
  *
+ * but in OPS_PRODUCT_INT8 a block of q8 is a run of OPS_INT8_RUN k, the last one as many of them as INT8_TAIL fills, and its
+ * scales are f32.
+ *
  * x comes in tiles of at most tile_rows rows and TILE_STRIDE of k, packed by pack_x in whatever way tile reads. */
 typedef struct {
     int tile_rows;      /* at most PRODUCT_ROWS_MAX */
     int dot_k;          /* k side by side: what one instruction adds up */
     int offset_q8;      /* 0 or 128 */
     int offset_q4;      /* 0 or 8: what tile and expand leave of the 8 that q4 is stored with */
-    ops_dtype expanded; /* what expand makes of weights */
+    int group_panels;   /* panels of one task with many rows */
+    ops_dtype expanded; /* what expand makes of weights, where it is there */
     int rows_to_expand; /* rows from which it pays */
-    bool takes_codes;   /* tile takes q8 and q4; otherwise they are always expanded */
     bool needs_whole;   /* tile always writes tile_rows rows */
     size_t tile_bytes;  /* of a tile of x, a multiple of 64 */
 
@@ -53,12 +70,11 @@ typedef struct {
     void (*pack_x)(void *tile, int row, int n_rows, const float *x, int64_t k, int offset);
 
     /* With the n_rows that the tile was packed with: out [rows, PANEL_COLS] (+)= what the first k of a panel add. load:
-     * continue from what out holds. ahead: weights of as many k that will be wanted next and are asked for meanwhile; NULL:
-     * none. */
+     * continue from what out holds. */
     void (*tile)(float *out, const void *x, int n_rows, const unsigned char *w, ops_dtype dtype, int64_t k, bool load,
-                 const unsigned char *ahead);
+                 const simd_ahead *ahead);
 
-    /* The first k of a panel in the dtype `expanded`. */
+    /* The first k of a panel in the dtype `expanded`; NULL: tile takes whatever comes. */
     void (*expand)(void *out, const unsigned char *w, ops_dtype dtype, int64_t k);
 
     /* One row of x [k] in one piece, with gemv_panels whole panels that lie panel_bytes apart; out is written densely,
@@ -74,6 +90,10 @@ typedef struct {
 typedef struct {
     const char *name;
     const simd_product *f32, *bf16, *int8;
+
+    /* Codes of the first k of a run for OPS_PRODUCT_INT8, the rest 0; returns their scale. */
+    float (*code_run)(int8_t codes[OPS_INT8_RUN], const float *x, int64_t k);
+
     int tile_rows; /* rows of a that one tile takes, at most TILE_ROWS_MAX */
 
     /* The product of a tile: out[r, c] (+)= sum over i < k of a[r, i] * w[i, c].
@@ -82,8 +102,9 @@ typedef struct {
     void (*tile)(float *out, int64_t out_stride, const float *a, int n_rows, const void *w,
                  int64_t w_stride, ops_dtype dtype, int64_t k, int n_cols, bool load);
 
-    /* out[r, c] = act(out[r, c] + bias[c]), c < n_cols; rows are PANEL_COLS apart */
-    void (*finish)(float *out, int n_rows, int n_cols, const float *bias, ops_act act);
+    /* out[c] = act(sums[c] + bias[c]) + add[c], c < n; add NULL: nothing. is_far: out is more than caches hold; a fence
+     * (seq_cst) lies between and whoever reads it. */
+    void (*finish)(float *out, const float *sums, int n, const float *bias, const float *add, ops_act act, bool is_far);
 
     /* out[i] = x[i] of f32, f16, bf16 or e4m3, i < n */
     void (*widen)(float *out, const void *x, ops_dtype dtype, int64_t n);
