@@ -252,31 +252,33 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
     for (int64_t d = 0; d < j->head_dim; d += TILE_STRIDE) {
         int64_t n_dims = min_i64(TILE_STRIDE, j->head_dim - d);
         for (int i = 0; i < n_rows; i++)
-            memcpy(w->q_tile + i * TILE_STRIDE, j->q + (first + rows[i]) * j->q_stride + q_offset + d,
-                   (size_t)n_dims * sizeof(float));
+            simd->widen(w->q_tile + i * TILE_STRIDE, j->q + (first + rows[i]) * j->q_stride + q_offset + d, OPS_DTYPE_F32,
+                        n_dims);
         for (int c = 0; c < most; c += PANEL_COLS)
             simd->tile(w->p_tile + c, TILE_STRIDE, w->q_tile, n_rows, w->keys_t + d * KEY_CHUNK + c,
                        KEY_CHUNK, OPS_DTYPE_F32, n_dims, PANEL_COLS, d > 0);
     }
+    /* Rows side by side, as they mostly are, are added to where they lie. */
+    bool is_apart = rows[n_rows - 1] - rows[0] != n_rows - 1;
+    float *acc = is_apart ? w->acc_tile : w->acc + rows[0] * j->padded_dim;
     for (int i = 0; i < n_rows; i++) {
         int r = rows[i];
         float shrink = weigh(j, w, w->p_tile + i * TILE_STRIDE, first + r, r, start, n_keys[i]);
-        simd->scale(w->acc_tile + i * j->padded_dim, w->acc + r * j->padded_dim, shrink,
-                    j->padded_dim);
+        if (is_apart || shrink != 1.0f) simd->scale(acc + i * j->padded_dim, w->acc + r * j->padded_dim, shrink, j->padded_dim);
     }
     for (int64_t d = 0; d < j->head_dim; d += PANEL_COLS) {
         int n_cols = (int)min_i64(PANEL_COLS, (j->head_dim - d + 15) / 16 * 16);
-        simd->tile(w->acc_tile + d, j->padded_dim, w->p_tile, n_rows, w->values + d, j->padded_dim,
+        simd->tile(acc + d, j->padded_dim, w->p_tile, n_rows, w->values + d, j->padded_dim,
                    OPS_DTYPE_F32, fewest, n_cols, true);
         for (int i = 0; i < n_rows; i++)
             if (n_keys[i] > fewest) /* the same sum goes on, for this row alone */
-                simd->tile(w->acc_tile + i * j->padded_dim + d, j->padded_dim,
+                simd->tile(acc + i * j->padded_dim + d, j->padded_dim,
                            w->p_tile + i * TILE_STRIDE + fewest, 1,
                            w->values + fewest * j->padded_dim + d, j->padded_dim, OPS_DTYPE_F32,
                            n_keys[i] - fewest, n_cols, true);
     }
-    for (int i = 0; i < n_rows; i++)
-        memcpy(w->acc + rows[i] * j->padded_dim, w->acc_tile + i * j->padded_dim,
+    for (int i = 0; is_apart && i < n_rows; i++)
+        memcpy(w->acc + rows[i] * j->padded_dim, acc + i * j->padded_dim,
                (size_t)j->padded_dim * sizeof(float));
 }
 
@@ -298,11 +300,9 @@ static workspace workspace_of(const attention_job *j, const workspace *w, int64_
 }
 
 static void write_rows(const attention_job *j, const workspace *w, int64_t first, int64_t n_rows, int64_t head) {
-    for (int64_t r = 0; r < n_rows; r++) {
-        const float *acc = w->acc + r * j->padded_dim;
-        float *out = j->out + (first + r) * j->out_stride + head * j->head_dim;
-        for (int64_t d = 0; d < j->head_dim; d++) out[d] = acc[d] / w->sum[r];
-    }
+    for (int64_t r = 0; r < n_rows; r++)
+        j->simd->divide(j->out + (first + r) * j->out_stride + head * j->head_dim, w->acc + r * j->padded_dim, w->sum[r],
+                        j->head_dim);
 }
 
 static void attend_task(void *arg, int64_t task, int thread) {

@@ -22,6 +22,11 @@ static inline vf vfma(vf a, vf b, vf c) {
 }
 static inline vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 static inline vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+static inline float vlargest(vf v) {
+    float top = v[0];
+    for (int l = 1; l < LANES; l++) top = v[l] > top ? v[l] : top;
+    return top;
+}
 static inline vf vload_f16(const uint16_t *p) {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
 }

@@ -29,6 +29,11 @@ static inline vf vmin(vf a, vf b) {
     vi a_wins = a < b;
     return (vf)((a_wins & (vi)a) | (~a_wins & (vi)b));
 }
+static inline float vlargest(vf v) {
+    float top = v[0];
+    for (int l = 1; l < LANES; l++) top = v[l] > top ? v[l] : top;
+    return top;
+}
 static inline vf vload_f16(const uint16_t *p) {
     return (vf){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
 }

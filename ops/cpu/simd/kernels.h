@@ -6,6 +6,8 @@
  *     vf, vi, vu     vectors of LANES float, int32_t, uint32_t (GCC vector extension)
  *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
  *     vstream                 vstore to an aligned place, past the caches where that is known to pay
+ *     vfold(v), where HAS_FOLD is defined   the sum of sixteen lanes, 8-4-2-1
+ *     vlargest(v)             the largest lane; of a NaN nothing is promised but that it does no harm
  *     vload_f16, vload_bf16   LANES values, upcast;  vstore_f16   LANES values, to nearest even;
  *     vload_e4m3              LANES codes, as e4m3_to_f32;  vload_i8   LANES signed bytes;
  *     vstore_i8               the lowest byte of each lane
@@ -385,27 +387,38 @@ static void transpose(float *out, const float *const *rows, int n, int64_t width
 #define FOLD_LANES 16
 #define FOLD_VECS  (FOLD_LANES / LANES)
 
-static float softmax_step(float *s, int n, float scale, float *max, float *sum) {
-    vf vscale = vsplat(scale);
-    for (int j = 0; j < KEY_CHUNK; j += LANES) vstore(s + j, vload(s + j) * vscale);
-    for (int j = n; j < KEY_CHUNK; j++) s[j] = -INFINITY;
-    vf vtop = vload(s);
-    for (int j = LANES; j < KEY_CHUNK; j += LANES) vtop = vmax(vtop, vload(s + j));
-    float tops[LANES];
-    vstore(tops, vtop);
-    float top = *max;
-    for (int l = 0; l < LANES; l++) top = tops[l] > top ? tops[l] : top;
-    vf lanes[FOLD_VECS] = {0};
-    for (int j = 0; j < KEY_CHUNK; j += FOLD_LANES)
-        for (int v = 0; v < FOLD_VECS; v++) {
-            vf p = vexp(vload(s + j + v * LANES) - vsplat(top));
-            vstore(s + j + v * LANES, p);
-            lanes[v] = lanes[v] + p;
-        }
+/* Sixteen sums to one, 8-4-2-1. */
+INLINE float fold_lanes(const vf lanes[FOLD_VECS]) {
+#ifdef HAS_FOLD
+    return vfold(lanes[0]);
+#endif
     float fold[FOLD_LANES];
     for (int v = 0; v < FOLD_VECS; v++) vstore(fold + v * LANES, lanes[v]);
+#pragma GCC unroll 4
     for (int half = FOLD_LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
         for (int l = 0; l < half; l++) fold[l] += fold[l + half];
+    return fold[0];
+}
+
+#define CHUNK_VECS (KEY_CHUNK / LANES)
+
+static float softmax_step(float *s, int n, float scale, float *max, float *sum) {
+    vf values[CHUNK_VECS], vscale = vsplat(scale), lanes[FOLD_VECS] = {0};
+    for (int j = n; j < KEY_CHUNK; j++) s[j] = -INFINITY;
+#pragma GCC unroll 16
+    for (int v = 0; v < CHUNK_VECS; v++) values[v] = vload(s + v * LANES) * vscale;
+    vf vtop = values[0];
+#pragma GCC unroll 16
+    for (int v = 1; v < CHUNK_VECS; v++) vtop = vmax(vtop, values[v]);
+    float top = vlargest(vtop);
+    top = top > *max ? top : *max;
+#pragma GCC unroll 16
+    for (int v = 0; v < CHUNK_VECS; v++) {
+        vf p = vexp(values[v] - vsplat(top));
+        vstore(s + v * LANES, p);
+        lanes[v % FOLD_VECS] = lanes[v % FOLD_VECS] + p;
+    }
     float shrink = 1.0f;
     if (top != *max) {
         float edge[LANES];
@@ -413,7 +426,7 @@ static float softmax_step(float *s, int n, float scale, float *max, float *sum) 
         shrink = edge[0];
     }
     *max = top;
-    *sum = *sum * shrink + fold[0];
+    *sum = *sum * shrink + fold_lanes(lanes);
     return shrink;
 }
 
@@ -504,6 +517,10 @@ static void add_values(float *out, const float *weights, const void *const *valu
 
 static void scale(float *out, const float *x, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
+}
+
+static void divide(float *out, const float *x, float by, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] / by;
 }
 
 /* ---- bf16 ---------------------------------------------------------------------------------- */
@@ -636,4 +653,5 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .scores = scores,
     .add_values = add_values,
     .scale = scale,
+    .divide = divide,
 };

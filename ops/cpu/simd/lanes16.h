@@ -25,6 +25,15 @@ static inline vf vfma(vf a, vf b, vf c) {
 }
 static inline vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#define HAS_FOLD
+static inline float vfold(vf v) {
+    __m512 all = (__m512)v;
+    __m256 of8 = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    __m128 of4 = _mm_add_ps(_mm256_castps256_ps128(of8), _mm256_extractf128_ps(of8, 1));
+    __m128 of2 = _mm_add_ps(of4, _mm_movehl_ps(of4, of4));
+    return _mm_cvtss_f32(_mm_add_ss(of2, _mm_movehdup_ps(of2)));
+}
+static inline float vlargest(vf v) { return _mm512_reduce_max_ps((__m512)v); }
 static inline vf vload_f16(const uint16_t *p) {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
 }

@@ -146,6 +146,9 @@ typedef struct {
 
     /* out[i] = x[i] * factor, i < n */
     void (*scale)(float *out, const float *x, float factor, int64_t n);
+
+    /* out[i] = x[i] / by, i < n */
+    void (*divide)(float *out, const float *x, float by, int64_t n);
 } simd_kernels;
 
 extern const simd_kernels simd_generic;
