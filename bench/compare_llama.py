@@ -34,6 +34,7 @@ WIDTH, INNER, HEADS, VOCAB, PROMPT, CONTEXT = 2560, 10240, 32, 51200, 789, 800
 PAIRS = [("q8", "int8", gguf.GGMLQuantizationType.Q8_0), ("q4", "int8", gguf.GGMLQuantizationType.Q4_0),
          ("bf16", "bf16", gguf.GGMLQuantizationType.BF16)]
 REQUESTS = {"prefill": f"prefill {PROMPT}", "decode 1": f"decode 1 {CONTEXT}", "decode 8": f"decode 8 {CONTEXT}"}
+KV_BYTES, WARM_UPS = "400M", 14  # until prompts have written to all of ours once; theirs is written when it is opened
 RNG = numpy.random.default_rng(1)
 
 
@@ -135,7 +136,7 @@ class Engine:
 class Ours(Engine):
     def __init__(self, args, folder, products):
         super().__init__(args.build / "bin" / "mipha", "bench", "--json", "--model", folder, "--dtype", products,
-                         "--threads", str(args.threads), "--kv-bytes", "1G", "-")
+                         "--threads", str(args.threads), "--kv-bytes", KV_BYTES, "-")
         self.line()  # how long it took to be ready
         self.device = json.loads(self.line())["device"]
 
@@ -155,6 +156,8 @@ class Theirs(Engine):
 def measure(engines, rounds):
     """case -> medians of each engine; in every round they answer in turns, each case before the next."""
     times = {case: [[] for _ in engines] for case in REQUESTS}
+    for _ in range(WARM_UPS):
+        engines[0].ask(REQUESTS["prefill"])
     for case, request in REQUESTS.items():
         for i in range(rounds + 1):  # the first one warms up
             for k, engine in enumerate(engines):

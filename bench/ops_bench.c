@@ -279,13 +279,13 @@ static void report_attention(const char *name, attention_call *c, void (*call)(v
            flops / us / 1e3, kv_bytes / us / 1e3);
 }
 
-static void bench_full(int64_t length, int heads, int64_t hd) {
+static void bench_full(int64_t length, int heads, int64_t hd, bool may_round) {
     char name[128];
-    (void)snprintf(name, sizeof name, "attention length=%lld heads=%d hd=%lld", (long long)length,
-                   heads, (long long)hd);
+    (void)snprintf(name, sizeof name, "attention length=%lld heads=%d hd=%lld round=%d", (long long)length,
+                   heads, (long long)hd, may_round);
     if (!strstr(name, only)) return;
     ops_block b[4];
-    attention_call c = {.length = length, .params = {heads, heads, 0.11f}};
+    attention_call c = {.length = length, .params = {heads, heads, 0.11f, .may_round = may_round}};
     c.q = device_floats(&b[0], length, heads * hd, 1);
     c.k = device_floats(&b[1], length, heads * hd, 2);
     c.v = device_floats(&b[2], length, heads * hd, 3);
@@ -297,18 +297,18 @@ static void bench_full(int64_t length, int heads, int64_t hd) {
 
 /* n_seqs sequences that share their first `shared` positions, each with rows_each rows at the end. */
 static void bench_paged(int64_t n_seqs, int64_t rows_each, int64_t length, int64_t shared, int heads,
-                        int64_t hd, ops_dtype cached) {
+                        int64_t hd, ops_dtype cached, bool may_round) {
     enum { BLOCK = 16 };
     char name[160];
     (void)snprintf(name, sizeof name,
-                   "attention_paged seqs=%lld rows=%lld keys=%lld shared=%lld heads=%d hd=%lld cache=%s",
+                   "attention_paged seqs=%lld rows=%lld keys=%lld shared=%lld heads=%d hd=%lld cache=%s round=%d",
                    (long long)n_seqs, (long long)rows_each, (long long)length, (long long)shared,
-                   heads, (long long)hd, dtype_name(cached));
+                   heads, (long long)hd, dtype_name(cached), may_round);
     if (!strstr(name, only)) return;
     int64_t max_blocks = (length + BLOCK - 1) / BLOCK, rows = n_seqs * rows_each, kw = heads * hd;
     ops_block b[4], bi;
     err e;
-    attention_call c = {.params = {heads, heads, 0.11f, .is_few = rows_each == 1}};
+    attention_call c = {.params = {heads, heads, 0.11f, .is_few = rows_each == 1, .may_round = may_round}};
     c.q = device_floats(&b[0], rows, kw, 1);
     c.out = device_floats(&b[1], rows, kw, 2);
     c.k = device_values(&b[2], cached, n_seqs * max_blocks * BLOCK, kw, 3);
@@ -407,14 +407,14 @@ int main(int argc, char **argv) {
     product = OPS_PRODUCT_F32;
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_TANH);
     bench_linear(OPS_DTYPE_BF16, 729, 1152, 4304, OPS_ACT_GELU_ERF);
-    bench_full(729, 16, 72);
+    for (int r = 0; r < 2; r++) bench_full(729, 16, 72, r == 1);
     static const ops_dtype caches[] = {OPS_DTYPE_F32, OPS_DTYPE_BF16, OPS_DTYPE_F16, OPS_DTYPE_E4M3};
     for (size_t i = 0; i < sizeof caches / sizeof *caches; i++) {
-        bench_paged(1, 789, 789, 789, 32, 80, caches[i]);
-        bench_paged(1, 64, 789, 789, 32, 80, caches[i]);
-        bench_paged(1, 1, 789, 789, 32, 80, caches[i]);
-        bench_paged(10, 1, 789, 736, 32, 80, caches[i]);
-        bench_paged(10, 1, 789, 0, 32, 80, caches[i]);
+        for (int r = 0; r < 2; r++) bench_paged(1, 789, 789, 789, 32, 80, caches[i], r == 1);
+        for (int r = 0; r < 2; r++) bench_paged(1, 64, 789, 789, 32, 80, caches[i], r == 1);
+        bench_paged(1, 1, 789, 789, 32, 80, caches[i], false);
+        bench_paged(10, 1, 789, 736, 32, 80, caches[i], false);
+        bench_paged(10, 1, 789, 0, 32, 80, caches[i], false);
     }
     bench_norm(729, 1152);
     bench_norm(1, 2560);

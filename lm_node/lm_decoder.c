@@ -51,6 +51,7 @@ struct lm_decoder {
     lm_decoder_settings s;
     ops_dtype dtype;    /* of activations; logits are f32 */
     ops_dtype kv_dtype; /* of keys and values */
+    bool may_round;     /* products are reduced, so attention may be */
     projector **projectors; /* [1 + n_adapters]: the checkpoint's own, and as each adapter has it */
     ops_block weights, activations, kv;
     decoder_layer *layers;
@@ -316,6 +317,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     if (!d) return fail(e, STATUS_NO_MEMORY, "decoder: no memory");
     d->ctx = d->adapters.ctx = ctx;
     d->c = model_get_config(m)->decoder;
+    d->may_round = model_product(m) != OPS_PRODUCT_F32;
     d->s = *settings;
     d->dtype = lm_decoder_dtype(ctx, m);
     d->kv_dtype = lm_decoder_kv_dtype(ctx, m);
@@ -569,6 +571,7 @@ static status attend(lm_decoder *d, const decoder_layer *l, ops_tensor *q, const
         .n_kv_heads = d->c.n_kv_heads,
         .scale = (float)(1.0 / sqrt((double)d->c.head_size)),
         .window = d->c.window,
+        .may_round = d->may_round,
     };
     const int64_t rows = q->dims[0], n_few = at->kinds->n_few;
     for (int64_t first = 0, n = n_few > 0 ? n_few : rows; first < rows; first += n, n = rows - first) {

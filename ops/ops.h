@@ -323,6 +323,8 @@ typedef struct {
     float scale;    /* multiplies q.k */
     int window;     /* paged: a row sees its own key and the window - 1 before it; 0: all of them */
     bool is_few;    /* paged: the rows are tokens being decoded; as in ops_linear_params, a fact about the rows */
+    bool may_round; /* queries, keys, values and weights of values may be rounded to bf16 where that is faster: on CPUs with
+                       tiles (AMX), unless rows are few; sums and the softmax are in f32 */
 } ops_attention_params;
 
 /* Full attention inside groups of equal length (all tokens of one image see each other, no others).

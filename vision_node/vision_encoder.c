@@ -42,6 +42,7 @@ struct vision_encoder {
     ops_ctx *ctx;
     model_tower_config c;
     ops_dtype dtype, running; /* of the features, of all that is computed before them */
+    bool may_round; /* products are reduced, so attention may be */
     int max_images;
     tower_run runs[VISION_ENCODER_RUNS_MAX]; /* the oldest under way first, then round */
     int n_runs, n_running, oldest;
@@ -230,6 +231,7 @@ status vision_encoder_open(vision_encoder **out, ops_ctx *ctx, const model *m, i
     if (!v) return fail(e, STATUS_NO_MEMORY, "tower: no memory");
     v->ctx = ctx;
     v->c = model_get_config(m)->tower;
+    v->may_round = model_product(m) != OPS_PRODUCT_F32;
     v->dtype = model_tower_dtype(m);
     v->running = ops_activation_dtype(ctx, model_weight(m, "%s%s.weight", v->c.prefix, v->c.family->patch).dtype);
     v->max_images = max_images;
@@ -353,6 +355,7 @@ static status run_attention(vision_encoder *v, const tower_layer *l, ops_tensor 
         .n_heads = v->c.n_heads,
         .n_kv_heads = v->c.n_heads,
         .scale = (float)(1.0 / sqrt((double)(v->c.hidden / v->c.n_heads))),
+        .may_round = v->may_round,
     };
     ops_tensor qkv = tensor_first(&v->wide, n->dims[0], 3 * width), q = tensor_columns(&qkv, 0, width);
     ops_tensor k = tensor_columns(&qkv, width, width), values = tensor_columns(&qkv, 2 * width, width);

@@ -19,15 +19,22 @@
  *                 partial sum; the values of a chunk are added one key after the other
  *     few rows    one after the other over keys and values as they lie. s[j] is sixteen sums, folded; values as above
  *
+ *     in bf16     where the caller allows it and there are tiles, many rows are multiplied in bf16, 16 at a time, weights and
+ *                 values likewise; sums and the softmax are as before
+ *
  * Full attention is the paged one with a block per group and every row at the last position. */
 #include <math.h>
 #include <string.h>
 
+#include "base/check.h"
 #include "ops/cpu/cpu_internal.h"
 
 #define ROWS_A_TASK  192
+#define ROWS_A_TILE  16          /* at most */
 #define HEADS_A_TASK 8           /* of few rows */
 #define HEADS_BYTES  (128 << 10) /* of their sums */
+
+BUILD_CHECK(TILE_ROWS_MAX <= ROWS_A_TILE && ATTENTION_TILE_ROWS <= ROWS_A_TILE, "a workspace has room for either tile");
 
 typedef struct {
     const simd_kernels *simd;
@@ -44,6 +51,7 @@ typedef struct {
     int heads_a_kv, n_heads, window;
     float scale;
     bool is_few;
+    const simd_attention *rounded; /* NULL: exact */
     int64_t rows_a_task, heads_a_task;
     unsigned char *scratch;
     size_t thread_bytes;
@@ -57,9 +65,10 @@ typedef struct {
     float *keys;    /* [KEY_CHUNK, padded_dim] */
     float *keys_t;  /* [head_dim, KEY_CHUNK] */
     float *values;  /* [KEY_CHUNK, padded_dim] */
-    float *q_tile;  /* [TILE_ROWS_MAX, TILE_STRIDE] */
-    float *p_tile;  /* [TILE_ROWS_MAX, TILE_STRIDE]: scores, then weights */
-    float *acc_tile; /* [TILE_ROWS_MAX, padded_dim] */
+    float *q_tile;  /* [rows of a tile, TILE_STRIDE] */
+    float *p_tile;  /* [the same]: scores, then weights */
+    float *acc_tile; /* [rows of a tile, padded_dim] */
+    uint16_t *weights; /* a tile of weights in bf16 */
     int32_t *members; /* [2, rows]: the rows served together, and next */
     bool *served;   /* [rows] */
 } workspace;
@@ -78,9 +87,10 @@ static size_t workspace_cut(const attention_job *j, unsigned char *base, workspa
     CUT(keys, KEY_CHUNK * dim);
     CUT(keys_t, dim * KEY_CHUNK);
     CUT(values, KEY_CHUNK * dim);
-    CUT(q_tile, TILE_ROWS_MAX * TILE_STRIDE);
-    CUT(p_tile, TILE_ROWS_MAX * TILE_STRIDE);
-    CUT(acc_tile, TILE_ROWS_MAX * dim);
+    CUT(q_tile, ROWS_A_TILE * TILE_STRIDE);
+    CUT(p_tile, ROWS_A_TILE * TILE_STRIDE);
+    CUT(acc_tile, ROWS_A_TILE * dim);
+    CUT(weights, ROWS_A_TILE * KEY_CHUNK);
     CUT(members, 2 * rows);
     CUT(served, rows);
 #undef CUT
@@ -205,6 +215,7 @@ static void widen_keys(const attention_job *j, workspace *w, group_head *h, int 
         float *key = w->keys + i * j->padded_dim, *value = w->values + i * j->padded_dim;
         j->simd->widen(key, h->keys[i], h->dtype, j->head_dim);
         j->simd->widen(value, h->values[i], h->dtype, j->head_dim);
+        memset(key + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *key);
         memset(value + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *value);
         h->keys[i] = key;
         h->values[i] = value;
@@ -282,6 +293,39 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
                (size_t)j->padded_dim * sizeof(float));
 }
 
+/* The same in bf16: keys are in keys_t, values where keys were. broken: keys with values that are not finite, which spoil
+ * the rows that see them and no others. */
+static void attend_tile_rounded(const attention_job *j, workspace *w, int64_t first, const int32_t *rows, int n_rows,
+                                int64_t start, int64_t q_offset, uint64_t broken) {
+    const simd_attention *rounded = j->rounded;
+    bool is_spoiled[ATTENTION_TILE_ROWS];
+    for (int i = 0; i < n_rows; i++)
+        rounded->pack_row(w->q_tile, i, j->q + (first + rows[i]) * j->q_stride + q_offset, j->head_dim);
+    rounded->scores(w->p_tile, w->q_tile, w->keys_t, j->padded_dim);
+    for (int i = 0; i < n_rows; i++) {
+        int r = rows[i], n = keys_in_chunk(j, first + r, start);
+        float *s = w->p_tile + i * TILE_STRIDE, shrink = weigh(j, w, s, first + r, r, start, n);
+        j->simd->scale(w->acc_tile + i * j->padded_dim, w->acc + r * j->padded_dim, shrink, j->padded_dim);
+        rounded->pack_row(w->weights, i, s, KEY_CHUNK);
+        is_spoiled[i] = (broken & (UINT64_MAX >> (KEY_CHUNK - n))) != 0;
+    }
+    rounded->add_values(w->acc_tile, w->weights, w->keys, j->padded_dim);
+    for (int i = 0; i < n_rows; i++) {
+        float *acc = w->acc + rows[i] * j->padded_dim;
+        j->simd->scale(acc, w->acc_tile + i * j->padded_dim, is_spoiled[i] ? NAN : 1.0f, j->padded_dim);
+    }
+}
+
+static void attend_tiles_rounded(const attention_job *j, workspace *w, const group *g, group_head *h, int64_t first,
+                                 int64_t q_offset) {
+    widen_keys(j, w, h, g->n);
+    j->rounded->pack_keys(w->keys_t, w->keys, g->n, j->padded_dim);
+    uint64_t broken = j->rounded->pack_values(w->keys, w->values, g->n, j->padded_dim);
+    for (int64_t m = 0; m < g->n_rows; m += ATTENTION_TILE_ROWS)
+        attend_tile_rounded(j, w, first, g->rows + m, (int)min_i64(ATTENTION_TILE_ROWS, g->n_rows - m), g->start, q_offset,
+                            broken);
+}
+
 /* Many rows: keys and values of the group are copied, and meet the rows in tiles. */
 static void attend_tiles(const attention_job *j, workspace *w, const group *g, group_head *h, int64_t first, int64_t q_offset) {
     widen_keys(j, w, h, g->n);
@@ -326,6 +370,7 @@ static void attend_task(void *arg, int64_t task, int thread) {
     group_walk walk = {j, w.served, first, n_rows, start, last_pos, 0};
     group groups[2] = {{.rows = w.members}, {.rows = w.members + j->rows_a_task}};
     group_head heads[2];
+    if (j->rounded) j->rounded->enter();
     bool has_next = next_group(&walk, &groups[0]);
     if (has_next) find_head(j, &heads[0], &groups[0], head);
     for (int i = 0, at = 0; has_next; i = 1 - i) {
@@ -336,9 +381,11 @@ static void attend_task(void *arg, int64_t task, int thread) {
             if (next) find_head(j, &heads[1 - at], &groups[is_last ? 1 - i : i], is_last ? head : head + h + 1);
             workspace own = workspace_of(j, &w, h);
             if (j->is_few) attend_rows(j, &own, &groups[i], &heads[at], next, first, (head + h) * j->head_dim);
+            else if (j->rounded) attend_tiles_rounded(j, &own, &groups[i], &heads[at], first, (head + h) * j->head_dim);
             else attend_tiles(j, &own, &groups[i], &heads[at], first, (head + h) * j->head_dim);
         }
     }
+    if (j->rounded) j->rounded->leave();
     for (int64_t h = 0; h < n_heads; h++) {
         const workspace own = workspace_of(j, &w, h);
         write_rows(j, &own, first, n_rows, head + h);
@@ -358,6 +405,8 @@ static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const
     j->is_few = params->is_few;
     j->head_dim = q->dims[1] / params->n_heads;
     j->padded_dim = ceil_div(j->head_dim, PANEL_COLS) * PANEL_COLS;
+    bool is_rounded = params->may_round && !j->is_few && j->padded_dim <= TILE_STRIDE;
+    j->rounded = is_rounded ? j->simd->attention : NULL;
     int64_t n_pieces = ceil_div(j->n_rows, ROWS_A_TASK);
     j->rows_a_task = ceil_div(j->n_rows, n_pieces);
     int64_t n_single = n_pieces * j->n_heads, head_bytes = j->rows_a_task * j->padded_dim * (int64_t)sizeof(float);

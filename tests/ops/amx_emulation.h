@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "ops/tensor.h"
 
 #define TILES 8
 
@@ -101,6 +102,13 @@ static inline void emulate_dot_int8(int c, int a, int b) {
                     sum += (uint32_t)(tiles.rows[a][m].i8[4 * k + i] * tiles.rows[b][k].bytes[4 * n + i]);
                 tiles.rows[c][m].i32[n] = (int32_t)sum;
             }
+}
+
+static inline void narrow_line(void *to, const float *x) {
+    for (int i = 0; i < 32; i++) {
+        uint16_t half = f32_to_bf16(flushed(x[i]));
+        memcpy((unsigned char *)to + 2 * i, &half, sizeof half);
+    }
 }
 
 #define TILE_ZERO(t)               emulate_zero(t)

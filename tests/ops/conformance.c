@@ -169,22 +169,24 @@ static void linear_takes_views_and_ends_as_told(void **state) {
 
 /* Rounding of q.k reaches the weights through exp: |ds| <= (hd + 2) 2u sum|q k| scale, and moves each
  * output by at most twice that times sum p |v|. The sums over keys add (n + 20) 2u of the same. */
-static double attention_bound(int64_t n_keys, int64_t head_dim, double scale, double size, ops_dtype dtype) {
+static double attention_bound(int64_t n_keys, int64_t head_dim, double scale, double size, ops_dtype dtype, bool may_round) {
     double ds = (double)(head_dim + 2) * 2 * U * (double)head_dim * scale; /* |q|, |k| <= 1 */
     /* halves: each weight may be rounded before it meets its value, and the result is */
-    return (2 * ds + ((double)n_keys + 30) * 2 * U) * size + 2 * storage_error(dtype, size) + 1e-30;
+    double rounded = may_round ? 0x1p-8 * size : 0; /* weights, to bf16; all else is in bf16 already */
+    return (2 * ds + ((double)n_keys + 30) * 2 * U) * size + 2 * storage_error(dtype, size) + rounded + 1e-30;
 }
 
 /* Some cases go through views: with rows that begin at multiples of 16 bytes, and without. */
 static int64_t margin_of(int64_t i) { return i % 3 == 0 ? 0 : i % 3 == 1 ? 8 : 5; }
 
 static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int heads, int kv_heads,
-                            int64_t hd, bool in_place, ops_dtype dtype) {
+                            int64_t hd, bool in_place, ops_dtype dtype, bool may_round) {
     rng r = rng_make(77);
     int64_t rows = groups * length, qw = heads * hd, kw = kv_heads * hd;
     float *q = random_floats(&r, rows * qw, 1.0f), *k = random_floats(&r, rows * kw, 1.0f);
     float *v = random_floats(&r, rows * kw, 5.0f);
-    round_floats(q, rows * qw, dtype), round_floats(k, rows * kw, dtype), round_floats(v, rows * kw, dtype);
+    ops_dtype kept = may_round ? OPS_DTYPE_BF16 : dtype;
+    round_floats(q, rows * qw, kept), round_floats(k, rows * kw, kept), round_floats(v, rows * kw, kept);
     const int64_t margin = margin_of(length); /* 0: no views */
     guarded gq = guarded_columns(ctx, dtype, rows, qw, margin, 2 * margin, q);
     guarded gk = guarded_columns(ctx, dtype, rows, kw, 0, margin, k);
@@ -192,7 +194,7 @@ static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int he
     guarded go = guarded_columns(ctx, dtype, rows, qw, 0, margin, NULL);
     ops_tensor *out = in_place ? &gq.t : &go.t;
     ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads,
-                              .scale = (float)(1.0 / sqrt((double)hd))};
+                              .scale = (float)(1.0 / sqrt((double)hd)), .may_round = may_round};
     assert_int_equal(ops_attention(ctx, out, &gq.t, &gk.t, &gv.t, length, &p), STATUS_OK);
     assert_true(guarded_intact(&go) && guarded_intact(&gq));
     float *got = guarded_values(in_place ? &gq : &go);
@@ -206,36 +208,39 @@ static void check_attention(ops_ctx *ctx, int64_t groups, int64_t length, int he
                               (double)p.scale);
             for (int64_t d = 0; d < hd; d++)
                 EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
-                            attention_bound(length, hd, (double)p.scale, size[d], dtype),
-                            "attention %s %s %lldx%lld heads %d/%d hd %lld row %lld head %d dim %lld",
-                            ops_device_text(ctx), dtype_name(dtype), (long long)groups, (long long)length, heads,
+                            attention_bound(length, hd, (double)p.scale, size[d], dtype, may_round),
+                            "attention%s %s %s %lldx%lld heads %d/%d hd %lld row %lld head %d dim %lld",
+                            may_round ? " rounded" : "", ops_device_text(ctx), dtype_name(dtype), (long long)groups, (long long)length, heads,
                             kv_heads, (long long)hd, (long long)row, h, (long long)d);
         }
     guarded_close(&gq), guarded_close(&gk), guarded_close(&gv), guarded_close(&go);
     free(q), free(k), free(v), free(at), free(want), free(size), free(got);
 }
 
+static void check_attentions(ops_ctx *ctx, ops_dtype dtype, bool may_round) {
+    check_attention(ctx, 1, 1, 1, 1, 1, false, dtype, may_round);
+    check_attention(ctx, 2, 5, 3, 3, 7, false, dtype, may_round);
+    check_attention(ctx, 3, 64, 2, 1, 16, true, dtype, may_round);
+    check_attention(ctx, 2, 65, 3, 1, 24, false, dtype, may_round);
+    check_attention(ctx, 1, 130, 2, 2, 72, true, dtype, may_round);
+    check_attention(ctx, 2, 200, 4, 2, 80, false, dtype, may_round);
+    check_attention(ctx, 1, 63, 5, 5, 48, false, dtype, may_round);
+    check_attention(ctx, 1, 33, 1, 1, 300, false, dtype, may_round);
+    check_attention(ctx, 1, 70, 2, 1, 128, false, dtype, may_round);
+    check_attention(ctx, 2, 257, 1, 1, 64, true, dtype, may_round);
+    check_attention(ctx, 1, 140, 2, 1, 256, false, dtype, may_round);
+}
+
 static void attention_equals_the_double_softmax(void **state) {
     (void)state;
     for (int i = 0; i < contexts.n; i++) {
-        ops_ctx *ctx = contexts.ctx[i];
-        ops_dtype dtype = contexts.dtype[i];
-        check_attention(ctx, 1, 1, 1, 1, 1, false, dtype);
-        check_attention(ctx, 2, 5, 3, 3, 7, false, dtype);
-        check_attention(ctx, 3, 64, 2, 1, 16, true, dtype);
-        check_attention(ctx, 2, 65, 3, 1, 24, false, dtype);
-        check_attention(ctx, 1, 130, 2, 2, 72, true, dtype);
-        check_attention(ctx, 2, 200, 4, 2, 80, false, dtype);
-        check_attention(ctx, 1, 63, 5, 5, 48, false, dtype);
-        check_attention(ctx, 1, 33, 1, 1, 300, false, dtype);
-        check_attention(ctx, 1, 70, 2, 1, 128, false, dtype);
-        check_attention(ctx, 2, 257, 1, 1, 64, true, dtype);
-        check_attention(ctx, 1, 140, 2, 1, 256, false, dtype);
+        check_attentions(contexts.ctx[i], contexts.dtype[i], false);
+        if (contexts.dtype[i] != OPS_DTYPE_F16) check_attentions(contexts.ctx[i], contexts.dtype[i], true);
     }
 }
 
 static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_heads, int64_t hd, int window,
-                           ops_dtype dtype, ops_dtype cache, bool is_few) {
+                           ops_dtype dtype, ops_dtype cache, bool is_few, bool may_round) {
     enum { SEQS = 4, LENGTH = 150 };
     rng r = rng_make(78);
     int64_t qw = heads * hd, kw = kv_heads * hd;
@@ -243,6 +248,7 @@ static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv
     int64_t n_blocks = SEQS * max_blocks, n_slots = n_blocks * block_tokens;
     float *k = random_floats(&r, n_slots * kw, 1.0f), *v = random_floats(&r, n_slots * kw, 4.0f);
     round_floats(k, n_slots * kw, cache), round_floats(v, n_slots * kw, cache);
+    if (may_round) round_floats(k, n_slots * kw, OPS_DTYPE_BF16), round_floats(v, n_slots * kw, OPS_DTYPE_BF16);
     int32_t *tables = test_alloc((size_t)(SEQS * max_blocks), sizeof *tables);
     for (int64_t i = 0; i < n_blocks; i++) tables[i] = (int32_t)((i * 7 + 3) % n_blocks);
     if (n_blocks % 7 == 0)
@@ -256,6 +262,7 @@ static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv
     enum { ROWS = sizeof row_seq / sizeof row_seq[0] };
     float *q = random_floats(&r, ROWS * qw, 1.0f);
     round_floats(q, ROWS * qw, dtype);
+    if (may_round) round_floats(q, ROWS * qw, OPS_DTYPE_BF16);
     guarded gq = guarded_columns(ctx, dtype, ROWS, qw, margin_of(block_tokens), 0, q);
     guarded go = guarded_columns(ctx, dtype, ROWS, qw, 0, margin_of(block_tokens + 1), NULL);
     guarded gk = guarded_floats(ctx, cache, 4, (int64_t[]){n_blocks, kv_heads, block_tokens, hd}, k);
@@ -263,7 +270,8 @@ static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv
     guarded gt = guarded_with(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, max_blocks}, tables);
     guarded gs = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_seq);
     guarded gp = guarded_with(ctx, OPS_DTYPE_I32, 1, (int64_t[]){ROWS}, row_pos);
-    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads, .scale = 0.21f, .window = window, .is_few = is_few};
+    ops_attention_params p = {.n_heads = heads, .n_kv_heads = kv_heads, .scale = 0.21f, .window = window, .is_few = is_few,
+                              .may_round = may_round};
     assert_int_equal(
         ops_attention_paged(ctx, &go.t, &gq.t, &gk.t, &gv.t, &gt.t, &gs.t, &gp.t, &p), STATUS_OK);
     assert_true(guarded_intact(&go));
@@ -280,9 +288,9 @@ static void check_paged_in(ops_ctx *ctx, int64_t block_tokens, int heads, int kv
             ref_attention_row(want, size, q + row * qw + h * hd, k, v, at + first, n_keys, hd, (double)p.scale);
             for (int64_t d = 0; d < hd; d++)
                 EXPECT_NEAR((double)got[row * qw + h * hd + d], want[d],
-                            attention_bound(n_keys, hd, (double)p.scale, size[d], dtype),
-                            "paged %s %s of %s, %s, block %lld heads %d/%d hd %lld window %d row %d head %d dim %lld",
-                            ops_device_text(ctx), dtype_name(dtype), dtype_name(cache), is_few ? "few" : "many", (long long)block_tokens, heads,
+                            attention_bound(n_keys, hd, (double)p.scale, size[d], dtype, may_round),
+                            "paged%s %s %s of %s, %s, block %lld heads %d/%d hd %lld window %d row %d head %d dim %lld",
+                            may_round ? " rounded" : "", ops_device_text(ctx), dtype_name(dtype), dtype_name(cache), is_few ? "few" : "many", (long long)block_tokens, heads,
                             kv_heads, (long long)hd, window, row, h, (long long)d);
         }
     guarded_close(&gq), guarded_close(&go), guarded_close(&gk), guarded_close(&gv);
@@ -294,7 +302,10 @@ static void check_paged(ops_ctx *ctx, int64_t block_tokens, int heads, int kv_he
                         ops_dtype dtype) {
     for (size_t i = 0; i < 2 * N_CACHE_DTYPES; i++)
         if (ops_takes_cache(ctx, dtype, cache_dtypes[i / 2]))
-            check_paged_in(ctx, block_tokens, heads, kv_heads, hd, window, dtype, cache_dtypes[i / 2], i % 2 == 0);
+            check_paged_in(ctx, block_tokens, heads, kv_heads, hd, window, dtype, cache_dtypes[i / 2], i % 2 == 0, false);
+    if (test_device_is_cpu()) /* of every width; rounding is for many rows, and says nothing of others */
+        for (int is_few = 0; is_few < 2; is_few++)
+            check_paged_in(ctx, block_tokens, heads, kv_heads, hd, window, dtype, OPS_DTYPE_F32, is_few, true);
 }
 
 static void paged_attention_equals_the_double_softmax(void **state) {

@@ -345,7 +345,7 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
     ops_tensor tables = ids(0, 2);
     tables = tensor_reshape(&tables, 2, (int64_t[]){1, 2});
     ops_tensor seq = ids(10, 1), pos = ids(11, 1), two = ids(10, 2);
-    ops_attention_params p = {1, 1, 1.0f, 0, false};
+    ops_attention_params p = {.n_heads = 1, .n_kv_heads = 1, .scale = 1.0f};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         indices[0] = cases[i].first_block;
         indices[1] = cases[i].second_block;
@@ -367,7 +367,8 @@ static void paged_attention_refuses_rows_that_point_outside(void **state) {
     assert_int_equal(
         ops_attention_paged(ctx, &out, &q, &no_tokens, &no_tokens, &tables, &seq, &pos, &p),
         STATUS_BAD_ARGUMENT);
-    ops_attention_params back = {1, 1, 1.0f, -1, false}, upside_down = {1, 1, -1.0f, 2, false};
+    ops_attention_params back = {.n_heads = 1, .n_kv_heads = 1, .scale = 1.0f, .window = -1};
+    ops_attention_params upside_down = {.n_heads = 1, .n_kv_heads = 1, .scale = -1.0f, .window = 2};
     assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &seq, &pos, &back), STATUS_BAD_ARGUMENT);
     assert_int_equal(ops_attention_paged(ctx, &out, &q, &k, &v, &tables, &seq, &pos, &upside_down), STATUS_BAD_ARGUMENT);
     assert_int_equal(ops_attention_paged(ctx, &k, &q, &k, &v, &tables, &seq, &pos, &p),

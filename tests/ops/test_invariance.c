@@ -414,7 +414,7 @@ typedef struct {
     int32_t *tables;
     const int32_t *row_seq, *row_pos;
     int window;
-    bool is_few;
+    bool is_few, may_round;
 } paged_arg;
 
 /* Key number of (sequence, position): what the model wrote there, whatever the blocks are. */
@@ -455,7 +455,8 @@ static void call_paged(ops_ctx *ctx, void *arg, float *out, const float *x, int6
     ops_tensor k = copy_of(ctx, dtype, 4, dims, a->k), v = copy_of(ctx, dtype, 4, dims, a->v);
     ops_tensor tables = copy_of(ctx, OPS_DTYPE_I32, 2, (int64_t[]){SEQS, a->max_blocks}, a->tables);
     ops_tensor seq = i32(ctx, a->row_seq + first, n), pos = i32(ctx, a->row_pos + first, n);
-    ops_attention_params p = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .scale = 0.5f, .window = a->window, .is_few = a->is_few};
+    ops_attention_params p = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .scale = 0.5f, .window = a->window, .is_few = a->is_few,
+                              .may_round = a->may_round};
     assert_int_equal(ops_attention_paged(ctx, &to, &tq, &k, &v, &tables, &seq, &pos, &p),
                      STATUS_OK);
     take(out);
@@ -491,16 +492,17 @@ static void paged_attention_rows_do_not_depend_on_cut_threads_or_blocks(void **s
     for (int v = 0; v < N_VARIANTS; v++) {
         ops_ctx *ctx = open_variant(v, 1);
         if (!ctx) continue;
-        for (size_t b = 0; b < (test_device_is_cpu() ? 4 : 2) * n_blocks; b++) {
+        for (size_t b = 0; b < (test_device_is_cpu() ? 6 : 2) * n_blocks; b++) {
             if (!test_device_is_cpu() && b % n_blocks % 3 == 1) continue; /* an emulated device takes its time */
             paged_arg a = page(in.k, in.v, blocks[b % n_blocks]);
             a.row_seq = in.row_seq;
             a.row_pos = in.row_pos;
             a.window = b / n_blocks % 2 ? 70 : 0;
-            a.is_few = b >= 2 * n_blocks;
+            a.is_few = b / n_blocks / 2 == 1;
+            a.may_round = b / n_blocks / 2 == 2;
             call_paged(ctx, &a, b % n_blocks == 0 ? want : got, in.q, 0, ROWS);
             if (b % n_blocks > 0 && !same_bits(want, got, n))
-                fail_msg("%s: window %d: few %d: blocks of %lld differ", variant_name(v), a.window, a.is_few,
+                fail_msg("%s: window %d: few %d: rounded %d: blocks of %lld differ", variant_name(v), a.window, a.is_few, a.may_round,
                          (long long)a.block_tokens);
             if (a.block_tokens == 16)
                 expect_invariant(v,
@@ -592,16 +594,18 @@ static void paged_attention_never_touches_keys_after_the_row(void **state) {
     paged_input in = paged_input_make();
     int64_t n = ROWS * HEADS * HD;
     float *want = test_alloc((size_t)n, sizeof *want), *got = test_alloc((size_t)n, sizeof *got);
-    for (int v = 0; v < N_VARIANTS; v++) {
-        ops_ctx *ctx = open_variant(v, 1);
+    for (int i = 0; i < 4 * N_VARIANTS; i++) {
+        ops_ctx *ctx = open_variant(i / 4, 1);
         if (!ctx) continue;
         paged_arg a = page(in.k, in.v, 16);
         a.row_seq = in.row_seq;
         a.row_pos = in.row_pos;
+        a.may_round = i % 2 == 1;
         call_paged(ctx, &a, want, in.q, 0, ROWS);
-        for (int64_t i = 0; i < KV_HEADS * HD; i++) { /* position 200 of sequence 1 */
-            int64_t at = (a.tables[a.max_blocks + 200 / 16] * 16 + 200 % 16) * KV_HEADS * HD + i;
-            a.k[at] = a.v[at] = NAN;
+        for (int64_t d = 0; d < KV_HEADS * HD; d++) { /* position 200 of sequence 1, its value, or both */
+            int64_t at = (a.tables[a.max_blocks + 200 / 16] * 16 + 200 % 16) * KV_HEADS * HD + d;
+            a.v[at] = NAN;
+            if (i % 4 < 2) a.k[at] = NAN;
         }
         call_paged(ctx, &a, got, in.q, 0, ROWS);
         for (int64_t r = 0; r < ROWS; r++) {
@@ -663,10 +667,10 @@ static void full_attention_groups_do_not_depend_on_each_other(void **state) {
     float *q = random_floats(&r, n, 2.0f), *k = random_floats(&r, n, 1.0f);
     float *v = random_floats(&r, n, 1.0f);
     float *want = test_alloc((size_t)n, sizeof *want), *got = test_alloc((size_t)n, sizeof *got);
-    ops_attention_params p = {.n_heads = 2, .n_kv_heads = 2, .scale = 0.3f};
-    for (int i = 0; i < N_VARIANTS; i++)
+    for (int i = 0; i < 2 * N_VARIANTS; i++)
         for (int n_threads = 1; n_threads <= (test_device_is_cpu() ? 4 : 1); n_threads++) {
-            ops_ctx *ctx = open_variant(i, n_threads);
+            const ops_attention_params p = {.n_heads = 2, .n_kv_heads = 2, .scale = 0.3f, .may_round = i % 2 == 1};
+            ops_ctx *ctx = open_variant(i / 2, n_threads);
             if (!ctx) continue;
             for (int64_t g = 0; g < GROUPS && n_threads == 1; g++) {
                 int64_t at = g * TOKENS * WIDTH;

@@ -8,6 +8,8 @@
  *
  * Few rows of INT8, and weights in q4, whose scales change every 32 k, are left to the vectors (int8.h): x is packed for
  * them in pieces of INT8_ROWS. */
+#include <immintrin.h>
+
 #include AMX_TILES_HEADER
 
 #define TILE_EDGE     16
@@ -46,6 +48,20 @@ INLINE unsigned char *amx_row(unsigned char *steps, int row, int step) {
     return steps + step * STEP_BYTES + row * ROW_STRIDE;
 }
 
+/* The first n of a line, which may be 0 or less, and zeros. */
+INLINE void narrow_some(unsigned char *to, const float *x, int64_t n) {
+    _Alignas(LINE_BYTES) float line[QUANT_BLOCK];
+    if (n >= QUANT_BLOCK) {
+        narrow_line(to, x);
+        return;
+    }
+    for (int at = 0; at < QUANT_BLOCK; at += LANES, x += LANES, n -= LANES) {
+        uint32_t here = n >= LANES ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
+        _mm512_store_ps(line + at, _mm512_maskz_loadu_ps((__mmask16)here, x));
+    }
+    narrow_line(to, line);
+}
+
 INLINE void copy_line(unsigned char *to, const void *from) { vstore((float *)(void *)to, vload(from)); }
 
 /* ---- bf16 ---------------------------------------------------------------------------------- */
@@ -53,12 +69,9 @@ INLINE void copy_line(unsigned char *to, const void *from) { vstore((float *)(vo
 #define BF16_STEPS (TILE_STRIDE * 2 / LINE_BYTES)
 
 static void amx_bf16_pack_x(void *tile, int row, int n_rows, const float *x, int64_t k, int offset) {
-    uint16_t halves[TILE_STRIDE];
     (void)n_rows, (void)offset;
-    narrow(halves, x, OPS_DTYPE_BF16, k);
-    memset(halves + k, 0, (size_t)(TILE_STRIDE - k) * sizeof *halves);
-    for (int step = 0; step < BF16_STEPS; step++)
-        copy_line(amx_row(tile, row, step), halves + step * QUANT_BLOCK);
+    for (int step = 0; step < BF16_STEPS; step++, x += QUANT_BLOCK, k -= QUANT_BLOCK)
+        narrow_some(amx_row(tile, row, step), x, k);
 }
 
 static void amx_bf16_tile(float *out, const void *x, int n_rows, const unsigned char *w,

@@ -22,6 +22,12 @@ static inline void tile_configure(const tile_config *config) {
 }
 static inline void tile_release(void) { _tile_release(); }
 
+/* A line of 32 values in bf16, to nearest even; what is below 2^-126 becomes zero. */
+static inline void narrow_line(void *to, const float *x) {
+    __m512bh line = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
+    _mm512_storeu_si512(to, (__m512i)line);
+}
+
 #define TILE_ZERO(t)                 _tile_zero(t)
 #define TILE_LOAD(t, from, stride)   _tile_loadd(t, from, stride)
 #define TILE_STORE(t, to, stride)    _tile_stored(t, to, stride)

@@ -624,6 +624,7 @@ INLINE void ask_ahead(simd_ahead *share) {
 
 #ifdef AMX_KERNELS
 #include "ops/cpu/simd/amx_kernels.h"
+#include "ops/cpu/simd/amx_attention.h"
 #else
 #define product_int8 product_int8_vectors
 #endif
@@ -654,4 +655,7 @@ const simd_kernels TABLE_NAME(VARIANT) = {
     .add_values = add_values,
     .scale = scale,
     .divide = divide,
+#ifdef AMX_KERNELS
+    .attention = &attention_bf16,
+#endif
 };

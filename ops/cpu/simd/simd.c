@@ -32,7 +32,7 @@ static bool has_amx(void) { return has_vnni(); }
 /* The processor has tiles, the system saves them, and this process may use them, which it has to ask for. */
 static bool has_amx(void) {
     unsigned a, b, c, d, xcr0_low, xcr0_high;
-    if (!has_vnni() || !__get_cpuid_count(LEAF_FEATURES, 0, &a, &b, &c, &d) || (d & EDX_AMX) != EDX_AMX) return false;
+    if (!has_vnni() || !__builtin_cpu_supports("avx512bf16") || !__get_cpuid_count(LEAF_FEATURES, 0, &a, &b, &c, &d) || (d & EDX_AMX) != EDX_AMX) return false;
     __asm__ volatile("xgetbv" : "=a"(xcr0_low), "=d"(xcr0_high) : "c"(0));
     if ((xcr0_low & XCR0_TILES) != XCR0_TILES) return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;

@@ -87,6 +87,32 @@ typedef struct {
     void (*leave)(void);
 } simd_product;
 
+#define ATTENTION_TILE_ROWS 16
+
+/* Attention of many rows in bf16: ATTENTION_TILE_ROWS of them and a chunk of KEY_CHUNK keys. width is the padded one, a
+ * multiple of 32, at most TILE_STRIDE. */
+typedef struct {
+    /* n <= TILE_STRIDE values, rounded, as row `row` of a tile of queries or of weights; zeros up to a multiple of 32. */
+    void (*pack_row)(void *tile, int row, const float *x, int64_t n);
+
+    /* keys [n, width], zero past the head's size, are used up; packed: as large. */
+    void (*pack_keys)(void *packed, float *keys, int n, int64_t width);
+
+    /* values [n, width], zero past the head's size; packed: half as large as KEY_CHUNK of them. Returns the keys, a bit each,
+     * with a value that is not finite: it counts as zero. */
+    uint64_t (*pack_values)(void *packed, const float *values, int n, int64_t width);
+
+    /* s [row, KEY_CHUNK] = queries times keys, rows TILE_STRIDE apart. Every row of the tile is written, and the keys past
+     * those that were packed are whatever. */
+    void (*scores)(float *s, const void *queries, const void *keys, int64_t width);
+
+    /* acc [row, width] += weights times values. */
+    void (*add_values)(float *acc, const void *weights, const void *values, int64_t width);
+
+    void (*enter)(void); /* around all of these in a task, on its thread */
+    void (*leave)(void);
+} simd_attention;
+
 typedef struct {
     const char *name;
     const simd_product *f32, *bf16, *int8;
@@ -149,6 +175,8 @@ typedef struct {
 
     /* out[i] = x[i] / by, i < n */
     void (*divide)(float *out, const float *x, float by, int64_t n);
+
+    const simd_attention *attention; /* NULL: there is none in bf16 that would be faster */
 } simd_kernels;
 
 extern const simd_kernels simd_generic;

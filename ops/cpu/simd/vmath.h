@@ -33,6 +33,9 @@ static inline vf vexp(vf x) {
     p = vfma(p, r, vsplat(5.000000047e-01f));
     p = vfma(p, r, vsplat(1.0f));
     p = vfma(p, r, vsplat(1.0f));
+#ifdef HAS_TIMES_POWER
+    return vtimes_power(p, n);
+#endif
     vi e = (vi)t - (vi)magic;
     vi half = e >> 1;
     vf scale_a = (vf)((vi)((vu)(half + 127) << 23));
