@@ -154,7 +154,7 @@ class Theirs:
 class Ours:
     def __init__(self, args, folder):
         command = [args.build / "bin" / "mipha", "bench", "--json", "--model", folder, "--device", args.device,
-                   "--threads", str(args.threads), "-"]
+                   "--threads", str(args.threads), "--dtype", args.products, "-"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready, self.machine = self.answer(), self.answer()
 
@@ -193,6 +193,7 @@ def main():
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "release")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the checkpoint")
+    parser.add_argument("--products", default="auto", help="how ours multiplies: auto (exact), bf16, int8 or fp8")
     parser.add_argument("--theirs", default=None, help="types of PyTorch, each perhaps with +compile")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", type=pathlib.Path, help="a folder that `mipha model random` wrote, whatever type and layers; else one is made")

@@ -4,7 +4,8 @@
 
 x is f32 in every case. For bf16 and f16 weights, x is cast to the weights' dtype, as torch demands. int8 is
 PyTorch's dynamic quantization: weights in 8 bits with a scale an output, x quantized in the timed part with
-one scale for all of it, by the engine that is said (onednn, x86 or fbgemm).
+one scale for all of it, by the engine that is said (onednn, x86 or fbgemm). With --slice N the weights
+are cut into pieces of N outputs, and each is a call; what they make is left in pieces.
 """
 import argparse
 import time
@@ -19,6 +20,9 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i
 
 
 def layer(args, w):
+    if args.slice:
+        parts = [part.contiguous() for part in w.split(args.slice)]
+        return lambda x: [torch.nn.functional.linear(x, part) for part in parts]
     if args.dtype != "int8":
         return lambda x: torch.nn.functional.linear(x, w)
     torch.backends.quantized.engine = args.engine
@@ -33,6 +37,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
     parser.add_argument("--engine", default="onednn")
+    parser.add_argument("--slice", type=int, default=0, help="outputs of a call: oneDNN is faster on pieces of large matrices")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
