@@ -95,10 +95,10 @@ static const unsigned char *weights_at(const cpu_matrix *m, int64_t panel, int64
 
 static int64_t whole_lines(int64_t bytes) { return ceil_div(bytes, LINE_BYTES) * LINE_BYTES; }
 
-/* What tile t of n asks for while it is multiplied. A single tile streams through the weights: those that are next. Many
+/* What the first of n tiles asks for while it is multiplied; each after it for what is weights_bytes and a tile further. A single tile streams through the weights: those that are next. Many
  * stay with a k block for long: each asks for its share of the panel's next one, and the panels of a group for theirs of
  * the tile's. */
-static simd_ahead ahead_of(const linear_job *j, const panel_place *at, int64_t t, int64_t n_tiles) {
+static simd_ahead ahead_of(const linear_job *j, const panel_place *at, int64_t n_tiles) {
     const cpu_matrix *m = j->m;
     int64_t next_k = at->k0 + K_BLOCK, block_bytes = K_BLOCK / m->block_k * (int64_t)m->block_bytes;
     bool has_next_k = next_k < m->head.n_in;
@@ -110,9 +110,9 @@ static simd_ahead ahead_of(const linear_job *j, const panel_place *at, int64_t t
     if (!has_next_k) return (simd_ahead){0};
     int64_t weights_bytes = whole_lines(block_bytes / n_tiles), n_panels = at->end - at->first;
     int64_t rows_bytes = whole_lines((int64_t)j->tile_bytes / n_panels);
-    return (simd_ahead){.weights = weights_at(m, at->panel, next_k) + t * weights_bytes,
+    return (simd_ahead){.weights = weights_at(m, at->panel, next_k),
                         .weights_bytes = weights_bytes,
-                        .rows = tile_at(j, at->block, next_k / K_BLOCK, t) + (at->panel - at->first) * rows_bytes,
+                        .rows = tile_at(j, at->block, next_k / K_BLOCK, 0) + (at->panel - at->first) * rows_bytes,
                         .rows_bytes = rows_bytes};
 }
 
@@ -142,12 +142,15 @@ static void multiply_panel(const linear_job *j, const panel_place *at, unsigned 
         w = expanded;
         dtype = kernels->expanded;
     }
+    simd_ahead ahead = ahead_of(j, at, n_tiles);
     for (int64_t t = 0; t < n_tiles; t++) {
-        const simd_ahead ahead = ahead_of(j, at, t, n_tiles);
         int64_t row = t * j->tile_rows;
         int n_rows = rows_of_tile(j, at->block, t);
         kernels->tile(sums + row * PANEL_COLS, tile_at(j, at->block, at->k0 / K_BLOCK, t), n_rows, w, dtype, k, at->k0 > 0,
                       &ahead);
+        if (!ahead.rows) continue;
+        ahead.weights += ahead.weights_bytes;
+        ahead.rows += j->tile_bytes;
     }
 }
 

@@ -151,13 +151,13 @@ static void amx_int8_pack_x(void *tile, int row, int n_rows, const float *x, int
         copy_line(amx_row(t->rows.steps, row, step), codes + step * LINE_BYTES);
 }
 
-/* Adds a run to 16 rows of 16 columns of out. */
+/* Adds a run to 16 rows of 16 columns of out. Of rows that are not there anything may come, so numbers wrap. */
 INLINE void add_sums(float *out, const int32_t *sums, const amx_int8_x *x, int first_row, vf scales, bool load) {
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_EDGE; r++) {
-        vi whole;
+        vu whole;
         memcpy(&whole, sums + r * TILE_EDGE, sizeof whole);
-        vf sum = __builtin_convertvector(whole - vsplat_word(x->excess[first_row + r]), vf) * scales;
+        vf sum = __builtin_convertvector((vi)(whole - (vu)vsplat_word(x->excess[first_row + r])), vf) * scales;
         float *to = out + r * PANEL_COLS;
         vstore(to, vfma(sum, vsplat(x->scale[first_row + r]), load ? vload(to) : vsplat(0.0f)));
     }
