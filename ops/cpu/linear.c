@@ -21,7 +21,7 @@
 
 #define K_BLOCK        TILE_STRIDE
 #define ROW_BLOCK_MAX  384 /* rows of x in one task */
-#define FAR_BYTES      (4 << 20)
+#define FAR_BYTES      (4 << 20) /* of out, from which it is written past the caches */
 #define GEMV_GROUP     8   /* panels of one task with a single row */
 #define EXPANDED_BYTES (K_BLOCK * PANEL_COLS * sizeof(float)) /* of a k block of a panel, at most */
 

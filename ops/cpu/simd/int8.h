@@ -43,7 +43,7 @@ INLINE int64_t blocks_of(int64_t k) { return (k + QUANT_BLOCK - 1) / QUANT_BLOCK
 
 /* ---- x ------------------------------------------------------------------------------------- */
 
-/* Adding and taking away 1.5 * 2^23 rounds what is smaller than 2^22 to a whole number, to nearest even. */
+/* Adding 1.5 * 2^23 rounds what is smaller than 2^22 to a whole number, to nearest even, and leaves it in the low bits. */
 #define ROUNDER 12582912.0f
 
 /* Codes of x [OPS_INT8_RUN]; returns the scale. */
@@ -65,9 +65,7 @@ static float quantize_run(int8_t *codes, const float *x) {
         return is_finite ? 0.0f : NAN;
     }
     vf factor = vsplat(127.0f / top), rounder = vsplat(ROUNDER);
-    for (int i = 0; i < OPS_INT8_RUN; i += LANES) { /* the code is in the lowest bits of what is rounded */
-        vstore_i8(codes + i, (vi)(vload(x + i) * factor + rounder));
-    }
+    for (int i = 0; i < OPS_INT8_RUN; i += LANES) vstore_i8(codes + i, (vi)(vload(x + i) * factor + rounder));
     return top / 127.0f;
 }
 
