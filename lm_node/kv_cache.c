@@ -48,7 +48,6 @@ void kv_cache_close(kv_cache **out) {
 
 int kv_blocks_for(int n_tokens) { return (n_tokens + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS; }
 
-int kv_cache_n_blocks(const kv_cache *kv) { return kv->n_blocks; }
 int kv_cache_n_in_use(const kv_cache *kv) { return kv->n_blocks - kv->n_free; }
 int kv_cache_n_available(const kv_cache *kv) { return kv->n_free - kv->n_reserved; }
 

@@ -62,7 +62,6 @@ kv_copy kv_seq_fork(kv_cache *kv, kv_seq *child, const kv_seq *parent, int n_tok
 /* Where position lies: block * KV_BLOCK_TOKENS + offset. */
 int32_t kv_seq_slot(const kv_seq *seq, int position);
 
-int kv_cache_n_blocks(const kv_cache *kv);
 int kv_cache_n_in_use(const kv_cache *kv);    /* blocks with at least one owner */
 int kv_cache_n_available(const kv_cache *kv); /* neither in use nor reserved */
 

@@ -380,7 +380,6 @@ static void add_image_row(scheduler *s, const row_owner *of, const prefix *p, in
 static void add_prefix_rows(scheduler *s, prefix *p, int *room) {
     int n = p->n_tokens - p->n_done;
     if (n > *room) n = *room;
-    if (n <= 0) return;
     kv_seq_extend(s->kv, &p->seq, n);
     const row_owner of = {add_seq(s, &p->seq), p->adapter, &p->seq};
     int image_row = 0;

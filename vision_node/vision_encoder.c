@@ -416,8 +416,7 @@ status vision_encoder_start(vision_encoder *v, const unsigned char *const *pixel
     run->n_images = n_images;
     status st = start(v, run, pixels, features);
     if (st != STATUS_OK) {
-        status ended = ops_sync(v->ctx);
-        (void)ended; /* what was begun may still read pixels; the run has failed already */
+        IGNORE(ops_sync(v->ctx), "what was begun may still read pixels; the run has failed already");
         return fail(e, st, "tower: %d images: %s", n_images, status_text((int)st));
     }
     v->n_running++;

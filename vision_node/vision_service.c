@@ -501,8 +501,7 @@ void vision_service_close(vision_service **out) {
     }
     for (; s->n_running > 0; s->n_running--) {
         err e;
-        status ended = vision_encoder_finish(s->encoder, &e);
-        (void)ended; /* nobody waits for it any more; its memory is free now */
+        IGNORE(vision_encoder_finish(s->encoder, &e), "nobody waits for it any more; its memory is free now");
     }
     ops_host_close(s->ctx, &s->memory, s->memory_bytes);
     vision_encoder_close(&s->encoder);
