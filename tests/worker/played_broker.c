@@ -8,11 +8,13 @@
 
 #define WAIT_MS 60000
 
-void played_broker_open(played_broker *b) {
+void played_broker_open_at(played_broker *b, const char *endpoint) {
     err e;
     *b = (played_broker){.context = wire_context_open()};
-    assert_int_equal(wire_bind(&b->socket, b->context, "tcp://127.0.0.1:*", &e), STATUS_OK);
+    if (wire_bind(&b->socket, b->context, endpoint, &e) != STATUS_OK) fail_msg("%s", e.text);
 }
+
+void played_broker_open(played_broker *b) { played_broker_open_at(b, "tcp://127.0.0.1:*"); }
 
 void played_broker_close(played_broker *b) {
     if (b->w) played_broker_dismiss(b);

@@ -31,6 +31,7 @@ typedef struct {
 } played_broker;
 
 void played_broker_open(played_broker *b);
+void played_broker_open_at(played_broker *b, const char *endpoint); /* for a node that was started before */
 void played_broker_close(played_broker *b); /* and dismisses */
 
 void played_broker_employ(played_broker *b, const worker_settings *settings, const worker_handler *handler); /* b->w */
