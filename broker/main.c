@@ -102,7 +102,10 @@ static int run(const options *o, err *e) {
 int main(int argc, char **argv) {
     err e = {0};
     options o;
-    if (standard_files_open(&e) != STATUS_OK) return EXIT_NOT_STARTED;
+    if (standard_files_open(&e) != STATUS_OK) {
+        (void)fprintf(stderr, "mipha-broker: %s\n", e.text);
+        return EXIT_NOT_STARTED;
+    }
     if (options_parse(&o, &table, argc, argv, &e) != STATUS_OK) {
         (void)fprintf(stderr, "mipha-broker: %s\n", e.text);
         return EXIT_USAGE;

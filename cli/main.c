@@ -37,24 +37,21 @@ static const command *find_command(int argc, char **argv, int *n_words) {
     return NULL;
 }
 
-/* Whether a word begins commands of two words. */
-static bool is_first_of_two(const char *word) {
+/* The next command from c on whose first word of two this is; NULL: there is none. */
+static const command *next_with_first(const command *c, const char *word) {
     size_t len = strlen(word);
-    for (const command *c = commands; c->table; c++)
-        if (strncmp(words_of(c), word, len) == 0 && words_of(c)[len] == ' ') return true;
-    return false;
+    while (c->table && (strncmp(words_of(c), word, len) != 0 || words_of(c)[len] != ' ')) c++;
+    return c->table ? c : NULL;
 }
 
 static void print_second_words(const char *first, FILE *to) {
-    size_t len = strlen(first);
-    for (const command *c = commands; c->table; c++)
-        if (strncmp(words_of(c), first, len) == 0 && words_of(c)[len] == ' ')
-            (void)fprintf(to, "  mipha %-15s %s\n", words_of(c), c->table->purpose);
+    for (const command *c = commands; (c = next_with_first(c, first)) != NULL; c++)
+        (void)fprintf(to, "  mipha %-15s %s\n", words_of(c), c->table->purpose);
 }
 
 /* "mipha model" alone or with an unknown second word. */
 static int unknown_command(int argc, char **argv, bool asks_help) {
-    if (!is_first_of_two(argv[1])) {
+    if (!next_with_first(commands, argv[1])) {
         (void)fprintf(stderr, "mipha: no command \"%s\"; mipha --help lists all\n", argv[1]);
         return EXIT_USAGE;
     }

@@ -84,7 +84,10 @@ static int run(const node_program *program, const options *o) {
 int node_program_run(const node_program *program, int argc, char **argv) {
     err e = {0};
     options o;
-    if (standard_files_open(&e) != STATUS_OK) return EXIT_NOT_STARTED;
+    if (standard_files_open(&e) != STATUS_OK) {
+        (void)fprintf(stderr, "%s: %s\n", program->name, e.text);
+        return EXIT_NOT_STARTED;
+    }
     if (options_parse(&o, program->table, argc, argv, &e) != STATUS_OK) {
         (void)fprintf(stderr, "%s: %s\n", program->name, e.text);
         return EXIT_USAGE;

@@ -215,7 +215,6 @@ static void widen_keys(const attention_job *j, workspace *w, group_head *h, int 
         float *key = w->keys + i * j->padded_dim, *value = w->values + i * j->padded_dim;
         j->simd->widen(key, h->keys[i], h->dtype, j->head_dim);
         j->simd->widen(value, h->values[i], h->dtype, j->head_dim);
-        memset(key + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *key);
         memset(value + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *value);
         h->keys[i] = key;
         h->values[i] = value;
@@ -319,6 +318,8 @@ static void attend_tile_rounded(const attention_job *j, workspace *w, int64_t fi
 static void attend_tiles_rounded(const attention_job *j, workspace *w, const group *g, group_head *h, int64_t first,
                                  int64_t q_offset) {
     widen_keys(j, w, h, g->n);
+    for (int i = 0; i < g->n; i++)
+        memset(w->keys + i * j->padded_dim + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *w->keys);
     j->rounded->pack_keys(w->keys_t, w->keys, g->n, j->padded_dim);
     uint64_t broken = j->rounded->pack_values(w->keys, w->values, g->n, j->padded_dim);
     for (int64_t m = 0; m < g->n_rows; m += ATTENTION_TILE_ROWS)

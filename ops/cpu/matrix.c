@@ -40,17 +40,10 @@ static void put_run(unsigned char *out, const simd_product *kernels, int64_t c, 
         for (int i = 0; i < dot_k; i++) out[k * PANEL_COLS + i] = (unsigned char)(in->codes[k + i] + kernels->offset_q8);
 }
 
-/* Column c of a block from 32 weights in q8. */
-static void put_q8(unsigned char *out, const simd_product *kernels, int64_t c, const unsigned char *in) {
-    const int dot_k = kernels->dot_k;
-    unsigned char codes[QUANT_BLOCK];
-    for (int k = 0; k < QUANT_BLOCK; k++) codes[k] = (unsigned char)(in[2 + k] + kernels->offset_q8);
+/* Column c of a block from 32 weights in q8, which are in blocks for the product of f32 alone. */
+static void put_q8(unsigned char *out, int64_t c, const unsigned char *in) {
     memcpy(out + 2 * c, in, 2);
-    out += QUANT_HEAD + c * dot_k;
-    for (int k = 0; k < QUANT_BLOCK; k += dot_k) {
-        if (dot_k == 4) memcpy(out + k * PANEL_COLS, codes + k, 4);
-        else memcpy(out + k * PANEL_COLS, codes + k, (size_t)dot_k);
-    }
+    for (int k = 0; k < QUANT_BLOCK; k++) out[QUANT_HEAD + k * PANEL_COLS + c] = in[2 + k];
 }
 
 /* The same in q4; the memory is zeroed. */
@@ -95,7 +88,7 @@ static void pack_rows(const cpu_matrix *m, unsigned char *panel, const ops_tenso
         int64_t n = min_i64(QUANT_BLOCK, n_in - b * QUANT_BLOCK);
         for (int64_t c = 0; c < w->dims[0]; c++) {
             const unsigned char *in = (const unsigned char *)w->data + (size_t)c * row_bytes + (size_t)b * in_bytes;
-            if (w->dtype == OPS_DTYPE_Q8) put_q8(panel, m->kernels, c, in);
+            if (w->dtype == OPS_DTYPE_Q8) put_q8(panel, c, in);
             else if (w->dtype == OPS_DTYPE_Q4) put_q4(panel, m->kernels, c, in);
             else if (w->dtype == OPS_DTYPE_F32) put_floats(panel, c, in, n);
             else put_halves(panel, m->kernels, c, in, n);

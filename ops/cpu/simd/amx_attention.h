@@ -49,10 +49,7 @@ static uint64_t attention_pack_values(void *packed, const float *values, int n, 
 static void attention_scores(float *s, const void *queries, const void *keys, int64_t width) {
     const unsigned char *q = queries, *k = keys;
     const size_t stride = TILE_STRIDE * sizeof *s;
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
+    zero_sums();
     for (int64_t d = 0; d < width; d += QUANT_BLOCK, q += STEP_ROWS_BYTES, k += TILE_EDGE * KEYS_STRIDE) {
         TILE_LOAD(4, q, LINE_BYTES);
         TILE_LOAD(5, k, KEYS_STRIDE);

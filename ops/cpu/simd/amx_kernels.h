@@ -28,6 +28,13 @@ static void amx_enter(void) {
     tile_configure(&c);
 }
 
+INLINE void zero_sums(void) {
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+}
+
 /* Tiles 0 to 3 (+)= the tiles of x at x times the panel's at w. */
 #define AMX_STEP(DOT, x, w, has_bottom, meanwhile)                                                                     \
     do {                                                                                                               \
@@ -91,10 +98,7 @@ static void amx_bf16_tile(float *out, const void *x, int n_rows, const unsigned 
             TILE_LOAD(3, low + TILE_EDGE, stride);
         }
     } else {
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
+        zero_sums();
     }
     for (int64_t step = 0; step < n_steps; step++, rows += STEP_BYTES, w += STEP_BYTES)
         AMX_STEP(TILE_DOT_BF16, rows, w, has_bottom, ask_ahead(&share));
@@ -170,10 +174,7 @@ static void amx_int8_rows(float *out, const amx_int8_x *x, int n_rows, const uns
     bool has_bottom = n_rows > TILE_EDGE;
     int64_t n_steps = (k + LINE_BYTES - 1) / LINE_BYTES;
     simd_ahead share = share_ahead(ahead, n_steps);
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
+    zero_sums();
     for (int64_t step = 0; step < n_steps; step++, rows += STEP_BYTES, codes += STEP_BYTES)
         AMX_STEP(TILE_DOT_INT8, rows, codes, has_bottom, ask_ahead(&share));
     TILE_STORE(0, sums[0], LINE_BYTES);

@@ -16,17 +16,11 @@ typedef uint32_t vu __attribute__((vector_size(32)));
 
 static inline vf vload(const float *p) { return (vf)_mm256_loadu_ps(p); }
 static inline void vstore(float *p, vf v) { _mm256_storeu_ps(p, (__m256)v); }
-static inline void vstream(float *p, vf v) { vstore(p, v); }
 static inline vf vfma(vf a, vf b, vf c) {
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 static inline vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 static inline vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
-static inline float vlargest(vf v) {
-    float top = v[0];
-    for (int l = 1; l < LANES; l++) top = v[l] > top ? v[l] : top;
-    return top;
-}
 static inline vf vload_f16(const uint16_t *p) {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
 }
@@ -48,9 +42,6 @@ static inline vf vload_e4m3(const uint8_t *p) {
 }
 static inline vf vload_i8(const int8_t *p) {
     return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
-}
-static inline void vstore_i8(int8_t *p, vi v) {
-    for (int i = 0; i < LANES; i++) p[i] = (int8_t)v[i];
 }
 static inline vf vload_u4(const uint8_t *p, int shift) {
     __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));

@@ -19,7 +19,6 @@ static inline vf vload(const float *p) {
     return v;
 }
 static inline void vstore(float *p, vf v) { memcpy(p, &v, sizeof v); }
-static inline void vstream(float *p, vf v) { vstore(p, v); }
 static inline vf vfma(vf a, vf b, vf c) { return a * b + c; }
 static inline vf vmax(vf a, vf b) {
     vi a_wins = a > b;
@@ -28,11 +27,6 @@ static inline vf vmax(vf a, vf b) {
 static inline vf vmin(vf a, vf b) {
     vi a_wins = a < b;
     return (vf)((a_wins & (vi)a) | (~a_wins & (vi)b));
-}
-static inline float vlargest(vf v) {
-    float top = v[0];
-    for (int l = 1; l < LANES; l++) top = v[l] > top ? v[l] : top;
-    return top;
 }
 static inline vf vload_f16(const uint16_t *p) {
     return (vf){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
@@ -49,9 +43,6 @@ static inline vf vload_e4m3(const uint8_t *p) {
     return (vf){e4m3_to_f32(p[0]), e4m3_to_f32(p[1]), e4m3_to_f32(p[2]), e4m3_to_f32(p[3])};
 }
 static inline vf vload_i8(const int8_t *p) { return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]}; }
-static inline void vstore_i8(int8_t *p, vi v) {
-    for (int i = 0; i < LANES; i++) p[i] = (int8_t)v[i];
-}
 static inline vf vload_u4(const uint8_t *p, int shift) {
     vf v;
     for (int i = 0; i < LANES; i++) v[i] = (float)((p[i] >> shift & 15) - 8);

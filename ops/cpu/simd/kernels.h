@@ -5,14 +5,12 @@
  *     TILE_ROWS      rows of a tile;  TILE_VECS  vectors side by side in it
  *     vf, vi, vu     vectors of LANES float, int32_t, uint32_t (GCC vector extension)
  *     vload, vstore, vfma(a, b, c) = a*b + c, vmax, vmin (second operand when one is NaN)
- *     vstream                 vstore to an aligned place, past the caches where that is known to pay
- *     vfold(v), where HAS_FOLD is defined   the sum of sixteen lanes, 8-4-2-1
- *     vlargest(v)             the largest lane; of a NaN nothing is promised but that it does no harm
  *     vload_f16, vload_bf16   LANES values, upcast;  vstore_f16   LANES values, to nearest even;
  *     vload_e4m3              LANES codes, as e4m3_to_f32;  vload_i8   LANES signed bytes;
- *     vstore_i8               the lowest byte of each lane
  *     vload_u4(p, shift)      LANES bytes, of each the four bits at shift (0 or 4), less 8
  *     INT8_ROWS, and where the machine has it HAS_BYTE_DOT, vload_bytes, vload_halves, vbyte_dot    see int8.h
+ *     and where it has instructions for them, with HAS_ and the name defined: vtimes_power(x, n) = x * 2^n, rounded once;
+ *     vfold(v), the sum of sixteen lanes, 8-4-2-1; and what stands below in plain C
  *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
  *
  * A tile keeps TILE_ROWS x TILE_VECS accumulators in registers; for each k it loads TILE_VECS vectors
@@ -28,6 +26,27 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 
 #define INLINE    static inline __attribute__((always_inline))
 #define TILE_COLS (TILE_VECS * LANES)
+
+/* To an aligned place, past the caches where that is known to pay. */
+#ifndef HAS_STREAM
+INLINE void vstream(float *p, vf v) { vstore(p, v); }
+#endif
+
+/* The largest lane; of a NaN nothing is promised but that it does no harm. */
+#ifndef HAS_LARGEST
+INLINE float vlargest(vf v) {
+    float top = v[0];
+    for (int l = 1; l < LANES; l++) top = v[l] > top ? v[l] : top;
+    return top;
+}
+#endif
+
+/* The lowest byte of each lane. */
+#ifndef HAS_STORE_I8
+INLINE void vstore_i8(int8_t *p, vi v) {
+    for (int i = 0; i < LANES; i++) p[i] = (int8_t)v[i];
+}
+#endif
 
 INLINE vf load_weights(const void *w, int64_t at, const ops_dtype dtype) {
     if (dtype == OPS_DTYPE_F32) return vload((const float *)w + at);

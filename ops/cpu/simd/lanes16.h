@@ -16,9 +16,8 @@ typedef uint32_t vu __attribute__((vector_size(64)));
 static inline vf vload(const float *p) { return (vf)_mm512_loadu_ps(p); }
 static inline void vstore(float *p, vf v) { _mm512_storeu_ps(p, (__m512)v); }
 #ifdef AMX_KERNELS
+#define HAS_STREAM
 static inline void vstream(float *p, vf v) { _mm512_stream_ps(p, (__m512)v); }
-#else
-static inline void vstream(float *p, vf v) { vstore(p, v); }
 #endif
 static inline vf vfma(vf a, vf b, vf c) {
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -35,6 +34,7 @@ static inline float vfold(vf v) {
     __m128 of2 = _mm_add_ps(of4, _mm_movehl_ps(of4, of4));
     return _mm_cvtss_f32(_mm_add_ss(of2, _mm_movehdup_ps(of2)));
 }
+#define HAS_LARGEST
 static inline float vlargest(vf v) { return _mm512_reduce_max_ps((__m512)v); }
 static inline vf vload_f16(const uint16_t *p) {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
@@ -58,6 +58,7 @@ static inline vf vload_e4m3(const uint8_t *p) {
 static inline vf vload_i8(const int8_t *p) {
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
 }
+#define HAS_STORE_I8
 static inline void vstore_i8(int8_t *p, vi v) { _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 static inline vf vload_u4(const uint8_t *p, int shift) {
     __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));

@@ -46,12 +46,12 @@ typedef struct {
  * blocks of QUANT_BLOCK k, and a block is
  *
  *     f32, f16, bf16   values [k / dot_k][column][dot_k]
- *     q8               the bf16 scales of the columns, then bytes [k / dot_k][column][dot_k], each code + offset_q8
+ *     q8               the bf16 scales of the columns, then bytes [k][column]
  *     q4               the scales, then bytes [k / dot_k][column mod 16][dot_k]; columns from 16 on in the high half, each
  *                      code + 8
  *
- * but in OPS_PRODUCT_INT8 a block of q8 is a run of OPS_INT8_RUN k, the last one as many of them as INT8_TAIL fills, and its
- * scales are f32.
+ * but in OPS_PRODUCT_INT8 a block of q8 is a run of OPS_INT8_RUN k, the last one as many of them as INT8_TAIL fills, its
+ * scales are f32, and its bytes [k / dot_k][column][dot_k], each code + offset_q8.
  *
  * x comes in tiles of at most tile_rows rows and TILE_STRIDE of k, packed by pack_x in whatever way tile reads. */
 typedef struct {
