@@ -333,12 +333,9 @@ static void make_noise(void) {
     rng r = rng_make(1);
     noise = malloc((size_t)NOISE);
     CHECK(noise, "memory for numbers");
-    for (int64_t i = 0; i < NOISE / (int64_t)dtype_bytes(dtype); i++) {
-        float v = (float)(rng_next(&r) >> 40) * 0x1p-23f - 1.0f;
-        uint16_t half = f32_to_bf16(v);
-        if (dtype == OPS_DTYPE_F32) memcpy(noise + 4 * i, &v, 4);
-        else memcpy(noise + 2 * i, &half, 2);
-    }
+    const int64_t n = NOISE / (int64_t)dtype_bytes(dtype);
+    const ops_tensor all = tensor_make(noise, OPS_PLACE_HOST, dtype, 1, &n);
+    for (int64_t i = 0; i < n; i++) tensor_set_value(&all, i, (float)(rng_next(&r) >> 40) * 0x1p-23f - 1.0f);
 }
 
 int main(int argc, char **argv) {

@@ -18,7 +18,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -155,36 +154,30 @@ static status open_positions(vision_encoder *v, const model *m, err *e) {
     return st == STATUS_OK ? st : fail(e, st, "tower: positions: %s", status_text((int)st));
 }
 
-static void store_value(void *to, ops_dtype dtype, size_t i, float value) {
-    uint16_t half = dtype == OPS_DTYPE_F16 ? f32_to_f16(value) : f32_to_bf16(value);
-    if (dtype == OPS_DTYPE_F32) memcpy((unsigned char *)to + 4 * i, &value, 4);
-    else memcpy((unsigned char *)to + 2 * i, &half, 2);
-}
-
 /* Where tokens stand when the class token comes first, and that token once for each picture. */
 static status open_class_tokens(vision_encoder *v, const model *m, err *e) {
-    int n = v->max_images, n_patches = v->c.n_patches;
-    size_t width = (size_t)v->c.hidden;
-    v->class_tokens = ops_block_cut(&v->weights, v->running, 2, (int64_t[]){n, v->c.hidden});
+    const int n = v->max_images, n_patches = v->c.n_patches;
+    const int64_t width = v->c.hidden, dims[2] = {n, width};
+    v->class_tokens = ops_block_cut(&v->weights, v->running, 2, dims);
     v->class_at = ops_block_cut(&v->weights, OPS_DTYPE_I32, 1, (int64_t[]){n});
     v->patches_at = ops_block_cut(&v->weights, OPS_DTYPE_I32, 1, (int64_t[]){max_patches(v)});
     int32_t *class_at = calloc((size_t)n, sizeof *class_at);
     int32_t *patches_at = calloc((size_t)max_patches(v), sizeof *patches_at);
-    unsigned char *tokens = calloc((size_t)n * width, dtype_bytes(v->running));
-    status st = class_at && patches_at && tokens ? STATUS_OK : STATUS_NO_MEMORY;
+    void *data = calloc((size_t)(n * width), dtype_bytes(v->running));
+    status st = class_at && patches_at && data ? STATUS_OK : STATUS_NO_MEMORY;
     if (st == STATUS_OK) {
         ops_tensor stored = model_weight(m, "%s%s", v->c.prefix, v->c.family->class_token);
+        ops_tensor tokens = tensor_make(data, OPS_PLACE_HOST, v->running, 2, dims);
         for (int i = 0; i < n; i++) {
             class_at[i] = i * v->c.n_rows;
             for (int p = 0; p < n_patches; p++) patches_at[i * n_patches + p] = class_at[i] + 1 + p;
-            for (size_t c = 0; c < width; c++)
-                store_value(tokens, v->running, (size_t)i * width + c, tensor_value(&stored, (int64_t)c));
+            for (int64_t c = 0; c < width; c++) tensor_set_value(&tokens, i * width + c, tensor_value(&stored, c));
         }
-        st = ops_upload(v->ctx, &v->class_tokens, tokens);
+        st = ops_upload(v->ctx, &v->class_tokens, data);
         if (st == STATUS_OK) st = ops_upload(v->ctx, &v->class_at, class_at);
         if (st == STATUS_OK) st = ops_upload(v->ctx, &v->patches_at, patches_at);
     }
-    free(class_at), free(patches_at), free(tokens);
+    free(class_at), free(patches_at), free(data);
     return st == STATUS_OK ? st : fail(e, st, "tower: class tokens: %s", status_text((int)st));
 }
 
