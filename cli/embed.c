@@ -87,9 +87,9 @@ static status values_of_features(embedding *em, int n_tokens, int tower_width, e
     if (em->wanted == LAYER_PROJECTED) {
         ops_tensor projected;
         status st = projector_upload(em->projection, 0, em->features, n_tokens);
-        if (st == STATUS_OK) st = projector_run(em->projection, &projected, n_tokens, e);
-        if (st == STATUS_OK && (st = ops_download(em->ctx, em->values, &projected)) == STATUS_OK)
-            st = ops_sync(em->ctx);
+        if (st == STATUS_OK) st = projector_run(em->projection, &projected, n_tokens);
+        if (st == STATUS_OK) st = ops_download(em->ctx, em->values, &projected);
+        if (st == STATUS_OK) st = ops_sync(em->ctx);
         return st == STATUS_OK ? st : fail(e, st, "projecting features: %s", status_text((int)st));
     }
     const ops_tensor features = tensor_make(em->features, OPS_PLACE_HOST, model_tower_dtype(em->m), 2,

@@ -508,22 +508,21 @@ static status upload_features(projector *p, const lm_batch *b, int first, int n)
 }
 
 /* Runs of image rows with one adapter, each through its projector. */
-static status run_images(lm_decoder *d, ops_tensor *x, const step_indices *at, const lm_batch *b, err *e) {
+static status run_images(lm_decoder *d, ops_tensor *x, const step_indices *at, const lm_batch *b) {
     for (int first = 0, n; first < b->n_image_rows; first += n) {
         int served = adapter_of(b, b->image_rows[first]);
         for (n = 1; first + n < b->n_image_rows && adapter_of(b, b->image_rows[first + n]) == served;) n++;
         ops_tensor projected, to = tensor_rows(&at->image_rows, first, n);
         TRY(upload_features(d->projectors[served], b, first, n));
-        TRY(projector_run(d->projectors[served], &projected, n, e));
+        TRY(projector_run(d->projectors[served], &projected, n));
         TRY(ops_scatter_rows(d->ctx, x, &projected, &to));
     }
     return STATUS_OK;
 }
 
-static status run_embeddings(lm_decoder *d, ops_tensor *x, const step_indices *at,
-                             const lm_batch *b, err *e) {
+static status run_embeddings(lm_decoder *d, ops_tensor *x, const step_indices *at, const lm_batch *b) {
     TRY(ops_gather_rows(d->ctx, x, &d->embed, &at->ids));
-    TRY(run_images(d, x, at, b, e));
+    TRY(run_images(d, x, at, b));
     if (!d->c.family->scales_embeddings) return STATUS_OK;
     return ops_scale_columns(d->ctx, x, x, &d->embed_scale);
 }
@@ -670,7 +669,6 @@ typedef struct {
     lm_decoder *d;
     const lm_batch *b;
     step_indices at;
-    err *e;
 } network_call;
 
 /* From tokens to the logits of the wanted rows: operators only, where no row is an image's. */
@@ -680,7 +678,7 @@ static status run_network(void *user) {
     const lm_batch *b = call->b;
     ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
     ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out);
-    TRY(run_embeddings(d, &x, &call->at, b, call->e));
+    TRY(run_embeddings(d, &x, &call->at, b));
     TRY(tap_state(d, 0, &x));
     TRY(run_layers(d, &out_x, &x, &call->at));
     if (b->n_out == 0) return STATUS_OK;
@@ -697,10 +695,10 @@ static status take_candidates(lm_decoder *d, const lm_batch *b) {
 }
 
 /* Who listens to the layers hears each of them, of the step's own rows. */
-static status run_step(lm_decoder *d, lm_step *out, const lm_batch *b, err *e) {
+static status run_step(lm_decoder *d, lm_step *out, const lm_batch *b) {
     lm_batch padded;
     bool has_graph = !d->tap && step_graphs_pad(d->graphs, &padded, b);
-    network_call call = {.d = d, .b = has_graph ? &padded : b, .e = e};
+    network_call call = {.d = d, .b = has_graph ? &padded : b};
     TRY(upload_indices(d, &call.at, call.b));
     if (has_graph) TRY(step_graphs_run(d->graphs, &out->is_replayed, &padded, run_network, &call));
     else TRY(run_network(&call));
@@ -712,7 +710,7 @@ status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *
     check_batch(d, batch);
     *out = (lm_step){.candidates = d->host_candidates};
     d->n_out = batch->n_out;
-    status st = run_step(d, out, batch, e);
+    status st = run_step(d, out, batch);
     if (st == STATUS_OK) return st;
     IGNORE(ops_sync(d->ctx), "what was begun may still read the caller's memory; the step has failed already");
     return fail(e, st, "decoder: %d rows: %s", batch->n_rows, status_text((int)st));

@@ -91,20 +91,19 @@ status projector_upload(projector *p, int first, const void *features, int n_row
     return ops_upload(p->ctx, &rows, features);
 }
 
-status projector_run(projector *p, ops_tensor *projected, int n_rows, err *e) {
+status projector_run(projector *p, ops_tensor *projected, int n_rows) {
     CHECK(n_rows > 0 && n_rows <= p->max_rows, "a run fits in the buffers of open");
     ops_tensor raw = tensor_rows(&p->raw, 0, n_rows), x = raw;
-    status st = STATUS_OK;
     if (p->dtype != p->activations) {
         x = tensor_rows(&p->wide, 0, n_rows);
-        st = ops_cast(p->ctx, &x, &raw);
+        TRY(ops_cast(p->ctx, &x, &raw));
     }
-    for (int i = 0; i < p->n_linear && st == STATUS_OK; i++) {
+    for (int i = 0; i < p->n_linear; i++) {
         ops_tensor y = tensor_rows(&p->buffers[i % 2], 0, n_rows);
         const ops_linear_params params = {.act = i + 1 < p->n_linear ? OPS_ACT_GELU_ERF : OPS_ACT_NONE};
-        st = ops_linear(p->ctx, &y, &x, p->linear[i], &params);
+        TRY(ops_linear(p->ctx, &y, &x, p->linear[i], &params));
         x = y;
     }
     *projected = x;
-    return st == STATUS_OK ? st : fail(e, st, "projector: %d rows: %s", n_rows, status_text((int)st));
+    return STATUS_OK;
 }

@@ -2,7 +2,7 @@
  *
  *     st = projector_open(&p, ctx, m, 0, dtype, 256, &e);
  *     st = projector_upload(p, 0, features, n_rows);             // as often as they stand apart
- *     st = projector_run(p, &projected, n_rows, &e);             // projected is on the device
+ *     st = projector_run(p, &projected, n_rows);                 // projected is on the device
  *     projector_close(&p);
  *
  * Works row by row, so features can be projected in any pieces with the same result. One thread. */
@@ -25,7 +25,7 @@ void projector_close(projector **p);
 MUST_USE status projector_upload(projector *p, int first, const void *features, int n_rows);
 
 /* projected: device view [n_rows, decoder hidden], good until the next run. Errors: DEVICE. */
-MUST_USE status projector_run(projector *p, ops_tensor *projected, int n_rows, err *e);
+MUST_USE status projector_run(projector *p, ops_tensor *projected, int n_rows);
 
 size_t projector_row_bytes(const projector *p);    /* of one row of features */
 size_t projector_weight_bytes(const projector *p);

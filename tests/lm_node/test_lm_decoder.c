@@ -374,7 +374,7 @@ static void projected_features_equal_transformers(void **state) {
         if (n_rows > n_first)
             assert_int_equal(projector_upload(p, n_first, f.features + (size_t)n_first * projector_row_bytes(p), n_rows - n_first),
                              STATUS_OK);
-        assert_int_equal(projector_run(p, &projected, n_rows, &e), STATUS_OK);
+        assert_int_equal(projector_run(p, &projected, n_rows), STATUS_OK);
         assert_int_equal(ops_download(f.ctx, got, &projected), STATUS_OK);
         assert_int_equal(ops_sync(f.ctx), STATUS_OK);
         (void)golden_compare(got, &want, bound.f32, name);
