@@ -26,11 +26,10 @@ int64_t decoder_q_mlp_width(const model_decoder_config *c) {
 /* ---- opening ------------------------------------------------------------------------------- */
 
 status decoder_norm_open(decoder_norm *norm, const layer_source *from, const char *prefix, const char *name, err *e) {
-    char full[NAME_BYTES];
-    (void)snprintf(full, sizeof full, "%s%s.weight", prefix, name);
-    TRY(device_vector_cut_plus(from->weights, &norm->w, from->c->family->norm_adds_one ? 1.0f : 0.0f, from->m, e, full));
+    const float plus = from->c->family->norm_adds_one ? 1.0f : 0.0f;
+    TRY(device_vector_cut(from->weights, &norm->w, plus, from->m, e, "%s%s.weight", prefix, name));
     if (from->c->family->is_rms) return STATUS_OK;
-    return device_vector_cut(from->weights, &norm->b, from->m, e, "%s%s.bias", prefix, name);
+    return device_vector_cut(from->weights, &norm->b, 0.0f, from->m, e, "%s%s.bias", prefix, name);
 }
 
 status decoder_matrix_open(adapted_matrix *w, const layer_source *from, const char *prefix, const char *name, err *e) {

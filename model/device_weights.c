@@ -11,12 +11,6 @@
 
 #define NAME_BYTES 160
 
-__attribute__((format(printf, 2, 0)))
-static void format_name(char name[NAME_BYTES], const char *format, va_list args) {
-    int n = vsnprintf(name, NAME_BYTES, format, args);
-    CHECK(n > 0 && n < NAME_BYTES, "names of weights are short");
-}
-
 device_rows device_rows_from(const char *name, int64_t first, int64_t n) {
     return (device_rows){name, first, n, n, n};
 }
@@ -117,17 +111,6 @@ status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, con
     return st;
 }
 
-status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err *e,
-                          const char *name_format, ...) {
-    char name[NAME_BYTES];
-    va_list args;
-    va_start(args, name_format);
-    format_name(name, name_format, args);
-    va_end(args);
-    const device_rows all = device_rows_all(m, name);
-    return device_matrix_join(ctx, matrix, m, &(device_join){&all, 1, false}, e);
-}
-
 /* ---- adapters ------------------------------------------------------------------------------------ */
 
 /* a: the parts' factors, one below the other; of parts beside each other, each in the columns of its x. */
@@ -199,8 +182,13 @@ status device_projector_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, 
 
 /* ---- vectors ------------------------------------------------------------------------------------- */
 
-status device_vector_cut_plus(ops_block *block, ops_tensor *out, float plus, const model *m, err *e,
-                              const char *name) {
+status device_vector_cut(ops_block *block, ops_tensor *out, float plus, const model *m, err *e, const char *name_format, ...) {
+    char name[NAME_BYTES];
+    va_list args;
+    va_start(args, name_format);
+    int n_chars = vsnprintf(name, sizeof name, name_format, args);
+    va_end(args);
+    CHECK(n_chars > 0 && n_chars < NAME_BYTES, "names of weights are short");
     ops_tensor w = model_weight(m, "%s", name);
     *out = ops_block_cut(block, OPS_DTYPE_F32, w.n_dims, w.dims);
     int64_t n = tensor_elements(&w);
@@ -211,16 +199,6 @@ status device_vector_cut_plus(ops_block *block, ops_tensor *out, float plus, con
     if (st == STATUS_OK) st = ops_sync(block->ctx); /* wide is read until then */
     free(wide);
     return st == STATUS_OK ? st : fail(e, st, "weight %s: upload: %s", name, status_text((int)st));
-}
-
-status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
-                         const char *name_format, ...) {
-    char name[NAME_BYTES];
-    va_list args;
-    va_start(args, name_format);
-    format_name(name, name_format, args);
-    va_end(args);
-    return device_vector_cut_plus(block, out, 0.0f, m, e, name);
 }
 
 status device_table_cut(ops_block *block, ops_tensor *out, const model *m, err *e,

@@ -1,8 +1,9 @@
 /* Weights of a checkpoint on a device: what every network does with model_weight before it can run. Matrices multiply as
  * model_product says, but for the two factors of an adapter.
  *
- *     st = device_matrix_open(ctx, &layer->fc1, m, &e, "model.layers.%d.mlp.fc1", i);
- *     st = device_vector_cut(&block, &layer->norm_w, m, &e, "model.layers.%d.input_layernorm.weight", i);
+ *     device_rows all = device_rows_all(m, "model.layers.0.mlp.fc1");
+ *     st = device_matrix_join(ctx, &layer->fc1, m, &(device_join){&all, 1, false}, &e);
+ *     st = device_vector_cut(&block, &layer->norm_w, 0, m, &e, "model.layers.%d.input_layernorm.weight", i);
  *
  * One context, one thread. */
 #ifndef MODEL_DEVICE_WEIGHTS_H
@@ -11,13 +12,7 @@
 #include "model/model.h"
 #include "ops/ops.h"
 
-/* Packs `name`.weight, seen as [rows, everything else], with `name`.bias if the model has one. Close with ops_matrix_close.
- * Errors: NO_MEMORY. */
-MUST_USE status device_matrix_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, err *e,
-                                   const char *name_format, ...)
-    __attribute__((format(printf, 5, 6)));
-
-/* Rows of a stored matrix: n of them, in runs of `run`, one run beginning every `stride` rows from `first`. */
+/* Rows of a stored matrix, seen as [rows, everything else]: n of them, in runs of `run`, one run beginning every `stride` rows from `first`. */
 typedef struct {
     const char *name; /* without ".weight" */
     int64_t first, n, run, stride;
@@ -35,8 +30,9 @@ typedef struct {
     bool is_beside;
 } device_join;
 
-/* Packs them, with their biases if the model has them. Parts of different types, and blocks that would not begin where a
- * block begins, are widened to f32. The sum of biases is rounded to the dtype of activations. Errors: NO_MEMORY. */
+/* Packs them, with their biases (`name`.bias) if the model has them. Parts of different types, and blocks that would not begin where a
+ * block begins, are widened to f32. The sum of biases is rounded to the dtype of activations. Close with
+ * ops_matrix_close. Errors: NO_MEMORY. */
 MUST_USE status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const model *m, const device_join *join, err *e);
 
 /* What a served adapter adds to that matrix: x w' becomes x w' + (x a') b', with a [rank, n_in] and b [n_out, rank], the
@@ -45,19 +41,15 @@ MUST_USE status device_matrix_join(ops_ctx *ctx, ops_matrix **matrix, const mode
 MUST_USE status device_low_rank_open(ops_ctx *ctx, ops_dtype dtype, ops_matrix **a, ops_matrix **b, int64_t *rank, const model *m,
                                      int served, const device_join *join, err *e);
 
-/* device_matrix_open of a linear of the projector, as a served adapter (0: none) has it. */
+/* A linear of the projector, as a served adapter (0: none) has it. */
 MUST_USE status device_projector_open(ops_ctx *ctx, ops_matrix **matrix, const model *m, int served, const char *name,
                                       err *e);
 
 /* Cuts a tensor of the weight's dims from block, as f32, and fills it with what the checkpoint has, each
  * value raised by `plus`: ops_cut_bytes(OPS_DTYPE_F32, n). */
-MUST_USE status device_vector_cut_plus(ops_block *block, ops_tensor *out, float plus, const model *m, err *e,
-                                       const char *name);
-
-/* The same with nothing added. */
-MUST_USE status device_vector_cut(ops_block *block, ops_tensor *out, const model *m, err *e,
+MUST_USE status device_vector_cut(ops_block *block, ops_tensor *out, float plus, const model *m, err *e,
                                   const char *name_format, ...)
-    __attribute__((format(printf, 5, 6)));
+    __attribute__((format(printf, 6, 7)));
 
 /* Cuts and fills in the dtype of the checkpoint: for tables rows are gathered from. */
 MUST_USE status device_table_cut(ops_block *block, ops_tensor *out, const model *m, err *e,

@@ -25,6 +25,8 @@
 #include "vision_node/image_preprocess.h"
 #include "vision_node/position_table.h"
 
+#define NAME_BYTES 160
+
 typedef struct {
     ops_tensor norm1_w, norm1_b, norm2_w, norm2_b, scale1, scale2;
     ops_matrix *qkv, *out, *fc1, *fc2; /* qkv: one below the other */
@@ -107,21 +109,27 @@ static size_t activation_bytes(const vision_encoder *v) {
 
 static status open_norm(vision_encoder *v, ops_tensor *w, ops_tensor *b, const model *m, err *e,
                         const char *prefix, const char *name) {
-    TRY(device_vector_cut(&v->weights, w, m, e, "%s%s.weight", prefix, name));
-    return device_vector_cut(&v->weights, b, m, e, "%s%s.bias", prefix, name);
+    TRY(device_vector_cut(&v->weights, w, 0.0f, m, e, "%s%s.weight", prefix, name));
+    return device_vector_cut(&v->weights, b, 0.0f, m, e, "%s%s.bias", prefix, name);
+}
+
+static status open_matrix(vision_encoder *v, ops_matrix **matrix, const model *m, const char *prefix, const char *name, err *e) {
+    char full[NAME_BYTES];
+    (void)snprintf(full, sizeof full, "%s%s", prefix, name);
+    const device_rows all = device_rows_all(m, full);
+    return device_matrix_join(v->ctx, matrix, m, &(device_join){&all, 1, false}, e);
 }
 
 static status open_layer(vision_encoder *v, tower_layer *l, const model *m, int i, err *e) {
     const tower_family *f = v->c.family;
-    char prefix[96];
+    char prefix[96], names[3][NAME_BYTES];
     (void)snprintf(prefix, sizeof prefix, "%s%s%d.", v->c.prefix, f->layers, i);
     TRY(open_norm(v, &l->norm1_w, &l->norm1_b, m, e, prefix, f->norm1));
     TRY(open_norm(v, &l->norm2_w, &l->norm2_b, m, e, prefix, f->norm2));
     if (f->scale1) {
-        TRY(device_vector_cut(&v->weights, &l->scale1, m, e, "%s%s", prefix, f->scale1));
-        TRY(device_vector_cut(&v->weights, &l->scale2, m, e, "%s%s", prefix, f->scale2));
+        TRY(device_vector_cut(&v->weights, &l->scale1, 0.0f, m, e, "%s%s", prefix, f->scale1));
+        TRY(device_vector_cut(&v->weights, &l->scale2, 0.0f, m, e, "%s%s", prefix, f->scale2));
     }
-    char names[3][160];
     device_rows parts[3];
     const char *qkv[3] = {f->q, f->k, f->v};
     for (int k = 0; k < 3; k++) {
@@ -129,9 +137,9 @@ static status open_layer(vision_encoder *v, tower_layer *l, const model *m, int 
         parts[k] = device_rows_all(m, names[k]);
     }
     TRY(device_matrix_join(v->ctx, &l->qkv, m, &(device_join){parts, 3, false}, e));
-    TRY(device_matrix_open(v->ctx, &l->out, m, e, "%s%s", prefix, f->out));
-    TRY(device_matrix_open(v->ctx, &l->fc1, m, e, "%s%s", prefix, f->fc1));
-    return device_matrix_open(v->ctx, &l->fc2, m, e, "%s%s", prefix, f->fc2);
+    TRY(open_matrix(v, &l->out, m, prefix, f->out, e));
+    TRY(open_matrix(v, &l->fc1, m, prefix, f->fc1, e));
+    return open_matrix(v, &l->fc2, m, prefix, f->fc2, e);
 }
 
 static status open_levels(vision_encoder *v, const model *m, err *e) {
@@ -184,7 +192,7 @@ static status open_class_tokens(vision_encoder *v, const model *m, err *e) {
 static status open_weights(vision_encoder *v, const model *m, err *e) {
     const tower_family *f = v->c.family;
     TRY(ops_block_open(v->ctx, &v->weights, weight_vector_bytes(v), e));
-    TRY(device_matrix_open(v->ctx, &v->patch, m, e, "%s%s", v->c.prefix, f->patch));
+    TRY(open_matrix(v, &v->patch, m, v->c.prefix, f->patch, e));
     TRY(open_levels(v, m, e));
     TRY(open_positions(v, m, e));
     if (f->class_token) TRY(open_class_tokens(v, m, e));
