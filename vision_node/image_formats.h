@@ -24,4 +24,14 @@ static inline unsigned char *image_rgb_row(const image_rgb *image, int y) {
     return image->pixels + (size_t)y * (size_t)image->width * 3;
 }
 
+/* One byte a pixel at the end of a row becomes three in place, each times scale: sample x lies at byte 2w + x, its three
+ * bytes go to 3x, and 3x + 2 <= 2w + x for every x < w. */
+static inline void image_spread_grey(unsigned char *row, size_t width, unsigned scale) {
+    const unsigned char *grey = row + 2 * width;
+    for (size_t x = 0; x < width; x++) {
+        unsigned char v = (unsigned char)(grey[x] * scale);
+        row[3 * x] = row[3 * x + 1] = row[3 * x + 2] = v;
+    }
+}
+
 #endif

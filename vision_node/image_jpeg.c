@@ -75,16 +75,6 @@ static status truncated(jpeg_job *job, const char *where) {
     return fail(job->e, STATUS_IMAGE_UNDECODABLE, "JPEG: file is truncated %s", where);
 }
 
-/* One byte a pixel at the end of the row becomes three in place: see image_png.c for why the
- * writes never overtake the reads. */
-static void spread_grey(unsigned char *row, size_t width) {
-    const unsigned char *grey = row + 2 * width;
-    for (size_t x = 0; x < width; x++) {
-        unsigned char v = grey[x];
-        row[3 * x] = row[3 * x + 1] = row[3 * x + 2] = v;
-    }
-}
-
 /* Pillow inverts all four bytes on reading, then R = nk - C * nk / 255 with nk = 255 - K. Source:
  * its Convert.c (cmyk2rgb) and Unpack.c ("CMYK;I"). c below is what libjpeg gives: 255 - C. */
 static void convert_cmyk(unsigned char *rgb, const unsigned char *cmyk, size_t width) {
@@ -105,7 +95,7 @@ static status read_rows(jpeg_job *job, unsigned char *cmyk) {
         JSAMPROW into = cmyk ? cmyk : lib->output_components == 1 ? row + 2 * width : row;
         if (jpeg_read_scanlines(lib, &into, 1) != 1) return truncated(job, "in its pixels");
         if (cmyk) convert_cmyk(row, cmyk, width);
-        else if (lib->output_components == 1) spread_grey(row, width);
+        else if (lib->output_components == 1) image_spread_grey(row, width, 1);
     }
     return STATUS_OK;
 }

@@ -2,9 +2,8 @@
  *
  * libpng is asked for at most 3 bytes a pixel: palette indices and grey as one byte, 16-bit grey as
  * two, colour with alpha stripped and 16 bits cut to the high byte. One- and two-byte rows are read
- * into the end of their RGB row and spread in place: sample x lies at byte 2w + x (or w + 2x), its
- * three bytes go to 3x, and 3x + 2 <= 2w + x for every x < w. So interlaced images, which need all
- * rows at once, cost no second copy of the image.
+ * into the end of their RGB row and spread in place, as image_spread_grey does (two bytes from w + 2x
+ * on). So interlaced images, which need all rows at once, cost no second copy of the image.
  *
  * As in Pillow: a wrong checksum is an error up to the first pixel data and is not looked at inside
  * it, and nothing after the last row matters. Unlike Pillow, pixel data that ends early inside a
@@ -53,14 +52,6 @@ static void source_read(png_structp lib, png_bytep to, size_t n) {
     job->next += n;
 }
 
-static void spread_grey(unsigned char *row, size_t width, unsigned scale) {
-    const unsigned char *grey = row + 2 * width;
-    for (size_t x = 0; x < width; x++) {
-        unsigned char v = (unsigned char)(grey[x] * scale);
-        row[3 * x] = row[3 * x + 1] = row[3 * x + 2] = v;
-    }
-}
-
 static void spread_grey16(unsigned char *row, size_t width) {
     const unsigned char *grey = row + width;
     for (size_t x = 0; x < width; x++) {
@@ -96,7 +87,7 @@ static void spread_rows(png_job *job, int colour, int depth) {
         unsigned char *row = image_rgb_row(job->out, y);
         if (colour == PNG_COLOR_TYPE_PALETTE) spread_palette(row, width, palette);
         else if (colour == PNG_COLOR_TYPE_GRAY && depth == 16) spread_grey16(row, width);
-        else spread_grey(row, width, depth < 8 ? 255u / ((1u << depth) - 1u) : 1u);
+        else image_spread_grey(row, width, depth < 8 ? 255u / ((1u << depth) - 1u) : 1u);
     }
 }
 
