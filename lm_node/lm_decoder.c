@@ -18,16 +18,15 @@
  * Rows are of two kinds (ops_linear_params.is_few): tokens being decoded, and of every step the rows whose logits are wanted,
  * from where the others stop to be needed, are few; rows of prompts are many. The kind follows from the row alone.
  *
- * All indices of a step go to the device in one upload; the arrays below are views into it. They, the candidates and the
- * rows of features, where the caller has them in memory of ops_host_open, cross without a stop. What runs on them up to the
- * logits is one function, run_network, which a device with graphs records for steps of decoding (step_graphs.h). The
- * candidates are found outside of it: what is wanted of the rows is read from host memory. */
+ * All indices of a step go to the device in one upload (step_indices.h). They, the candidates and the rows of features, where
+ * the caller has them in memory of ops_host_open, cross without a stop. What runs on them up to the logits is one function,
+ * run_network, which a device with graphs records for steps of decoding (step_graphs.h). The candidates are found outside of
+ * it: what is wanted of the rows is read from host memory. */
 #include "lm_node/lm_decoder.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -35,15 +34,8 @@
 #include "lm_node/kv_cache.h"
 #include "lm_node/projector.h"
 #include "lm_node/step_graphs.h"
+#include "lm_node/step_indices.h"
 #include "model/device_weights.h"
-
-/* The index arrays of one step, on the device. */
-typedef struct {
-    ops_tensor ids, positions, turns, slots, seqs, image_rows, out_rows, out_positions, out_turns, out_seqs, tables;
-    int n_twice;
-    const lm_kv_twice *twice; /* on the host */
-    ops_tensor twice_slots;   /* of all their rows, one after another */
-} step_indices;
 
 struct lm_decoder {
     ops_ctx *ctx;
@@ -62,12 +54,12 @@ struct lm_decoder {
     /* Activations: x, other, n [max_rows, hidden], x of a layer and of the next in turns; wide [max_rows, wide_width];
      * gated [max_rows, intermediate]; out_x, out_other, out_n [max_out, hidden]; logits [max_out, n_vocab_out], candidates
      * [max_out] of them. */
-    ops_tensor x, other, n, wide, gated, out_x, out_other, out_n, logits, candidates, indices;
-    void *host; /* memory of ops_host_open: the three host_ arrays */
+    ops_tensor x, other, n, wide, gated, out_x, out_other, out_n, logits, candidates;
+    void *host; /* memory of ops_host_open: of the two host_ arrays and of room */
     size_t host_bytes;
-    int32_t *host_indices;
     adapter_room adapters;
-    row_kinds kinds, out_kinds; /* of the step's rows and of its wanted rows */
+    step_room room;
+    step_indices at; /* of the last step */
     float *host_logits; /* of one row */
     ops_candidates *host_candidates;
     int n_out; /* of the last step */
@@ -118,11 +110,6 @@ static size_t kv_bytes(const lm_decoder *d) {
     return 2 * (size_t)d->c.n_layers * ops_cut_bytes(d->kv_dtype, elements);
 }
 
-static int64_t n_indices_max(const lm_decoder *d) {
-    return (int64_t)7 * d->s.max_rows + (int64_t)5 * d->s.max_out +
-           (int64_t)d->s.max_seqs * (kv_blocks_for(d->s.max_context) + KV_BLOCK_TOKENS);
-}
-
 static size_t activation_bytes(const lm_decoder *d) {
     const int64_t rows = d->s.max_rows, outs = d->s.max_out, hidden = d->c.hidden;
     return 3 * ops_cut_bytes(d->dtype, rows * hidden) + ops_cut_bytes(d->dtype, rows * wide_width(&d->c)) +
@@ -130,7 +117,7 @@ static size_t activation_bytes(const lm_decoder *d) {
            3 * ops_cut_bytes(d->dtype, outs * hidden) +
            ops_cut_bytes(OPS_DTYPE_F32, outs * d->c.n_vocab_out) +
            ops_cut_bytes(OPS_DTYPE_U8, outs * (int64_t)sizeof(ops_candidates)) +
-           ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
+           ops_cut_bytes(OPS_DTYPE_I32, step_indices_max(&d->s));
 }
 
 static size_t weight_block_bytes(const lm_decoder *d, const ops_tensor *embed) {
@@ -267,19 +254,19 @@ static status open_activations(lm_decoder *d, err *e) {
         *outs_by_hidden[i] = ops_block_cut(block, d->dtype, 2, (int64_t[]){outs, hidden});
     d->logits = ops_block_cut(block, OPS_DTYPE_F32, 2, (int64_t[]){outs, vocab});
     d->candidates = ops_block_cut(block, OPS_DTYPE_U8, 2, (int64_t[]){outs, sizeof(ops_candidates)});
-    d->indices = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){n_indices_max(d)});
+    d->room.device = ops_block_cut(block, OPS_DTYPE_I32, 1, (int64_t[]){step_indices_max(&d->s)});
     return STATUS_OK;
 }
 
 static status open_host(lm_decoder *d, err *e) {
     size_t candidates = ops_cut_bytes(OPS_DTYPE_U8, d->s.max_out * (int64_t)sizeof(ops_candidates));
     size_t logits = ops_cut_bytes(OPS_DTYPE_F32, d->c.n_vocab_out);
-    d->host_bytes = candidates + logits + ops_cut_bytes(OPS_DTYPE_I32, n_indices_max(d));
+    d->host_bytes = candidates + logits + ops_cut_bytes(OPS_DTYPE_I32, step_indices_max(&d->s));
     TRY(ops_host_open(d->ctx, &d->host, d->host_bytes, e));
     unsigned char *memory = d->host;
     d->host_candidates = (ops_candidates *)(void *)memory;
     d->host_logits = (float *)(void *)(memory + candidates);
-    d->host_indices = (int32_t *)(void *)(memory + candidates + logits);
+    d->room.host = (int32_t *)(void *)(memory + candidates + logits);
     return STATUS_OK;
 }
 
@@ -319,6 +306,7 @@ status lm_decoder_open(lm_decoder **out, ops_ctx *ctx, const model *m,
     d->c = model_get_config(m)->decoder;
     d->may_round = model_product(m) != OPS_PRODUCT_F32;
     d->s = *settings;
+    d->room = (step_room){.ctx = ctx, .c = &d->c, .s = &d->s, .n_adapters = model_n_served(m)};
     d->dtype = lm_decoder_dtype(ctx, m);
     d->kv_dtype = lm_decoder_kv_dtype(ctx, m);
     status st = check_settings(d, e);
@@ -361,118 +349,6 @@ void lm_decoder_close(lm_decoder **out) {
 
 /* ---- one step ------------------------------------------------------------------------------ */
 
-static void check_range(const int32_t *values, int n, int64_t end, const char *what) {
-    for (int i = 0; i < n; i++) CHECK(values[i] >= 0 && values[i] < end, what);
-}
-
-static void check_twice(const lm_decoder *d, const lm_batch *b, const lm_kv_twice *t) {
-    CHECK(t->n_rows >= 1 && t->first_row >= 0 && t->first_row <= b->n_rows - t->n_rows, "rows written twice are rows");
-    CHECK(t->first_slot >= 0 && t->first_slot / KV_BLOCK_TOKENS < d->s.kv_blocks &&
-              t->first_slot % KV_BLOCK_TOKENS + t->n_rows <= KV_BLOCK_TOKENS,
-          "rows written twice go to one block that exists");
-}
-
-static void check_batch(const lm_decoder *d, const lm_batch *b) {
-    CHECK(b->n_rows >= 1 && b->n_rows <= d->s.max_rows, "a step has 1 to max_rows rows");
-    CHECK(b->n_seqs >= 1 && b->n_seqs <= d->s.max_seqs, "a step has 1 to max_seqs sequences");
-    CHECK(b->n_out >= 0 && b->n_out <= d->s.max_out, "a step has at most max_out rows of logits");
-    CHECK(b->n_decode_rows >= 0 && b->n_decode_rows <= b->n_rows, "decoded rows are rows");
-    CHECK(b->n_image_rows >= 0 && b->n_image_rows <= b->n_rows, "image rows are rows");
-    CHECK(b->n_table_blocks >= 1 && b->n_table_blocks <= kv_blocks_for(d->s.max_context),
-          "a table is no longer than the context");
-    check_range(b->ids, b->n_rows, d->c.n_vocab_in, "a token has an embedding");
-    check_range(b->positions, b->n_rows,
-                b->n_table_blocks * KV_BLOCK_TOKENS < d->s.max_context
-                    ? b->n_table_blocks * KV_BLOCK_TOKENS
-                    : d->s.max_context,
-                "a position is inside table and context");
-    check_range(b->slots, b->n_rows, (int64_t)d->s.kv_blocks * KV_BLOCK_TOKENS, "a slot exists");
-    check_range(b->seqs, b->n_rows, b->n_seqs, "a row belongs to a sequence");
-    check_range(b->image_rows, b->n_image_rows, b->n_rows, "an image row is a row");
-    check_range(b->out_rows, b->n_out, b->n_rows, "a wanted row is a row");
-    check_range(b->tables, b->n_seqs * b->n_table_blocks, d->s.kv_blocks, "a block exists");
-    if (b->adapters) check_range(b->adapters, b->n_rows, d->adapters.n_adapters + 1, "an adapter is served");
-    CHECK(b->n_twice >= 0 && b->n_twice <= d->s.max_seqs, "at most max_seqs sequences begin with rows of others");
-    for (int i = 0; i < b->n_twice; i++) check_twice(d, b, &b->twice[i]);
-}
-
-/* Appends n values to the host copy and returns where they will be on the device. */
-static ops_tensor stage(lm_decoder *d, int64_t *used, const int32_t *values, int64_t n) {
-    if (n > 0) memcpy(d->host_indices + *used, values, (size_t)n * sizeof *values);
-    ops_tensor view = tensor_rows(&d->indices, *used, n);
-    *used += n;
-    return view;
-}
-
-static ops_tensor stage_picked(lm_decoder *d, int64_t *used, const int32_t *values,
-                               const int32_t *rows, int n) {
-    for (int i = 0; i < n; i++) d->host_indices[*used + i] = values[rows[i]];
-    ops_tensor view = tensor_rows(&d->indices, *used, n);
-    *used += n;
-    return view;
-}
-
-static void stage_twice(lm_decoder *d, int64_t *used, step_indices *at, const lm_batch *b) {
-    const int64_t first = *used;
-    for (int i = 0; i < b->n_twice; i++)
-        for (int k = 0; k < b->twice[i].n_rows; k++) d->host_indices[(*used)++] = b->twice[i].first_slot + k;
-    at->n_twice = b->n_twice;
-    at->twice = b->twice;
-    at->twice_slots = tensor_rows(&d->indices, first, *used - first);
-}
-
-/* Which row of cosines and sines each row takes: its position's, in the second table where the call it
- * belongs to is long. */
-static ops_tensor stage_turns(lm_decoder *d, int64_t *used, const lm_batch *b, const int32_t *rows, int n) {
-    for (int i = 0; i < n; i++) {
-        int row = rows ? rows[i] : i;
-        int32_t position = b->positions[row], span = b->spans ? b->spans[row] : position + 1;
-        bool is_long = d->c.has_long_rope && span > d->c.original_positions;
-        d->host_indices[*used + i] = position + (is_long ? d->s.max_context : 0);
-    }
-    ops_tensor view = tensor_rows(&d->indices, *used, n);
-    *used += n;
-    return view;
-}
-
-static int adapter_of(const lm_batch *b, int32_t row) { return b->adapters ? b->adapters[row] : 0; }
-
-/* Which of n rows (in the order of `rows`; NULL: all) are of which kind. */
-static void stage_kinds(lm_decoder *d, int64_t *used, row_kinds *k, const lm_batch *b, const int32_t *rows, int n, int n_few) {
-    *k = (row_kinds){.n_few = n_few};
-    for (int a = 1; a <= d->adapters.n_adapters; a++)
-        for (int first = 0, end = n_few; first < n; first = end, end = n) {
-            int64_t before = *used;
-            for (int i = first; i < end; i++)
-                if (adapter_of(b, rows ? rows[i] : i) == a) d->host_indices[(*used)++] = i;
-            if (*used == before) continue;
-            k->groups[k->n_groups].served = a;
-            k->groups[k->n_groups].is_few = first < n_few;
-            k->groups[k->n_groups++].rows = tensor_rows(&d->indices, before, *used - before);
-        }
-}
-
-static status upload_indices(lm_decoder *d, step_indices *at, const lm_batch *b) {
-    int64_t used = 0;
-    at->ids = stage(d, &used, b->ids, b->n_rows);
-    at->positions = stage(d, &used, b->positions, b->n_rows);
-    at->turns = stage_turns(d, &used, b, NULL, b->n_rows);
-    at->slots = stage(d, &used, b->slots, b->n_rows);
-    at->seqs = stage(d, &used, b->seqs, b->n_rows);
-    stage_kinds(d, &used, &d->kinds, b, NULL, b->n_rows, b->n_decode_rows);
-    stage_kinds(d, &used, &d->out_kinds, b, b->out_rows, b->n_out, b->n_out);
-    at->image_rows = stage(d, &used, b->image_rows, b->n_image_rows);
-    at->out_rows = stage(d, &used, b->out_rows, b->n_out);
-    at->out_positions = stage_picked(d, &used, b->positions, b->out_rows, b->n_out);
-    at->out_turns = stage_turns(d, &used, b, b->out_rows, b->n_out);
-    at->out_seqs = stage_picked(d, &used, b->seqs, b->out_rows, b->n_out);
-    at->tables = stage(d, &used, b->tables, (int64_t)b->n_seqs * b->n_table_blocks);
-    at->tables = tensor_reshape(&at->tables, 2, (int64_t[]){b->n_seqs, b->n_table_blocks});
-    stage_twice(d, &used, at, b);
-    ops_tensor all = tensor_rows(&d->indices, 0, used);
-    return ops_upload(d->ctx, &all, d->host_indices);
-}
-
 void lm_decoder_set_tap(lm_decoder *d, lm_decoder_tap *tap, void *user) {
     d->tap = tap;
     d->tap_user = user;
@@ -508,11 +384,11 @@ static status upload_features(projector *p, const lm_batch *b, int first, int n)
 }
 
 /* Runs of image rows with one adapter, each through its projector. */
-static status run_images(lm_decoder *d, ops_tensor *x, const step_indices *at, const lm_batch *b) {
+static status run_images(lm_decoder *d, ops_tensor *x, const lm_batch *b) {
     for (int first = 0, n; first < b->n_image_rows; first += n) {
-        int served = adapter_of(b, b->image_rows[first]);
-        for (n = 1; first + n < b->n_image_rows && adapter_of(b, b->image_rows[first + n]) == served;) n++;
-        ops_tensor projected, to = tensor_rows(&at->image_rows, first, n);
+        int served = batch_adapter(b, b->image_rows[first]);
+        for (n = 1; first + n < b->n_image_rows && batch_adapter(b, b->image_rows[first + n]) == served;) n++;
+        ops_tensor projected, to = tensor_rows(&d->at.image_rows, first, n);
         TRY(upload_features(d->projectors[served], b, first, n));
         TRY(projector_run(d->projectors[served], &projected, n));
         TRY(ops_scatter_rows(d->ctx, x, &projected, &to));
@@ -520,22 +396,16 @@ static status run_images(lm_decoder *d, ops_tensor *x, const step_indices *at, c
     return STATUS_OK;
 }
 
-static status run_embeddings(lm_decoder *d, ops_tensor *x, const step_indices *at, const lm_batch *b) {
-    TRY(ops_gather_rows(d->ctx, x, &d->embed, &at->ids));
-    TRY(run_images(d, x, at, b));
+static status run_embeddings(lm_decoder *d, ops_tensor *x, const lm_batch *b) {
+    TRY(ops_gather_rows(d->ctx, x, &d->embed, &d->at.ids));
+    TRY(run_images(d, x, b));
     if (!d->c.family->scales_embeddings) return STATUS_OK;
     return ops_scale_columns(d->ctx, x, x, &d->embed_scale);
 }
 
-/* Where rows stand: all of a step, or those whose logits are wanted. */
-typedef struct {
-    const ops_tensor *positions, *turns, *seqs, *tables;
-    const row_kinds *kinds;
-} row_places;
-
 static status run_linear(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const adapted_matrix *w,
                          const ops_linear_params *params, const row_places *at) {
-    return adapted_linear(&d->adapters, out, x, w, params, at->kinds);
+    return adapted_linear(&d->adapters, out, x, w, params, &at->kinds);
 }
 
 static void swap(ops_tensor *a, ops_tensor *b) {
@@ -572,12 +442,12 @@ static status attend(lm_decoder *d, const decoder_layer *l, ops_tensor *q, const
         .window = d->c.window,
         .may_round = d->may_round,
     };
-    const int64_t rows = q->dims[0], n_few = at->kinds->n_few;
+    const int64_t rows = q->dims[0], n_few = at->kinds.n_few;
     for (int64_t first = 0, n = n_few > 0 ? n_few : rows; first < rows; first += n, n = rows - first) {
         params.is_few = first < n_few;
-        ops_tensor part = tensor_rows(q, first, n), seqs = tensor_rows(at->seqs, first, n);
-        ops_tensor positions = tensor_rows(at->positions, first, n);
-        TRY(ops_attention_paged(d->ctx, &part, &part, &l->keys, &l->values, at->tables, &seqs, &positions, &params));
+        ops_tensor part = tensor_rows(q, first, n), seqs = tensor_rows(&at->seqs, first, n);
+        ops_tensor positions = tensor_rows(&at->positions, first, n);
+        TRY(ops_attention_paged(d->ctx, &part, &part, &l->keys, &l->values, &at->tables, &seqs, &positions, &params));
     }
     return STATUS_OK;
 }
@@ -607,60 +477,58 @@ static status append_rows(lm_decoder *d, decoder_layer *l, const ops_tensor *row
 }
 
 /* Of all rows of a step, and those of some a second time. */
-static status append_keys(lm_decoder *d, decoder_layer *l, const ops_tensor *rows, ops_tensor *q, const step_indices *at) {
-    TRY(append_rows(d, l, rows, q, &at->turns, &at->slots));
+static status append_keys(lm_decoder *d, decoder_layer *l, const ops_tensor *rows, ops_tensor *q) {
+    const step_indices *at = &d->at;
+    TRY(append_rows(d, l, rows, q, &at->all.turns, &at->slots));
     for (int64_t i = 0, used = 0; i < at->n_twice; used += at->twice[i].n_rows, i++) {
         const int64_t first = at->twice[i].first_row, n = at->twice[i].n_rows;
-        ops_tensor again = tensor_rows(rows, first, n), turns = tensor_rows(&at->turns, first, n);
+        ops_tensor again = tensor_rows(rows, first, n), turns = tensor_rows(&at->all.turns, first, n);
         ops_tensor slots = tensor_rows(&at->twice_slots, used, n);
         TRY(append_rows(d, l, &again, NULL, &turns, &slots));
     }
     return STATUS_OK;
 }
 
-static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other, const step_indices *step,
-                        const row_places *at) {
+static status run_layer(lm_decoder *d, decoder_layer *l, ops_tensor *x, ops_tensor *other) {
     const int64_t rows = x->dims[0], before = 2 * decoder_kv_width(&d->c), width = before + decoder_q_mlp_width(&d->c);
     ops_tensor n = tensor_rows(&d->n, 0, rows), wide = tensor_first(&d->wide, rows, width);
     const ops_linear_params params = in_params(d, before + decoder_q_width(&d->c));
     TRY(run_norm(d, &n, x, &l->norm1));
-    TRY(run_linear(d, &wide, &n, &l->in, &params, at));
+    TRY(run_linear(d, &wide, &n, &l->in, &params, &d->at.all));
     ops_tensor q = tensor_columns(&wide, before, decoder_q_width(&d->c)), q_mlp = tensor_columns(&wide, before, width - before);
-    TRY(append_keys(d, l, &wide, &q, step));
-    return run_branches(d, l, x, other, &n, &q_mlp, at);
+    TRY(append_keys(d, l, &wide, &q));
+    return run_branches(d, l, x, other, &n, &q_mlp, &d->at.all);
 }
 
 /* The last layer: keys and values of every row of x, the rest of the wanted rows. */
-static status run_last_layer(lm_decoder *d, decoder_layer *l, ops_tensor *out_x, const ops_tensor *x, const step_indices *at,
-                             const row_places *all, const row_places *wanted) {
+static status run_last_layer(lm_decoder *d, decoder_layer *l, ops_tensor *out_x, const ops_tensor *x) {
+    const row_places *wanted = &d->at.wanted;
     const int64_t rows = x->dims[0], n_out = out_x->dims[0];
     ops_tensor n = tensor_rows(&d->n, 0, rows), both = tensor_first(&d->wide, rows, 2 * decoder_kv_width(&d->c));
     TRY(run_norm(d, &n, x, &l->norm1));
-    TRY(run_linear(d, &both, &n, &l->kv, &(ops_linear_params){.act = OPS_ACT_NONE}, all));
-    TRY(append_keys(d, l, &both, NULL, at));
+    TRY(run_linear(d, &both, &n, &l->kv, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->at.all));
+    TRY(append_keys(d, l, &both, NULL));
     if (n_out == 0) return STATUS_OK;
     ops_tensor other = tensor_rows(&d->out_other, 0, n_out), out_n = tensor_rows(&d->out_n, 0, n_out);
     ops_tensor q_mlp = tensor_first(&d->wide, n_out, decoder_q_mlp_width(&d->c));
     ops_tensor q = tensor_columns(&q_mlp, 0, decoder_q_width(&d->c));
     const ops_linear_params params = in_params(d, decoder_q_width(&d->c));
-    TRY(ops_gather_rows(d->ctx, out_x, x, &at->out_rows));
-    TRY(ops_gather_rows(d->ctx, &out_n, &n, &at->out_rows));
+    TRY(ops_gather_rows(d->ctx, out_x, x, &d->at.out_rows));
+    TRY(ops_gather_rows(d->ctx, &out_n, &n, &d->at.out_rows));
     TRY(run_linear(d, &q_mlp, &out_n, &l->in, &params, wanted));
-    TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, wanted->turns, d->c.n_heads));
+    TRY(ops_rope(d->ctx, &q, &d->cos, &d->sin, &wanted->turns, d->c.n_heads));
     return run_branches(d, l, out_x, &other, &out_n, &q_mlp, wanted);
 }
 
 /* out_x receives what the last layer makes of the wanted rows. */
-static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x, const step_indices *at) {
+static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x) {
     ops_tensor other = tensor_rows(&d->other, 0, x->dims[0]);
-    const row_places all = {&at->positions, &at->turns, &at->seqs, &at->tables, &d->kinds};
-    const row_places wanted = {&at->out_positions, &at->out_turns, &at->out_seqs, &at->tables, &d->out_kinds};
     const int last = d->c.n_layers - 1;
     for (int i = 0; i < last; i++) {
-        TRY(run_layer(d, &d->layers[i], x, &other, at, &all));
+        TRY(run_layer(d, &d->layers[i], x, &other));
         TRY(tap_state(d, i + 1, x));
     }
-    TRY(run_last_layer(d, &d->layers[last], out_x, x, at, &all, &wanted));
+    TRY(run_last_layer(d, &d->layers[last], out_x, x));
     return out_x->dims[0] > 0 ? tap_state(d, d->c.n_layers, out_x) : STATUS_OK;
 }
 
@@ -668,7 +536,6 @@ static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x, const 
 typedef struct {
     lm_decoder *d;
     const lm_batch *b;
-    step_indices at;
 } network_call;
 
 /* From tokens to the logits of the wanted rows: operators only, where no row is an image's. */
@@ -678,12 +545,12 @@ static status run_network(void *user) {
     const lm_batch *b = call->b;
     ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
     ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out);
-    TRY(run_embeddings(d, &x, &call->at, b));
+    TRY(run_embeddings(d, &x, b));
     TRY(tap_state(d, 0, &x));
-    TRY(run_layers(d, &out_x, &x, &call->at));
+    TRY(run_layers(d, &out_x, &x));
     if (b->n_out == 0) return STATUS_OK;
     TRY(run_norm(d, &out_x, &out_x, &d->final));
-    return adapted_linear(&d->adapters, &logits, &out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->out_kinds);
+    return run_linear(d, &logits, &out_x, &d->head, &(ops_linear_params){.act = OPS_ACT_NONE}, &d->at.wanted);
 }
 
 /* What a choice among the logits needs is found on the device: a row of them is large, and most often nobody looks at it. */
@@ -699,7 +566,7 @@ static status run_step(lm_decoder *d, lm_step *out, const lm_batch *b) {
     lm_batch padded;
     bool has_graph = !d->tap && step_graphs_pad(d->graphs, &padded, b);
     network_call call = {.d = d, .b = has_graph ? &padded : b};
-    TRY(upload_indices(d, &call.at, call.b));
+    TRY(step_indices_upload(&d->at, &d->room, call.b));
     if (has_graph) TRY(step_graphs_run(d->graphs, &out->is_replayed, &padded, run_network, &call));
     else TRY(run_network(&call));
     TRY(take_candidates(d, b));
@@ -707,7 +574,7 @@ static status run_step(lm_decoder *d, lm_step *out, const lm_batch *b) {
 }
 
 status lm_decoder_step(lm_decoder *d, lm_step *out, const lm_batch *batch, err *e) {
-    check_batch(d, batch);
+    step_check(&d->room, batch);
     *out = (lm_step){.candidates = d->host_candidates};
     d->n_out = batch->n_out;
     status st = run_step(d, out, batch);
