@@ -272,6 +272,15 @@ static void an_index_outside_its_table_is_refused_before_anything_is_written(voi
     assert_int_equal(ops_gather_rows(ctx, &out, &table, &x), STATUS_UNSUPPORTED);
 }
 
+static void blocks_of_a_cache_in_a_dtype_that_none_is_kept_in_are_not_copied(void **state) {
+    (void)state;
+    static const ops_dtype kept_by_nobody[] = {OPS_DTYPE_Q8, OPS_DTYPE_Q4, OPS_DTYPE_I32, OPS_DTYPE_U8};
+    for (size_t i = 0; i < sizeof kept_by_nobody / sizeof *kept_by_nobody; i++) {
+        ops_tensor blocks = tensor_make(memory + 500, OPS_PLACE_DEVICE, kept_by_nobody[i], 4, (int64_t[]){2, 1, 2, QUANT_BLOCK});
+        assert_int_equal(ops_kv_copy_block(ctx, &blocks, 1, 0), STATUS_UNSUPPORTED);
+    }
+}
+
 static void patches_refuse_what_does_not_fit(void **state) {
     (void)state;
     ops_tensor x = tensor_make(memory, OPS_PLACE_DEVICE, OPS_DTYPE_U8, 4, (int64_t[]){1, 5, 6, 3});
@@ -398,6 +407,7 @@ int main(void) {
         cmocka_unit_test(row_operators_refuse_wrong_shapes_and_half_overlaps),
         cmocka_unit_test(candidates_refuse_rows_and_wishes_that_do_not_fit),
         cmocka_unit_test(an_index_outside_its_table_is_refused_before_anything_is_written),
+        cmocka_unit_test(blocks_of_a_cache_in_a_dtype_that_none_is_kept_in_are_not_copied),
         cmocka_unit_test(patches_refuse_what_does_not_fit),
         cmocka_unit_test(rope_refuses_heads_that_do_not_fit),
         cmocka_unit_test(attention_refuses_heads_lengths_and_overlaps),
