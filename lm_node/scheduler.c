@@ -584,13 +584,10 @@ lm_decoder_memory scheduler_get_memory(const scheduler *s) { return lm_decoder_g
 static status open_arrays(scheduler *s, err *e) {
     size_t rows = (size_t)s->max_rows, seqs = (size_t)s->max_seqs;
     size_t columns = (size_t)kv_blocks_for(s->max_context);
-    s->row_ids = calloc(rows, sizeof *s->row_ids);
-    s->positions = calloc(rows, sizeof *s->positions);
-    s->spans = calloc(rows, sizeof *s->spans);
-    s->slots = calloc(rows, sizeof *s->slots);
-    s->seqs = calloc(rows, sizeof *s->seqs);
-    s->adapters = calloc(rows, sizeof *s->adapters);
-    s->image_rows = calloc(rows, sizeof *s->image_rows);
+    int32_t **of_rows[] = {&s->row_ids, &s->positions, &s->spans, &s->slots, &s->seqs, &s->adapters, &s->image_rows};
+    bool has_all = true;
+    for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++)
+        has_all &= (*of_rows[i] = calloc(rows, sizeof **of_rows[i])) != NULL;
     s->out_rows = calloc(seqs, sizeof *s->out_rows);
     s->wanted = calloc(seqs, sizeof *s->wanted);
     s->twice = calloc(seqs, sizeof *s->twice);
@@ -598,8 +595,7 @@ static status open_arrays(scheduler *s, err *e) {
     s->feature_rows = calloc(rows, sizeof *s->feature_rows);
     s->out_of = calloc(seqs, sizeof(running *));
     s->seq_of = calloc(seqs, sizeof(kv_seq *));
-    if (s->row_ids && s->positions && s->spans && s->slots && s->seqs && s->adapters && s->image_rows &&
-        s->out_rows && s->wanted && s->twice && s->tables && s->feature_rows && s->out_of && s->seq_of)
+    if (has_all && s->out_rows && s->wanted && s->twice && s->tables && s->feature_rows && s->out_of && s->seq_of)
         return STATUS_OK;
     return fail(e, STATUS_NO_MEMORY, "scheduler: no memory for steps of %d rows", s->max_rows);
 }
