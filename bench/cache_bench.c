@@ -16,6 +16,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/rng.h"
+#include "bench/median.h"
 #include "cache/cache.h"
 
 #define KEYS       8
@@ -23,16 +24,6 @@
 #define N_TOKENS   729
 #define WIDTH      1152
 #define N_BYTES    ((size_t)N_TOKENS * WIDTH * 2)
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
-}
 
 static cache_key make_key(int i) {
     unsigned char tower[HASH_SHA256_BYTES] = {0}, image[HASH_SHA256_BYTES] = {(unsigned char)i, 1};

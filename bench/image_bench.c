@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "bench/median.h"
 #include "vision_node/image_decode.h"
 #include "vision_node/image_preprocess.h"
 
@@ -21,11 +22,6 @@ static double now_ms(void) {
     struct timespec t;
     (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
-}
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 static unsigned char *read_whole(size_t *n_bytes, const char *path) {
@@ -57,10 +53,8 @@ static status run(const char *path, int n_rounds, err *e) {
     }
     free(data);
     if (st != STATUS_OK) return st;
-    qsort(decode, (size_t)n_rounds, sizeof *decode, by_value);
-    qsort(resize, (size_t)n_rounds, sizeof *resize, by_value);
     printf("image file=%s width=%d height=%d decode_ms=%.2f resize_ms=%.2f\n", path, info.width, info.height,
-           decode[n_rounds / 2], resize[n_rounds / 2]);
+           median(decode, n_rounds), median(resize, n_rounds));
     return STATUS_OK;
 }
 

@@ -18,6 +18,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "bench/median.h"
 #include "proto/socket.h"
 
 #define ROUNDS_MAX      99
@@ -145,16 +146,6 @@ static void open_pair(pair *p) {
               zmq_getsockopt(p->zmq_bound, ZMQ_LAST_ENDPOINT, endpoint, &n) == 0 &&
               zmq_connect(p->zmq_connected, endpoint) == 0,
           "plain sockets open");
-}
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
 static void run_case(size_t n_bytes, int burst, int n_rounds) {
