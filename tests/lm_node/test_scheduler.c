@@ -1,407 +1,14 @@
-/* The scheduler's promises: the same bytes in any company, one prefill of a shared image, waiting instead
- * of dying. The network is the golden case with five heads of 80, so answers can also be compared with
- * those of transformers. */
+/* The scheduler's other promises: what questions share is computed once, in no more steps than it needs; waiting instead of
+ * dying; refusals by name. That a question has the same answer in any company is in test_scheduler_bytes.c. */
 #include <limits.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/rng.h"
 #include "lm_node/kv_cache.h"
-#include "lm_node/lm_decoder.h"
 #include "lm_node/prompt.h"
-#include "lm_node/scheduler.h"
 #include "model/model.h"
-#include "tests/lm_node/golden.h"
+#include "tests/lm_node/scheduler_world.h"
 #include "tests/support/support.h"
-
-/* The device this program tests the scheduler on: its tests are built once for each there is. */
-#ifndef TEST_DEVICE
-#define TEST_DEVICE "cpu"
-#endif
-
-#define ADAPTERS   TEST_DATA_DIR "/adapters"
-#define ASKS       21
-#define TOKENS_MAX 64
-#define STEPS_MAX  20000
-
-/* ---- the world of a test ------------------------------------------------------------------- */
-
-static golden *g;
-static model *m;
-static float *features; /* [GOLDEN_IMAGES, n_tokens, hidden] */
-static size_t image_values;
-
-/* What came out of one question. */
-typedef struct {
-    int n;
-    sampled_token tokens[TOKENS_MAX];
-    bool is_finished, prefix_cached;
-    scheduler_finish reason;
-    err why;
-    int stop_after; /* the callback asks to stop after so many tokens; 0: never */
-    int turn;       /* of its last token, among those of all questions */
-} record;
-
-typedef struct {
-    int32_t ids[400];
-    int n_ids;
-    int image; /* of several the first, the others follow it; -1: none */
-    int adapter;
-    sampler_params sampling;
-    int max_new;
-} ask;
-
-typedef struct {
-    ops_ctx *ctx;
-    scheduler *s;
-} engine;
-
-typedef struct {
-    int n_threads, chunk_rows, max_questions;
-    int kv_blocks;
-} engine_settings;
-
-static const engine_settings usual = {
-    .n_threads = 2, .chunk_rows = 256, .max_questions = 16, .kv_blocks = 600};
-
-static int n_turns;
-
-static bool on_token(void *user, int question_idx, const sampled_token *t) {
-    record *r = (record *)user + question_idx;
-    assert_false(r->is_finished);
-    assert_true(r->n < TOKENS_MAX);
-    r->tokens[r->n++] = *t;
-    r->turn = n_turns++;
-    return r->n == r->stop_after;
-}
-
-static void on_finished(void *user, int question_idx, scheduler_finish reason, bool prefix_cached,
-                        const err *why) {
-    record *r = (record *)user + question_idx;
-    assert_false(r->is_finished);
-    r->is_finished = true;
-    r->reason = reason;
-    r->prefix_cached = prefix_cached;
-    if (why) r->why = *why;
-}
-
-static engine open_engine(engine_settings wanted) {
-    engine en;
-    err e;
-    ops_settings o = {.device = TEST_DEVICE, .n_threads = wanted.n_threads};
-    if (ops_open(&en.ctx, &o, &e) != STATUS_OK) fail_msg("%s", e.text);
-    scheduler_settings settings = {
-        .kv_bytes = (uint64_t)wanted.kv_blocks * lm_decoder_block_bytes(en.ctx, m),
-        .max_questions = wanted.max_questions,
-        .chunk_rows = wanted.chunk_rows};
-    const scheduler_callbacks callbacks = {on_token, on_finished};
-    if (scheduler_open(&en.s, en.ctx, m, &settings, &callbacks, &e) != STATUS_OK) fail_msg("%s", e.text);
-    return en;
-}
-
-static void close_engine(engine *en) {
-    scheduler_close(&en->s);
-    ops_close(&en->ctx);
-}
-
-static scheduler_question question_of(const ask *a, record *records, int idx) {
-    scheduler_question q = {.user = records,
-                            .question_idx = idx,
-                            .adapter = a->adapter,
-                            .ids = a->ids,
-                            .n_ids = a->n_ids,
-                            .sampling = a->sampling,
-                            .max_new_tokens = a->max_new};
-    if (a->image < 0) return q;
-    q.image.sha256[0] = (unsigned char)(a->image + 1);
-    for (int i = 0; i < a->n_ids; i++)
-        if (a->ids[i] == PROMPT_IMAGE_ID) q.image.sha256[1]++;
-    q.features = features + (size_t)a->image * image_values;
-    return q;
-}
-
-static status try_submit(engine *en, const ask *a, record *records, int idx, err *e) {
-    scheduler_question q = question_of(a, records, idx);
-    return scheduler_submit(en->s, &q, e);
-}
-
-static void submit(engine *en, const ask *a, record *records, int idx) {
-    err e;
-    if (try_submit(en, a, records, idx, &e) != STATUS_OK) fail_msg("%s", e.text);
-}
-
-static void run_to_end(engine *en) {
-    for (int i = 0; i < STEPS_MAX; i++)
-        if (!scheduler_step(en->s)) return;
-    fail_msg("the scheduler did not finish in %d steps", STEPS_MAX);
-}
-
-/* ---- what is asked ------------------------------------------------------------------------- */
-
-static void add_words(ask *a, rng *r, int n) {
-    int n_vocab = model_get_config(m)->decoder.n_vocab_in;
-    for (int i = 0; i < n; i++) a->ids[a->n_ids++] = (int32_t)rng_below(r, (uint64_t)n_vocab);
-}
-
-/* Images, prefixes, lengths and ways of sampling in every mixture; the same list every time. */
-static void make_asks(ask asks[ASKS]) {
-    rng r = rng_make(7);
-    for (int i = 0; i < ASKS; i++) {
-        ask *a = &asks[i];
-        *a = (ask){.image = i % 5 == 4 ? -1 : i % 3,
-                   .adapter = i % (1 + model_n_served(m)),
-                   .max_new = 1 + (int)rng_below(&r, 24)};
-        if (i >= ASKS - 4) { /* three images in one prefix, and two in another */
-            rng same = rng_make((uint64_t)(i % 2));
-            a->image = i % 2;
-            add_words(a, &same, i % 2 ? 0 : 5);
-            for (int k = a->image; k < 3; k++) {
-                a->ids[a->n_ids++] = PROMPT_IMAGE_ID;
-                if (k == 0) add_words(a, &same, 3);
-            }
-        } else if (a->image >= 0) {
-            rng same = rng_make((uint64_t)(i % 2)); /* two prefixes in use */
-            add_words(a, &same, i % 2 ? 13 : 7);    /* 13 + 9 rows: a partial block; 7 + 9: a full one */
-            a->ids[a->n_ids++] = PROMPT_IMAGE_ID;
-        }
-        add_words(a, &r, 1 + (int)rng_below(&r, i == 8 ? 300 : 40));
-        a->sampling.n_logprobs = i % 4;
-        a->sampling.wants_logprob = i % 3 == 0;
-        if (i % 2) continue;
-        a->sampling.temperature = 1.5f;
-        a->sampling.top_p = i % 3 ? 0.9f : 0.0f;
-        a->sampling.top_k = i % 5 ? 0 : 20;
-        a->sampling.seed = 11;
-        a->sampling.stream = (uint64_t)i;
-    }
-}
-
-static void assert_same(const record *got, const record *want, int i) {
-    assert_true(got->is_finished);
-    if (got->reason != want->reason || got->n != want->n ||
-        memcmp(got->tokens, want->tokens, (size_t)want->n * sizeof *want->tokens) != 0)
-        fail_msg("question %d: %d tokens and reason %d, alone %d and %d, or other bytes", i, got->n,
-                 (int)got->reason, want->n, (int)want->reason);
-}
-
-/* Each question in an engine of its own: what all others are compared with. */
-static record *alone;
-static ask asks[ASKS];
-
-static void ask_all_alone(void) {
-    for (int i = 0; i < ASKS; i++) {
-        engine_settings one = usual;
-        one.n_threads = 1;
-        one.max_questions = 1;
-        engine en = open_engine(one);
-        submit(&en, &asks[i], alone, i);
-        run_to_end(&en);
-        assert_true(alone[i].is_finished);
-        assert_int_not_equal(alone[i].reason, SCHEDULER_ERROR);
-        close_engine(&en);
-    }
-}
-
-static record *new_records(void) {
-    record *records = calloc(ASKS, sizeof *records);
-    assert_non_null(records);
-    return records;
-}
-
-static void check_together(engine_settings settings, uint64_t shuffle_seed) {
-    int order[ASKS];
-    rng r = rng_make(shuffle_seed);
-    for (int i = 0; i < ASKS; i++) order[i] = i;
-    for (int i = ASKS - 1; i > 0 && shuffle_seed; i--) {
-        int k = (int)rng_below(&r, (uint64_t)i + 1), kept = order[i];
-        order[i] = order[k];
-        order[k] = kept;
-    }
-    record *records = new_records();
-    engine en = open_engine(settings);
-    for (int i = 0; i < ASKS; i++) submit(&en, &asks[order[i]], records, order[i]);
-    run_to_end(&en);
-    for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
-    close_engine(&en);
-    free(records);
-}
-
-/* ---- the same bytes ------------------------------------------------------------------------ */
-
-static void a_question_is_answered_as_by_transformers(void **state) {
-    (void)state;
-    const int prompts[] = {0, 1, 2, 3, 4, 5, 6}; /* 4 has three images */
-    engine en = open_engine(usual);
-    for (size_t k = 0; k < sizeof prompts / sizeof prompts[0]; k++) {
-        golden_tensor ids = golden_get(g, "prompt.%d.ids", prompts[k]);
-        golden_tensor want = golden_get(g, "prompt.%d.greedy", prompts[k]);
-        ask a = {.n_ids = (int)ids.dims[0], .image = 0, .max_new = (int)want.dims[0]};
-        memcpy(a.ids, ids.i32, (size_t)a.n_ids * sizeof *a.ids);
-        record r = {0};
-        submit(&en, &a, &r, 0);
-        run_to_end(&en);
-        int n = 0;
-        int32_t eos = tokenizer_eos_id(model_get_tokenizer(m));
-        while (n < a.max_new && (n == 0 || want.i32[n - 1] != eos)) n++;
-        assert_int_equal(r.n, n);
-        for (int i = 0; i < n; i++) assert_int_equal(r.tokens[i].id, want.i32[i]);
-    }
-    close_engine(&en);
-}
-
-/* The same ids and image, with each adapter and with none: a prefix is shared with none of the others. */
-static void each_adapter_gives_answers_of_its_own(void **state) {
-    (void)state;
-    engine en = open_engine(usual);
-    record *records = new_records();
-    for (int i = 0; i <= model_n_served(m); i++) {
-        ask a = asks[0];
-        a.adapter = i;
-        a.sampling.wants_logprob = true;
-        submit(&en, &a, records, i);
-    }
-    run_to_end(&en);
-    for (int i = 0; i <= model_n_served(m); i++) {
-        assert_true(records[i].is_finished && !records[i].prefix_cached && records[i].n > 0);
-        for (int k = 0; k < i; k++)
-            assert_true(records[i].tokens[0].logprob != records[k].tokens[0].logprob);
-    }
-    close_engine(&en);
-    free(records);
-}
-
-static void the_company_of_others_changes_no_byte(void **state) {
-    (void)state;
-    check_together(usual, 0);
-}
-
-static void the_order_of_submission_changes_no_byte(void **state) {
-    (void)state;
-    for (uint64_t seed = 1; seed <= 3; seed++) check_together(usual, seed);
-}
-
-static void the_size_of_prefill_chunks_changes_no_byte(void **state) {
-    (void)state;
-    const int sizes[] = {1, 7, 64};
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        engine_settings s = usual;
-        s.chunk_rows = sizes[i];
-        check_together(s, i);
-    }
-}
-
-static void the_number_of_threads_changes_no_byte(void **state) {
-    (void)state;
-    for (int n = 1; n <= 4; n++) {
-        engine_settings s = usual;
-        s.n_threads = n;
-        check_together(s, 0);
-    }
-}
-
-static void scarce_memory_and_evictions_change_no_byte(void **state) {
-    (void)state;
-    for (int n_blocks = 24; n_blocks <= 40; n_blocks += 4) {
-        engine_settings s = usual;
-        s.kv_blocks = n_blocks;
-        check_together(s, (uint64_t)n_blocks);
-    }
-}
-
-static void a_prefix_shared_or_not_changes_no_byte(void **state) {
-    (void)state;
-    record *records = new_records();
-    engine en = open_engine(usual);
-    for (int i = 0; i < ASKS; i++) {
-        err e;
-        scheduler_question q = question_of(&asks[i], records, i);
-        q.image.flags = (uint32_t)i; /* another image to the scheduler, the same features */
-        assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
-    }
-    run_to_end(&en);
-    assert_int_equal(scheduler_read_counters(en.s).prefix_tokens_reused, 0);
-    for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
-    close_engine(&en);
-    free(records);
-}
-
-static void a_warm_engine_changes_no_byte(void **state) {
-    (void)state;
-    engine en = open_engine(usual);
-    for (int round = 0; round < 2; round++) {
-        record *records = new_records();
-        for (int i = 0; i < ASKS; i++) submit(&en, &asks[i], records, i);
-        run_to_end(&en);
-        for (int i = 0; i < ASKS; i++) {
-            assert_same(&records[i], &alone[i], i);
-            if (round == 1) assert_int_equal(records[i].prefix_cached, asks[i].image >= 0);
-        }
-        free(records);
-    }
-    close_engine(&en);
-}
-
-static void cancelled_neighbours_change_no_byte(void **state) {
-    (void)state;
-    for (int n_steps = 0; n_steps < 12; n_steps++) {
-        record *records = new_records(), *dropped = new_records();
-        engine_settings s = usual;
-        s.chunk_rows = 32;
-        s.max_questions = 8;
-        engine en = open_engine(s);
-        for (int i = 0; i < ASKS; i++) {
-            submit(&en, &asks[i], dropped, i);
-            submit(&en, &asks[ASKS - 1 - i], records, ASKS - 1 - i);
-        }
-        for (int k = 0; k < n_steps; k++) assert_true(scheduler_step(en.s));
-        scheduler_cancel(en.s, dropped);
-        record *kept = new_records();
-        memcpy(kept, dropped, ASKS * sizeof *kept);
-        run_to_end(&en);
-        assert_memory_equal(kept, dropped, ASKS * sizeof *kept); /* not a word after cancelling */
-        for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
-        close_engine(&en);
-        free(records);
-        free(dropped);
-        free(kept);
-    }
-}
-
-static void features_that_are_no_numbers_fail_their_own_questions_only(void **state) {
-    (void)state;
-    float *broken = malloc(image_values * sizeof *broken);
-    assert_non_null(broken);
-    for (size_t i = 0; i < image_values; i++) broken[i] = NAN;
-    engine_settings s = usual;
-    s.kv_blocks = 40; /* so that blocks full of NaN are used again */
-    engine en = open_engine(s);
-    record *records = new_records();
-    record bad[(ASKS + 4) / 5] = {{0}};
-    for (int i = 0; i < ASKS; i++) {
-        if (i % 5 == 0) {
-            err e;
-            scheduler_question q = question_of(&asks[1], bad, i / 5);
-            q.features = broken;
-            q.image.sha256[0] = 200;
-            assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
-        }
-        submit(&en, &asks[i], records, i);
-    }
-    run_to_end(&en);
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_true(bad[i].is_finished);
-        assert_int_equal(bad[i].reason, SCHEDULER_ERROR);
-        assert_int_equal(bad[i].why.code, STATUS_INTERNAL);
-    }
-    for (int i = 0; i < ASKS; i++) assert_same(&records[i], &alone[i], i);
-    scheduler_question q = question_of(&asks[1], bad, 0);
-    q.image.sha256[0] = 200;
-    assert_false(scheduler_has_prefix(en.s, &q)); /* nobody shares it again */
-    close_engine(&en);
-    free(records);
-    free(broken);
-}
 
 /* ---- work done once ------------------------------------------------------------------------ */
 
@@ -414,7 +21,7 @@ static ask question_on(int image, uint64_t seed, int n_own, int max_new) {
     return a;
 }
 
-static int prefix_rows(void) { return 13 + model_get_config(m)->tower.n_tokens; }
+static int prefix_rows(void) { return 13 + model_get_config(world.m)->tower.n_tokens; }
 
 static void ten_questions_about_one_image_compute_its_prefix_once(void **state) {
     (void)state;
@@ -450,7 +57,7 @@ static void questions_on_one_image_decode_beside_each_other(void **state) {
     for (int step = 0; step < STEPS_MAX && !(r[0].n && r[1].n && r[2].n && r[3].n); step++)
         assert_true(scheduler_step(en.s));
     assert_true(scheduler_step(en.s));
-    for (int i = 0; i < 4; i++) assert_true(!r[i].is_finished && r[i].turn >= n_turns - 4);
+    for (int i = 0; i < 4; i++) assert_true(!r[i].is_finished && r[i].turn >= world.n_turns - 4);
     assert_int_equal(abs(r[0].turn - r[2].turn), 1);
     assert_int_equal(abs(r[1].turn - r[3].turn), 1);
     close_engine(&en);
@@ -502,7 +109,7 @@ static int steps_until_token(engine *en, const record *r) {
  * question comes behind it as it always does, with a copy of its last block. */
 static void the_first_question_on_an_image_has_its_token_after_one_step(void **state) {
     (void)state;
-    const int n_own[] = {1, 5, 40}, n_image = model_get_config(m)->tower.n_tokens;
+    const int n_own[] = {1, 5, 40}, n_image = model_get_config(world.m)->tower.n_tokens;
     for (int n_before = 0; n_before < KV_BLOCK_TOKENS; n_before++)
         for (size_t k = 0; k < sizeof n_own / sizeof n_own[0]; k++) {
             const int n_prefix = n_before + n_image;
@@ -568,7 +175,7 @@ static void questions_that_wait_together_start_in_the_step_of_their_prefix(void 
  * prefix's last block. */
 static void a_prompt_in_pieces_takes_no_step_more_than_its_rows_need(void **state) {
     (void)state;
-    const int n_image = model_get_config(m)->tower.n_tokens, n_own = 7, n_full = (n_image / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS;
+    const int n_image = model_get_config(world.m)->tower.n_tokens, n_own = 7, n_full = (n_image / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS;
     const int n_prefix = n_full + 6;
     ask a = question_behind(n_prefix - n_image, 0, 77, n_own);
     record want = {0};
@@ -639,7 +246,7 @@ static void questions_share_all_that_stands_before_and_between_their_images(void
     (void)state;
     engine en = open_engine(usual);
     record *records = new_records();
-    int rows = 4 + 6 + 3 * model_get_config(m)->tower.n_tokens;
+    int rows = 4 + 6 + 3 * model_get_config(world.m)->tower.n_tokens;
     for (int i = 0; i < 3; i++) {
         ask a = question_on_three(7, 100 + (uint64_t)i);
         submit(&en, &a, records, i);
@@ -681,10 +288,10 @@ static void images_are_told_apart_by_their_place(void **state) {
     a.sampling.n_logprobs = 1;
     scheduler_question q = question_of(&a, r, 0);
     assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_OK);
-    float *swapped = malloc(3 * image_values * sizeof *swapped);
+    float *swapped = malloc(3 * world.image_values * sizeof *swapped);
     assert_non_null(swapped);
     for (size_t i = 0; i < 3; i++)
-        memcpy(swapped + i * image_values, features + (2 - i) * image_values, image_values * sizeof *swapped);
+        memcpy(swapped + i * world.image_values, world.features + (2 - i) * world.image_values, world.image_values * sizeof *swapped);
     q.features = swapped;
     q.image.sha256[2] = 1;
     q.question_idx = 1;
@@ -787,10 +394,10 @@ static void what_can_never_fit_is_refused_with_both_numbers(void **state) {
     q.n_ids = 2000;
     assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_PROMPT_TOO_LONG);
     assert_non_null(strstr(e.text, "2000"));
-    int per_image = model_get_config(m)->tower.n_tokens, n_images = 511 / per_image + 1; /* alone they fill the context */
+    int per_image = model_get_config(world.m)->tower.n_tokens, n_images = 511 / per_image + 1; /* alone they fill the context */
     for (int i = 0; i < n_images; i++) ids[i] = PROMPT_IMAGE_ID;
     q.n_ids = n_images + 2;
-    q.features = features;
+    q.features = world.features;
     char number[32];
     (void)snprintf(number, sizeof number, "of %d tokens", n_images * per_image + 2);
     assert_int_equal(scheduler_submit(en.s, &q, &e), STATUS_PROMPT_TOO_LONG);
@@ -820,7 +427,7 @@ static void a_question_without_memory_for_its_image_is_refused_alone(void **stat
     enum { PLACES = 4 }; /* for features of images, opened together */
     err e = {0};
     engine_settings s = usual;
-    s.kv_blocks = PLACES * kv_blocks_for(model_get_config(m)->tower.n_tokens);
+    s.kv_blocks = PLACES * kv_blocks_for(model_get_config(world.m)->tower.n_tokens);
     engine en = open_engine(s);
     record *records = new_records();
     ask a = question_on(0, 1, 4, 3);
@@ -868,7 +475,7 @@ static void hostile_prompts_are_refused_and_named(void **state) {
         scheduler_question q = {.user = &r,
                                 .ids = cases[i].ids,
                                 .n_ids = cases[i].n_ids,
-                                .features = features,
+                                .features = world.features,
                                 .max_new_tokens = cases[i].max_new};
         assert_int_equal(scheduler_submit(en.s, &q, &e), cases[i].want);
         if (!strstr(e.text, cases[i].text)) fail_msg("\"%s\" does not say \"%s\"", e.text, cases[i].text);
@@ -898,83 +505,17 @@ static void closing_in_the_middle_of_work_releases_everything(void **state) {
         s.max_questions = 3;
         engine en = open_engine(s);
         record *records = new_records();
-        for (int i = 0; i < ASKS; i++) submit(&en, &asks[i], records, i);
+        for (int i = 0; i < ASKS; i++) submit(&en, &world.asks[i], records, i);
         for (int k = 0; k < n_steps; k++) assert_true(scheduler_step(en.s));
         close_engine(&en); /* the sanitizers and kv_cache_close look for what is left */
         free(records);
     }
 }
 
-/* ---- group --------------------------------------------------------------------------------- */
-
-static int set_up_case(const char *case_name, model_settings settings) {
-    err e;
-    g = golden_open(case_name);
-    settings.dir = golden_dir(g);
-    settings.parts = MODEL_PART_ALL;
-    if (model_open(&m, &settings, &e) != STATUS_OK) fail_msg("%s", e.text);
-    golden_tensor t = golden_get(g, "features");
-    image_values = (size_t)(t.dims[1] * t.dims[2]);
-    features = malloc(GOLDEN_IMAGES * image_values * sizeof *features);
-    assert_non_null(features);
-    memcpy(features, t.f32, GOLDEN_IMAGES * image_values * sizeof *features);
-    make_asks(asks);
-    alone = new_records();
-    ask_all_alone();
-    return 0;
-}
-
-static int set_up(void **state) {
-    (void)state;
-    return set_up_case("odd_heads", (model_settings){0});
-}
-
-/* Questions with three adapters and with none, which one changes the projector. */
-static int set_up_adapters(void **state) {
-    (void)state;
-    static const char *const served[] = {"plain=" ADAPTERS "/clip.plain", "all=" ADAPTERS "/clip.all",
-                                         "projector=" ADAPTERS "/clip.projector"};
-    return set_up_case("clip", (model_settings){.served = served, .n_served = 3});
-}
-
-/* Prompts and answers shorter and longer than the 40 positions from which keys are turned otherwise. */
-static int set_up_long(void **state) {
-    (void)state;
-    return set_up_case("phi3_long", (model_settings){0});
-}
-
-static int set_up_coded(void **state) {
-    (void)state;
-    return set_up_case("odd_heads", (model_settings){.kv_dtype = "fp8"});
-}
-
-/* Products in 8 bits, and with them keys and values in halves. */
-static int set_up_rounded(void **state) {
-    (void)state;
-    return set_up_case("odd_heads", (model_settings){.dtype = "int8"});
-}
-
-static int tear_down(void **state) {
-    (void)state;
-    free(alone);
-    free(features);
-    model_close(&m);
-    golden_close(&g);
-    return 0;
-}
+/* ---- groups -------------------------------------------------------------------------------- */
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_question_is_answered_as_by_transformers),
-        cmocka_unit_test(the_company_of_others_changes_no_byte),
-        cmocka_unit_test(the_order_of_submission_changes_no_byte),
-        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
-        cmocka_unit_test(the_number_of_threads_changes_no_byte),
-        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
-        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
-        cmocka_unit_test(a_warm_engine_changes_no_byte),
-        cmocka_unit_test(cancelled_neighbours_change_no_byte),
-        cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
         cmocka_unit_test(ten_questions_about_one_image_compute_its_prefix_once),
         cmocka_unit_test(the_first_question_on_an_image_has_its_token_after_one_step),
         cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
@@ -994,52 +535,29 @@ int main(void) {
         cmocka_unit_test(closing_in_the_middle_of_work_releases_everything),
     };
     const struct CMUnitTest long_contexts[] = {
-        cmocka_unit_test(a_question_is_answered_as_by_transformers),
-        cmocka_unit_test(the_company_of_others_changes_no_byte),
-        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
-        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
-        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
         cmocka_unit_test(the_first_question_on_an_image_has_its_token_after_one_step),
         cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
         cmocka_unit_test(a_prompt_in_pieces_takes_no_step_more_than_its_rows_need),
     };
     const struct CMUnitTest rounded[] = {
-        cmocka_unit_test(the_company_of_others_changes_no_byte),
-        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
-        cmocka_unit_test(the_number_of_threads_changes_no_byte),
-        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
-        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
         cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
     };
     const struct CMUnitTest adapters[] = {
-        cmocka_unit_test(each_adapter_gives_answers_of_its_own),
-        cmocka_unit_test(the_company_of_others_changes_no_byte),
-        cmocka_unit_test(the_order_of_submission_changes_no_byte),
-        cmocka_unit_test(the_size_of_prefill_chunks_changes_no_byte),
-        cmocka_unit_test(the_number_of_threads_changes_no_byte),
-        cmocka_unit_test(scarce_memory_and_evictions_change_no_byte),
-        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
         cmocka_unit_test(a_prompt_in_pieces_takes_no_step_more_than_its_rows_need),
     };
     const struct CMUnitTest device[] = {
         cmocka_unit_test(a_question_without_memory_for_its_image_is_refused_alone),
-        cmocka_unit_test(a_question_is_answered_as_by_transformers),
-        cmocka_unit_test(the_company_of_others_changes_no_byte),
-        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
         cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
     };
     const struct CMUnitTest coded[] = {
-        cmocka_unit_test(the_company_of_others_changes_no_byte),
-        cmocka_unit_test(a_prefix_shared_or_not_changes_no_byte),
-        cmocka_unit_test(features_that_are_no_numbers_fail_their_own_questions_only),
         cmocka_unit_test(questions_that_wait_together_start_in_the_step_of_their_prefix),
     };
     if (ops_device_count(TEST_DEVICE) == 0) return TEST_SKIPPED;
-    int n_failed = cmocka_run_group_tests_name("keys and values in e4m3", coded, set_up_coded, tear_down);
+    int n_failed = cmocka_run_group_tests_name("keys and values in e4m3", coded, world_open_coded, world_close);
     if (strcmp(TEST_DEVICE, "cpu") != 0)
-        return n_failed + cmocka_run_group_tests_name("adapters", device, set_up_adapters, tear_down);
-    n_failed += cmocka_run_group_tests_name("Phi-2", tests, set_up, tear_down);
-    n_failed += cmocka_run_group_tests_name("adapters", adapters, set_up_adapters, tear_down);
-    n_failed += cmocka_run_group_tests_name("rounded", rounded, set_up_rounded, tear_down);
-    return n_failed + cmocka_run_group_tests_name("long contexts", long_contexts, set_up_long, tear_down);
+        return n_failed + cmocka_run_group_tests_name("adapters", device, world_open_adapters, world_close);
+    n_failed += cmocka_run_group_tests_name("Phi-2", tests, world_open, world_close);
+    n_failed += cmocka_run_group_tests_name("adapters", adapters, world_open_adapters, world_close);
+    n_failed += cmocka_run_group_tests_name("rounded", rounded, world_open_rounded, world_close);
+    return n_failed + cmocka_run_group_tests_name("long contexts", long_contexts, world_open_long, world_close);
 }
