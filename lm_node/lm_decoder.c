@@ -66,7 +66,6 @@ struct lm_decoder {
     step_graphs *graphs; /* NULL where the device has none */
     lm_decoder_tap *tap;
     void *tap_user;
-    float *tap_hidden;
 };
 
 #define NAME_BYTES 128
@@ -342,7 +341,6 @@ void lm_decoder_close(lm_decoder **out) {
     ops_block_close(&d->weights);
     free(d->layers);
     ops_host_close(d->ctx, &d->host, d->host_bytes);
-    free(d->tap_hidden);
     free(d);
     *out = NULL;
 }
@@ -354,17 +352,8 @@ void lm_decoder_set_tap(lm_decoder *d, lm_decoder_tap *tap, void *user) {
     d->tap_user = user;
 }
 
-static status tap_state(lm_decoder *d, int layer, const ops_tensor *x) {
-    if (!d->tap) return STATUS_OK;
-    if (!d->tap_hidden) d->tap_hidden = malloc((size_t)tensor_elements(&d->x) * 2 * sizeof *d->tap_hidden);
-    if (!d->tap_hidden) return STATUS_NO_MEMORY;
-    ops_tensor stored = *x; /* behind the values it becomes */
-    stored.data = d->tap_hidden + tensor_elements(&d->x);
-    TRY(ops_download(d->ctx, stored.data, x));
-    TRY(ops_sync(d->ctx));
-    for (int64_t i = 0; i < tensor_elements(x); i++) d->tap_hidden[i] = tensor_value(&stored, i);
-    d->tap(d->tap_user, layer, d->tap_hidden, x->dims[0], x->dims[1]);
-    return STATUS_OK;
+static void tap_state(const lm_decoder *d, int layer, const ops_tensor *x) {
+    if (d->tap) d->tap(d->tap_user, layer, x);
 }
 
 static status run_norm(lm_decoder *d, ops_tensor *out, const ops_tensor *x, const decoder_norm *norm) {
@@ -526,10 +515,11 @@ static status run_layers(lm_decoder *d, ops_tensor *out_x, ops_tensor *x) {
     const int last = d->c.n_layers - 1;
     for (int i = 0; i < last; i++) {
         TRY(run_layer(d, &d->layers[i], x, &other));
-        TRY(tap_state(d, i + 1, x));
+        tap_state(d, i + 1, x);
     }
     TRY(run_last_layer(d, &d->layers[last], out_x, x));
-    return out_x->dims[0] > 0 ? tap_state(d, d->c.n_layers, out_x) : STATUS_OK;
+    if (out_x->dims[0] > 0) tap_state(d, d->c.n_layers, out_x);
+    return STATUS_OK;
 }
 
 /* What the network runs on: a step whose indices are on the device. */
@@ -546,7 +536,7 @@ static status run_network(void *user) {
     ops_tensor x = tensor_rows(&d->x, 0, b->n_rows), out_x = tensor_rows(&d->out_x, 0, b->n_out);
     ops_tensor logits = tensor_rows(&d->logits, 0, b->n_out);
     TRY(run_embeddings(d, &x, b));
-    TRY(tap_state(d, 0, &x));
+    tap_state(d, 0, &x);
     TRY(run_layers(d, &out_x, &x));
     if (b->n_out == 0) return STATUS_OK;
     TRY(run_norm(d, &out_x, &out_x, &d->final));

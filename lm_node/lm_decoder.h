@@ -98,10 +98,9 @@ size_t lm_decoder_feature_row_bytes(const lm_decoder *d);
 int lm_decoder_n_vocab(const lm_decoder *d);  /* logits of a row */
 int lm_decoder_n_offered(const lm_decoder *d); /* tokens that have an embedding, of these */
 
-/* For tests: called with the embeddings as layer 0, then after every layer. In the last layer only the
- * wanted rows exist, in the order of out_rows. Costs a download a layer; NULL turns it off. */
-typedef void lm_decoder_tap(void *user, int layer, const float *hidden, int64_t n_rows,
-                            int64_t width);
+/* For tests: called with the embeddings [n_rows, hidden] as layer 0, then after every layer; on the device, good during the
+ * call. In the last layer only the wanted rows exist, in the order of out_rows. NULL turns it off. */
+typedef void lm_decoder_tap(void *user, int layer, const ops_tensor *x);
 void lm_decoder_set_tap(lm_decoder *d, lm_decoder_tap *tap, void *user);
 
 #endif

@@ -59,7 +59,6 @@ struct vision_encoder {
     ops_tensor x, other, a, wide, gated;
     vision_tap *tap;
     void *tap_user;
-    float *tap_hidden;
 };
 
 /* ---- opening ------------------------------------------------------------------------------- */
@@ -262,7 +261,6 @@ void vision_encoder_close(vision_encoder **out) {
     ops_block_close(&v->activations);
     ops_block_close(&v->weights);
     free(v->layers);
-    free(v->tap_hidden);
     free(v);
     *out = NULL;
 }
@@ -290,17 +288,8 @@ void vision_encoder_set_tap(vision_encoder *v, vision_tap *tap, void *user) {
     v->tap_user = user;
 }
 
-static status tap_state(vision_encoder *v, int layer, const ops_tensor *x) {
-    if (!v->tap) return STATUS_OK;
-    if (!v->tap_hidden) v->tap_hidden = malloc((size_t)tensor_elements(&v->x) * 2 * sizeof *v->tap_hidden);
-    if (!v->tap_hidden) return STATUS_NO_MEMORY;
-    ops_tensor stored = *x; /* behind the values it becomes */
-    stored.data = v->tap_hidden + tensor_elements(&v->x);
-    TRY(ops_download(v->ctx, stored.data, x));
-    TRY(ops_sync(v->ctx));
-    for (int64_t i = 0; i < tensor_elements(x); i++) v->tap_hidden[i] = tensor_value(&stored, i);
-    v->tap(v->tap_user, layer, v->tap_hidden, x->dims[0], x->dims[1]);
-    return STATUS_OK;
+static void tap_state(const vision_encoder *v, int layer, const ops_tensor *x) {
+    if (v->tap) v->tap(v->tap_user, layer, x);
 }
 
 /* Picture i of a tensor that holds many: n elements from the i-th n on. */
@@ -388,10 +377,10 @@ static status start(vision_encoder *v, const tower_run *run, const unsigned char
     ops_tensor x = tensor_first(&v->x, (int64_t)run->n_images * v->c.n_rows, v->c.hidden);
     ops_tensor out = tensor_first(&run->features, (int64_t)run->n_images * v->c.n_tokens, v->c.hidden);
     TRY(run_embeddings(v, run, &x, pixels));
-    TRY(tap_state(v, 0, &x));
+    tap_state(v, 0, &x);
     for (int i = 0; i < v->c.n_layers_run; i++) {
         TRY(run_layer(v, &v->layers[i], &x));
-        TRY(tap_state(v, i + 1, &x));
+        tap_state(v, i + 1, &x);
     }
     if (v->c.n_tokens < v->c.n_rows) {
         ops_tensor kept = tensor_first(&v->a, out.dims[0], v->c.hidden);

@@ -51,9 +51,9 @@ MUST_USE status vision_encoder_run(vision_encoder *v, const unsigned char *pixel
 size_t vision_encoder_feature_bytes(const vision_encoder *v); /* of one picture */
 size_t vision_encoder_device_bytes(const vision_encoder *v);  /* weights and activations together */
 
-/* For tests: called with hidden state 0 (after the position table), then after every layer.
- * hidden [n_rows, width], valid during the call. Costs a download a layer; NULL turns it off. */
-typedef void vision_tap(void *user, int layer, const float *hidden, int64_t n_rows, int64_t width);
+/* For tests: called with hidden state 0 (after the position table) [n_rows, hidden], then after every layer; on the device,
+ * good during the call. NULL turns it off. */
+typedef void vision_tap(void *user, int layer, const ops_tensor *x);
 void vision_encoder_set_tap(vision_encoder *v, vision_tap *tap, void *user);
 
 #endif

@@ -40,6 +40,15 @@ static float formula(uint64_t stream, uint64_t i, float scale, float shift) {
     return scale * u + shift;
 }
 
+float *golden_download(ops_ctx *ctx, const ops_tensor *x) {
+    float *values = malloc((size_t)tensor_elements(x) * sizeof *values);
+    assert_non_null(values);
+    assert_int_equal(x->dtype, OPS_DTYPE_F32);
+    assert_int_equal(ops_download(ctx, values, x), STATUS_OK);
+    assert_int_equal(ops_sync(ctx), STATUS_OK);
+    return values;
+}
+
 unsigned char *golden_pixels(int image, int n_bytes) {
     char name[32];
     (void)snprintf(name, sizeof name, "pixels.%d", image);

@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ops/ops.h"
+
 #define GOLDEN_IMAGES  3
 #define GOLDEN_PROMPTS 7
 
@@ -42,6 +44,9 @@ bool golden_has(const golden *g, const char *name);
 
 /* The 2-norm of got - want over that of want: how far a result is from the reference's. */
 double golden_distance(const float *got, const golden_tensor *want);
+
+/* An f32 tensor of a device, in memory the caller frees. */
+float *golden_download(ops_ctx *ctx, const ops_tensor *x);
 
 /* Picture i as [size, size, 3], n_bytes of them, in memory the caller frees. */
 unsigned char *golden_pixels(int image, int n_bytes);
