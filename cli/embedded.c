@@ -33,7 +33,7 @@ struct embedded {
     cache *cache;
     vision_service *vision;
     lm_service *lm;
-    uint32_t vision_slots, lm_slots; /* items each takes at once */
+    uint32_t lm_slots; /* items it takes at once */
     role roles[3];
 };
 
@@ -86,7 +86,6 @@ static status open_services(embedded *em, const embedded_settings *settings, err
     vision_wishes.ops.n_threads = lm_wishes.ops.n_threads = settings->n_threads;
     vision_wishes.ops.is_fast = lm_wishes.ops.is_fast = settings->is_fast;
     if (settings->kv_bytes) lm_wishes.kv_bytes = settings->kv_bytes;
-    em->vision_slots = vision_service_slots(&vision_wishes);
     em->lm_slots = (uint32_t)lm_wishes.max_questions;
     status st = vision_service_open(&em->vision, &vision, &vision_wishes, e);
     if (st == STATUS_OK) st = lm_service_open(&em->lm, &lm, &lm_wishes, e);
@@ -103,7 +102,7 @@ static status start_roles(embedded *em, err *e) {
     role *r = em->roles;
     status st = broker_open(&r[0].broker, em->zmq_context, &wishes, e);
     if (st == STATUS_OK)
-        st = start_worker(em, &r[1], "embedded vision", MESSAGE_ROLE_VISION, em->vision_slots,
+        st = start_worker(em, &r[1], "embedded vision", MESSAGE_ROLE_VISION, vision_service_slots(em->vision),
                           &vision, e);
     if (st == STATUS_OK)
         st = start_worker(em, &r[2], "embedded lm", MESSAGE_ROLE_LM, em->lm_slots,

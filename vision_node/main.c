@@ -50,7 +50,7 @@ static status parts_open(node_parts *out, const options *o, err *e) {
     if (options_is_set(o, "batch")) wishes.max_images = (int)options_int(o, "batch");
     st = vision_service_open(&p->service, &parts, &wishes, e);
     if (st != STATUS_OK) return st;
-    out->slots = vision_service_slots(&wishes);
+    out->slots = vision_service_slots(p->service);
     out->handler = vision_service_handler(p->service);
     out->model_fingerprint = model_fingerprint(p->model);
     out->tower_fingerprint = model_tower_fingerprint(p->model);

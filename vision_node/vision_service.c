@@ -27,8 +27,9 @@
 #include "vision_node/vision_encoder.h"
 #include "vision_node/vision_task.h"
 
-#define READERS_AHEAD 2 /* have a file at hand when a process falls free */
-#define STORERS       4 /* more than one for several servers: a server takes one put at a time */
+#define READERS_AHEAD   2 /* have a file at hand when a process falls free */
+#define STORERS         4 /* more than one for several servers: a server takes one put at a time */
+#define READ_AND_STORED 2 /* batches, beside those that are encoded */
 
 typedef struct {
     picture **pictures; /* [max_images] */
@@ -414,18 +415,11 @@ void vision_service_attach(vision_service *s, worker *w) {
 
 /* ---- opening and closing ---------------------------------------------------------------------- */
 
-static bool is_cpu(const char *device) { return strncmp(device, "cpu", 3) == 0; }
-
 vision_service_settings vision_service_defaults(const char *device) {
-    return (vision_service_settings){.ops = {.device = device}, .max_images = is_cpu(device) ? 8 : 32};
+    return (vision_service_settings){.ops = {.device = device}, .max_images = strncmp(device, "cpu", 3) == 0 ? 8 : 32};
 }
 
-/* Read, encoded, stored; and behind the encoded where the device works on its own. */
-static int n_batches(const vision_service_settings *settings) { return is_cpu(settings->ops.device) ? 3 : 4; }
-
-uint32_t vision_service_slots(const vision_service_settings *settings) {
-    return (uint32_t)n_batches(settings) * (uint32_t)settings->max_images;
-}
+uint32_t vision_service_slots(const vision_service *s) { return (uint32_t)s->n_pictures; }
 
 static void work_is_done(void *user) { worker_wake(((vision_service *)user)->worker); }
 
@@ -433,8 +427,8 @@ static size_t round_up(size_t n_bytes) { return (n_bytes + 63) / 64 * 64; }
 
 static status open_pictures(vision_service *s, err *e) {
     size_t each = round_up(s->kit.pixel_bytes) + round_up(s->kit.feature_bytes);
-    s->n_pictures = n_batches(&s->settings) * s->settings.max_images;
     s->n_runs = vision_encoder_n_runs(s->encoder);
+    s->n_pictures = (READ_AND_STORED + s->n_runs) * s->settings.max_images;
     s->pictures = calloc((size_t)s->n_pictures, sizeof *s->pictures);
     s->ready = calloc((size_t)s->n_pictures, sizeof *s->ready);
     bool has_all = s->pictures && s->ready;

@@ -36,12 +36,12 @@ typedef struct {
 /* What suits a device of this name; ops.n_threads is left 0. */
 vision_service_settings vision_service_defaults(const char *device);
 
-/* How many jobs keep it busy: one batch of them read, one encoded, one stored. */
-uint32_t vision_service_slots(const vision_service_settings *settings);
-
 MUST_USE status vision_service_open(vision_service **s, const vision_service_parts *parts,
                                     const vision_service_settings *settings, err *e);
 void vision_service_close(vision_service **s);
+
+/* How many jobs keep it busy: one batch of them read, one encoded, one stored; where runs overlap, one more encoded. */
+uint32_t vision_service_slots(const vision_service *s);
 
 worker_handler vision_service_handler(vision_service *s);
 void vision_service_attach(vision_service *s, worker *w);
