@@ -30,7 +30,7 @@
 #include "ops/cpu/cpu_internal.h"
 
 #define ROWS_A_TASK  192
-#define ROWS_A_TILE  16          /* at most */
+#define ROWS_A_TILE  SOFTMAX_ROWS /* at most */
 #define HEADS_A_TASK 8           /* of few rows */
 #define HEADS_BYTES  (128 << 10) /* of their sums */
 
@@ -66,9 +66,10 @@ typedef struct {
     float *keys_t;  /* [head_dim, KEY_CHUNK] */
     float *values;  /* [KEY_CHUNK, padded_dim] */
     float *q_tile;  /* [rows of a tile, TILE_STRIDE] */
+    uint16_t *queries; /* [rows, padded_dim] and [rows of a tile, padded_dim], in bf16 */
     float *p_tile;  /* [the same]: scores, then weights */
     float *acc_tile; /* [rows of a tile, padded_dim] */
-    uint16_t *weights; /* a tile of weights in bf16 */
+    uint16_t *weights; /* [rows of a tile, KEY_CHUNK] in bf16 */
     int32_t *members; /* [2, rows]: the rows served together, and next */
     bool *served;   /* [rows] */
 } workspace;
@@ -88,6 +89,7 @@ static size_t workspace_cut(const attention_job *j, unsigned char *base, workspa
     CUT(keys_t, dim * KEY_CHUNK);
     CUT(values, KEY_CHUNK * dim);
     CUT(q_tile, ROWS_A_TILE * TILE_STRIDE);
+    CUT(queries, j->rounded ? (rows + ROWS_A_TILE) * dim : 0);
     CUT(p_tile, ROWS_A_TILE * TILE_STRIDE);
     CUT(acc_tile, ROWS_A_TILE * dim);
     CUT(weights, ROWS_A_TILE * KEY_CHUNK);
@@ -222,13 +224,25 @@ static void widen_keys(const attention_job *j, workspace *w, group_head *h, int 
     h->dtype = OPS_DTYPE_F32;
 }
 
-/* The step of one row's softmax over a chunk, whose scores are in s: weights are left there. Returns what came before
- * shrinks by. */
-static float weigh(const attention_job *j, workspace *w, float *s, int64_t row, int r, int64_t start, int n) {
-    int64_t n_before = first_key(j, row) - start;
-    for (int64_t k = 0; k < n_before; k++) s[k] = -INFINITY;
-    return j->simd->softmax_step(s, n, j->scale, &w->max[r], &w->sum[r]);
+/* The softmax step of some rows over a chunk, whose scores are in p_tile: weights are left there. rows[] are relative to
+ * first, and see n_keys[]; what came before shrinks by shrink [SOFTMAX_ROWS]. */
+static void weigh(const attention_job *j, workspace *w, int64_t first, const int32_t *rows, int n_rows, int64_t start,
+                  const int *n_keys, float *shrink) {
+    float max[SOFTMAX_ROWS] = {0}, sum[SOFTMAX_ROWS];
+    for (int i = 0; i < n_rows; i++) {
+        int64_t n_before = first_key(j, first + rows[i]) - start;
+        for (int64_t k = 0; k < n_before; k++) w->p_tile[i * TILE_STRIDE + k] = -INFINITY;
+        max[i] = w->max[rows[i]];
+        sum[i] = w->sum[rows[i]];
+    }
+    j->simd->softmax_step(w->p_tile, n_rows, n_keys, j->scale, max, sum, shrink);
+    for (int i = 0; i < n_rows; i++) {
+        w->max[rows[i]] = max[i];
+        w->sum[rows[i]] = sum[i];
+    }
 }
+
+static bool are_side_by_side(const int32_t *rows, int n_rows) { return rows[n_rows - 1] - rows[0] == n_rows - 1; }
 
 /* Few rows, one after the other. While keys are multiplied their values are asked for, and while values are, what comes
  * next. */
@@ -241,10 +255,10 @@ static void attend_rows(const attention_job *j, workspace *w, const group *g, gr
     }
     for (int64_t i = 0; i < g->n_rows; i++, values = keys = NULL) {
         int r = g->rows[i], n = keys_in_chunk(j, first + r, g->start);
-        float *s = w->p_tile, *acc = w->acc + r * j->padded_dim;
+        float *s = w->p_tile, *acc = w->acc + r * j->padded_dim, shrink[SOFTMAX_ROWS];
         j->simd->scores(s, j->q + (first + r) * j->q_stride + q_offset, h->keys, h->dtype, n, j->head_dim, values);
-        float shrink = weigh(j, w, s, first + r, r, g->start, n);
-        if (shrink != 1.0f) j->simd->scale(acc, acc, shrink, j->head_dim);
+        weigh(j, w, first, &g->rows[i], 1, g->start, &n, shrink);
+        if (shrink[0] != 1.0f) j->simd->scale(acc, acc, shrink[0], j->head_dim);
         j->simd->add_values(acc, s, h->values, h->dtype, n, j->head_dim, keys);
     }
 }
@@ -269,13 +283,12 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
                        KEY_CHUNK, OPS_DTYPE_F32, n_dims, PANEL_COLS, d > 0);
     }
     /* Rows side by side, as they mostly are, are added to where they lie. */
-    bool is_apart = rows[n_rows - 1] - rows[0] != n_rows - 1;
-    float *acc = is_apart ? w->acc_tile : w->acc + rows[0] * j->padded_dim;
-    for (int i = 0; i < n_rows; i++) {
-        int r = rows[i];
-        float shrink = weigh(j, w, w->p_tile + i * TILE_STRIDE, first + r, r, start, n_keys[i]);
-        if (is_apart || shrink != 1.0f) simd->scale(acc + i * j->padded_dim, w->acc + r * j->padded_dim, shrink, j->padded_dim);
-    }
+    bool is_apart = !are_side_by_side(rows, n_rows);
+    float *acc = is_apart ? w->acc_tile : w->acc + rows[0] * j->padded_dim, shrink[SOFTMAX_ROWS];
+    weigh(j, w, first, rows, n_rows, start, n_keys, shrink);
+    for (int i = 0; i < n_rows; i++)
+        if (is_apart || shrink[i] != 1.0f)
+            simd->scale(acc + i * j->padded_dim, w->acc + rows[i] * j->padded_dim, shrink[i], j->padded_dim);
     for (int64_t d = 0; d < j->head_dim; d += PANEL_COLS) {
         int n_cols = (int)min_i64(PANEL_COLS, (j->head_dim - d + 15) / 16 * 16);
         simd->tile(acc + d, j->padded_dim, w->p_tile, n_rows, w->values + d, j->padded_dim,
@@ -295,36 +308,37 @@ static void attend_tile(const attention_job *j, workspace *w, int64_t first, con
 /* The same in bf16: keys are in keys_t, values where keys were. broken: keys with values that are not finite, which spoil
  * the rows that see them and no others. */
 static void attend_tile_rounded(const attention_job *j, workspace *w, int64_t first, const int32_t *rows, int n_rows,
-                                int64_t start, int64_t q_offset, uint64_t broken) {
+                                int64_t start, uint64_t broken) {
     const simd_attention *rounded = j->rounded;
-    bool is_spoiled[ATTENTION_TILE_ROWS];
-    for (int i = 0; i < n_rows; i++)
-        rounded->pack_row(w->q_tile, i, j->q + (first + rows[i]) * j->q_stride + q_offset, j->head_dim);
-    rounded->scores(w->p_tile, w->q_tile, w->keys_t, j->padded_dim);
+    int64_t dim = j->padded_dim;
+    bool is_apart = n_rows < ATTENTION_TILE_ROWS || !are_side_by_side(rows, n_rows);
+    uint16_t *queries = w->queries + (is_apart ? j->rows_a_task : rows[0]) * dim;
+    float *acc = is_apart ? w->acc_tile : w->acc + rows[0] * dim, shrink[SOFTMAX_ROWS];
+    int n_keys[ATTENTION_TILE_ROWS];
     for (int i = 0; i < n_rows; i++) {
-        int r = rows[i], n = keys_in_chunk(j, first + r, start);
-        float *s = w->p_tile + i * TILE_STRIDE, shrink = weigh(j, w, s, first + r, r, start, n);
-        j->simd->scale(w->acc_tile + i * j->padded_dim, w->acc + r * j->padded_dim, shrink, j->padded_dim);
-        rounded->pack_row(w->weights, i, s, KEY_CHUNK);
-        is_spoiled[i] = (broken & (UINT64_MAX >> (KEY_CHUNK - n))) != 0;
+        n_keys[i] = keys_in_chunk(j, first + rows[i], start);
+        if (is_apart) memcpy(queries + i * dim, w->queries + rows[i] * dim, (size_t)dim * sizeof *queries);
     }
-    rounded->add_values(w->acc_tile, w->weights, w->keys, j->padded_dim);
+    rounded->scores(w->p_tile, queries, w->keys_t, dim);
+    weigh(j, w, first, rows, n_rows, start, n_keys, shrink);
     for (int i = 0; i < n_rows; i++) {
-        float *acc = w->acc + rows[i] * j->padded_dim;
-        j->simd->scale(acc, w->acc_tile + i * j->padded_dim, is_spoiled[i] ? NAN : 1.0f, j->padded_dim);
+        rounded->narrow(w->weights + i * KEY_CHUNK, w->p_tile + i * TILE_STRIDE, KEY_CHUNK);
+        if (is_apart || shrink[i] != 1.0f) j->simd->scale(acc + i * dim, w->acc + rows[i] * dim, shrink[i], dim);
     }
+    rounded->add_values(acc, w->weights, w->keys, dim);
+    for (int i = 0; broken && i < n_rows; i++)
+        if (broken & (UINT64_MAX >> (KEY_CHUNK - n_keys[i]))) j->simd->scale(acc + i * dim, acc + i * dim, NAN, dim);
+    for (int i = 0; is_apart && i < n_rows; i++) memcpy(w->acc + rows[i] * dim, acc + i * dim, (size_t)dim * sizeof *acc);
 }
 
-static void attend_tiles_rounded(const attention_job *j, workspace *w, const group *g, group_head *h, int64_t first,
-                                 int64_t q_offset) {
+static void attend_tiles_rounded(const attention_job *j, workspace *w, const group *g, group_head *h, int64_t first) {
     widen_keys(j, w, h, g->n);
     for (int i = 0; i < g->n; i++)
         memset(w->keys + i * j->padded_dim + j->head_dim, 0, (size_t)(j->padded_dim - j->head_dim) * sizeof *w->keys);
     j->rounded->pack_keys(w->keys_t, w->keys, g->n, j->padded_dim);
     uint64_t broken = j->rounded->pack_values(w->keys, w->values, g->n, j->padded_dim);
     for (int64_t m = 0; m < g->n_rows; m += ATTENTION_TILE_ROWS)
-        attend_tile_rounded(j, w, first, g->rows + m, (int)min_i64(ATTENTION_TILE_ROWS, g->n_rows - m), g->start, q_offset,
-                            broken);
+        attend_tile_rounded(j, w, first, g->rows + m, (int)min_i64(ATTENTION_TILE_ROWS, g->n_rows - m), g->start, broken);
 }
 
 /* Many rows: keys and values of the group are copied, and meet the rows in tiles. */
@@ -372,6 +386,8 @@ static void attend_task(void *arg, int64_t task, int thread) {
     group groups[2] = {{.rows = w.members}, {.rows = w.members + j->rows_a_task}};
     group_head heads[2];
     if (j->rounded) j->rounded->enter();
+    for (int64_t r = 0; j->rounded && r < n_rows; r++)
+        j->rounded->narrow(w.queries + r * j->padded_dim, j->q + (first + r) * j->q_stride + head * j->head_dim, j->head_dim);
     bool has_next = next_group(&walk, &groups[0]);
     if (has_next) find_head(j, &heads[0], &groups[0], head);
     for (int i = 0, at = 0; has_next; i = 1 - i) {
@@ -382,7 +398,7 @@ static void attend_task(void *arg, int64_t task, int thread) {
             if (next) find_head(j, &heads[1 - at], &groups[is_last ? 1 - i : i], is_last ? head : head + h + 1);
             workspace own = workspace_of(j, &w, h);
             if (j->is_few) attend_rows(j, &own, &groups[i], &heads[at], next, first, (head + h) * j->head_dim);
-            else if (j->rounded) attend_tiles_rounded(j, &own, &groups[i], &heads[at], first, (head + h) * j->head_dim);
+            else if (j->rounded) attend_tiles_rounded(j, &own, &groups[i], &heads[at], first);
             else attend_tiles(j, &own, &groups[i], &heads[at], first, (head + h) * j->head_dim);
         }
     }

@@ -1,15 +1,14 @@
 /* Attention of many rows in bf16 on tiles, included by kernels.h behind amx_kernels.h: a chunk of KEY_CHUNK keys and their
- * values, and 16 rows at a time. Queries and weights are tiles of x, [step of 32][row]; keys lie as words of two dims,
- * [dim / 2][key], and values as words of two keys, [key / 2][dim]. */
+ * values, and 16 rows at a time. Queries and weights lie row by row; keys as words of two dims, [dim / 2][key], and values as
+ * words of two keys, [key / 2][dim]. */
 
-#define STEP_ROWS_BYTES (ATTENTION_TILE_ROWS * LINE_BYTES)
 #define KEYS_STRIDE    (KEY_CHUNK * 4)
+#define WEIGHTS_STRIDE (KEY_CHUNK * 2)
 
 BUILD_CHECK(ATTENTION_TILE_ROWS == TILE_EDGE && KEY_CHUNK == 4 * TILE_EDGE, "a tile of sums for each quarter of the keys");
 
-static void attention_pack_row(void *tile, int row, const float *x, int64_t n) {
-    unsigned char *to = (unsigned char *)tile + row * LINE_BYTES;
-    for (; n > 0; n -= QUANT_BLOCK, x += QUANT_BLOCK, to += STEP_ROWS_BYTES) narrow_some(to, x, n);
+static void attention_narrow(uint16_t *out, const float *x, int64_t n) {
+    for (; n > 0; n -= QUANT_BLOCK, x += QUANT_BLOCK, out += QUANT_BLOCK) narrow_some(out, x, n);
 }
 
 /* A key of two halves a word stands where it was in f32. */
@@ -46,12 +45,12 @@ static uint64_t attention_pack_values(void *packed, const float *values, int n, 
     return broken;
 }
 
-static void attention_scores(float *s, const void *queries, const void *keys, int64_t width) {
-    const unsigned char *q = queries, *k = keys;
-    const size_t stride = TILE_STRIDE * sizeof *s;
+static void attention_scores(float *s, const uint16_t *queries, const void *keys, int64_t width) {
+    const unsigned char *k = keys;
+    const size_t stride = TILE_STRIDE * sizeof *s, q_stride = (size_t)width * sizeof *queries;
     zero_sums();
-    for (int64_t d = 0; d < width; d += QUANT_BLOCK, q += STEP_ROWS_BYTES, k += TILE_EDGE * KEYS_STRIDE) {
-        TILE_LOAD(4, q, LINE_BYTES);
+    for (int64_t d = 0; d < width; d += QUANT_BLOCK, k += TILE_EDGE * KEYS_STRIDE) {
+        TILE_LOAD(4, queries + d, q_stride);
         TILE_LOAD(5, k, KEYS_STRIDE);
         TILE_DOT_BF16(0, 4, 5);
         TILE_LOAD(6, k + LINE_BYTES, KEYS_STRIDE);
@@ -67,11 +66,11 @@ static void attention_scores(float *s, const void *queries, const void *keys, in
     TILE_STORE(3, s + 3 * TILE_EDGE, stride);
 }
 
-static void attention_add_values(float *acc, const void *weights, const void *values, int64_t width) {
-    const unsigned char *p = weights, *v = values;
+static void attention_add_values(float *acc, const uint16_t *weights, const void *values, int64_t width) {
+    const unsigned char *v = values;
     const size_t stride = (size_t)width * sizeof *acc, half = TILE_EDGE * stride; /* of acc as of values: words of a row */
-    TILE_LOAD(4, p, LINE_BYTES);
-    TILE_LOAD(5, p + STEP_ROWS_BYTES, LINE_BYTES);
+    TILE_LOAD(4, weights, WEIGHTS_STRIDE);
+    TILE_LOAD(5, weights + QUANT_BLOCK, WEIGHTS_STRIDE);
     for (int64_t d = 0; d < width; d += 2 * TILE_EDGE, v += 2 * LINE_BYTES) {
         float *to = acc + d;
         TILE_LOAD(0, to, stride);
@@ -90,7 +89,7 @@ static void attention_add_values(float *acc, const void *weights, const void *va
 }
 
 static const simd_attention attention_bf16 = {
-    .pack_row = attention_pack_row,
+    .narrow = attention_narrow,
     .pack_keys = attention_pack_keys,
     .pack_values = attention_pack_values,
     .scores = attention_scores,

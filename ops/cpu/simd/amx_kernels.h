@@ -56,7 +56,7 @@ INLINE unsigned char *amx_row(unsigned char *steps, int row, int step) {
 }
 
 /* The first n of a line, which may be 0 or less, and zeros. */
-INLINE void narrow_some(unsigned char *to, const float *x, int64_t n) {
+INLINE void narrow_some(void *to, const float *x, int64_t n) {
     _Alignas(LINE_BYTES) float line[QUANT_BLOCK];
     if (n >= QUANT_BLOCK) {
         narrow_line(to, x);

@@ -422,31 +422,37 @@ INLINE float fold_lanes(const vf lanes[FOLD_VECS]) {
 
 #define CHUNK_VECS (KEY_CHUNK / LANES)
 
-static float softmax_step(float *s, int n, float scale, float *max, float *sum) {
-    vf values[CHUNK_VECS], vscale = vsplat(scale), lanes[FOLD_VECS] = {0};
-    for (int j = n; j < KEY_CHUNK; j++) s[j] = -INFINITY;
+BUILD_CHECK(SOFTMAX_ROWS % LANES == 0, "rows fill vectors");
+
+/* Rows are independent, and none waits for a branch: their chains of operations overlap. */
+static void softmax_step(float *s, int n_rows, const int *n, float scale, float *max, float *sum, float *shrink) {
+    _Alignas(LINE_BYTES) float tops[SOFTMAX_ROWS] = {0}, sums[SOFTMAX_ROWS] = {0};
+    vf vscale = vsplat(scale);
+    for (int r = 0; r < n_rows; r++) {
+        float *row = s + r * TILE_STRIDE;
+        for (int j = n[r]; j < KEY_CHUNK; j++) row[j] = -INFINITY;
+        vf vtop = vload(row) * vscale;
 #pragma GCC unroll 16
-    for (int v = 0; v < CHUNK_VECS; v++) values[v] = vload(s + v * LANES) * vscale;
-    vf vtop = values[0];
-#pragma GCC unroll 16
-    for (int v = 1; v < CHUNK_VECS; v++) vtop = vmax(vtop, values[v]);
-    float top = vlargest(vtop);
-    top = top > *max ? top : *max;
-#pragma GCC unroll 16
-    for (int v = 0; v < CHUNK_VECS; v++) {
-        vf p = vexp(values[v] - vsplat(top));
-        vstore(s + v * LANES, p);
-        lanes[v % FOLD_VECS] = lanes[v % FOLD_VECS] + p;
+        for (int v = 1; v < CHUNK_VECS; v++) vtop = vmax(vtop, vload(row + v * LANES) * vscale);
+        tops[r] = vlargest(vtop);
     }
-    float shrink = 1.0f;
-    if (top != *max) {
-        float edge[LANES];
-        vstore(edge, vexp(vsplat(*max - top)));
-        shrink = edge[0];
+    for (int r = 0; r < n_rows; r += LANES) {
+        vf old = vload(max + r), top = vmax(vload(tops + r), old);
+        vstore(max + r, top);
+        vstore(shrink + r, vexp(old - top));
     }
-    *max = top;
-    *sum = *sum * shrink + fold_lanes(lanes);
-    return shrink;
+    for (int r = 0; r < n_rows; r++) {
+        float *row = s + r * TILE_STRIDE;
+        vf vtop = vsplat(max[r]), lanes[FOLD_VECS] = {0};
+#pragma GCC unroll 16
+        for (int v = 0; v < CHUNK_VECS; v++) {
+            vf p = vexp(vload(row + v * LANES) * vscale - vtop);
+            vstore(row + v * LANES, p);
+            lanes[v % FOLD_VECS] = lanes[v % FOLD_VECS] + p;
+        }
+        sums[r] = fold_lanes(lanes);
+    }
+    for (int r = 0; r < n_rows; r++) sum[r] = sum[r] * shrink[r] + sums[r];
 }
 
 INLINE void prefetch_row(const void *const *ahead, int j, const ops_dtype dtype, int64_t width) {

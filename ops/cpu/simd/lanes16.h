@@ -24,8 +24,10 @@ static inline vf vfma(vf a, vf b, vf c) {
 }
 static inline vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-#define HAS_TIMES_POWER /* x * 2^n, rounded once */
-static inline vf vtimes_power(vf x, vf n) { return (vf)_mm512_scalef_ps((__m512)x, (__m512)n); }
+#define HAS_TIMES_POWER /* x * 2^n, rounded once; 0 where of < least */
+static inline vf vtimes_power(vf x, vf n, vf of, vf least) {
+    return (vf)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)of, (__m512)least, _CMP_NLT_UQ), (__m512)x, (__m512)n);
+}
 #define HAS_FOLD
 static inline float vfold(vf v) {
     __m512 all = (__m512)v;

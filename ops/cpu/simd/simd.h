@@ -21,6 +21,7 @@
 #define QUANT_HEAD   (PANEL_COLS * 2) /* bytes of the scales before the codes of a packed block, bf16 a column */
 #define INT8_HEAD    (PANEL_COLS * 4) /* the same of a run in OPS_PRODUCT_INT8, f32 a column */
 #define INT8_TAIL    64               /* the k that fill a run's last piece */
+#define SOFTMAX_ROWS 16  /* rows that take a softmax step together, at most */
 #define KEY_CHUNK    64  /* keys of one softmax step, counted from absolute position 0 */
 
 #define LINE_BYTES 64 /* of a cache */
@@ -92,8 +93,8 @@ typedef struct {
 /* Attention of many rows in bf16: ATTENTION_TILE_ROWS of them and a chunk of KEY_CHUNK keys. width is the padded one, a
  * multiple of 32, at most TILE_STRIDE. */
 typedef struct {
-    /* n <= TILE_STRIDE values, rounded, as row `row` of a tile of queries or of weights; zeros up to a multiple of 32. */
-    void (*pack_row)(void *tile, int row, const float *x, int64_t n);
+    /* out[i] = x[i], rounded; zeros up to a multiple of 32. */
+    void (*narrow)(uint16_t *out, const float *x, int64_t n);
 
     /* keys [n, width], zero past the head's size, are used up; packed: as large. */
     void (*pack_keys)(void *packed, float *keys, int n, int64_t width);
@@ -102,12 +103,12 @@ typedef struct {
      * with a value that is not finite: it counts as zero. */
     uint64_t (*pack_values)(void *packed, const float *values, int n, int64_t width);
 
-    /* s [row, KEY_CHUNK] = queries times keys, rows TILE_STRIDE apart. Every row of the tile is written, and the keys past
-     * those that were packed are whatever. */
-    void (*scores)(float *s, const void *queries, const void *keys, int64_t width);
+    /* s [row, KEY_CHUNK] = queries [row, width] times keys, rows of s TILE_STRIDE apart. Every row of the tile is written, and
+     * the keys past those that were packed are whatever. */
+    void (*scores)(float *s, const uint16_t *queries, const void *keys, int64_t width);
 
-    /* acc [row, width] += weights times values. */
-    void (*add_values)(float *acc, const void *weights, const void *values, int64_t width);
+    /* acc [row, width] += weights [row, KEY_CHUNK] times values. */
+    void (*add_values)(float *acc, const uint16_t *weights, const void *values, int64_t width);
 
     void (*enter)(void); /* around all of these in a task, on its thread */
     void (*leave)(void);
@@ -155,10 +156,10 @@ typedef struct {
      * after n may be written too. */
     void (*transpose)(float *out, const float *const *rows, int n, int64_t width);
 
-    /* One step of a streaming softmax over s [KEY_CHUNK], of which n are valid:
-     *   new = max(*max, scale * s);  s = exp(scale * s - new);  *sum = *sum * shrink + sum of s
-     * and shrink = exp(old max - new) is returned, for what was accumulated before. */
-    float (*softmax_step)(float *s, int n, float scale, float *max, float *sum);
+    /* One step of a streaming softmax of n_rows rows s [KEY_CHUNK], TILE_STRIDE apart, of which n[row] are valid. For each row
+     *   new = max(max, scale * s);  s = exp(scale * s - new);  shrink = exp(max - new);  sum = sum * shrink + sum of s
+     * and shrink is for what was accumulated before. max, sum and shrink [SOFTMAX_ROWS], finite behind n_rows. */
+    void (*softmax_step)(float *s, int n_rows, const int *n, float scale, float *max, float *sum, float *shrink);
 
     /* out[j] = sum over d < width of q[d] keys[j][d], j < n <= KEY_CHUNK; keys of f32, f16, bf16 or e4m3. Sixteen sums, d in sum
      * d mod 16, folded 8-4-2-1. out [KEY_CHUNK]. ahead: n lines of the same size that will be wanted next and are asked
