@@ -9,7 +9,7 @@
  * calls changes a bit. With a window, chunks that lie wholly before it are left out, and in its first chunk the keys
  * before it get weight 0.
  *
- * A task is up to 192 rows of one head, or of some heads beside each other where rows are few: what is found out about
+ * A task is up to 384 rows of one head, or of some heads beside each other where rows are few: what is found out about
  * a chunk is used for all of them, and a block of the cache is read from its front to its end. For each chunk, the rows
  * whose keys lie in the same memory are served together: all rows of one sequence, and rows of several sequences that
  * share the block, as the questions on one image do.
@@ -29,7 +29,7 @@
 #include "base/check.h"
 #include "ops/cpu/cpu_internal.h"
 
-#define ROWS_A_TASK  192
+#define ROWS_A_TASK  384
 #define ROWS_A_TILE  SOFTMAX_ROWS /* at most */
 #define HEADS_A_TASK 8           /* of few rows */
 #define HEADS_BYTES  (128 << 10) /* of their sums */
@@ -45,6 +45,7 @@ typedef struct {
     size_t kv_bytes;
     const int32_t *tables, *row_seq, *row_pos;
     int64_t n_rows, max_blocks, block_tokens;
+    int64_t seq_rows; /* a task lies in a run of so many rows: a sequence in full attention, all of them in the paged one */
     int64_t q_stride, out_stride;                  /* from row to row */
     int64_t block_stride, head_stride, key_stride; /* of k and v: from block to block, key head to key head, key to key */
     int64_t head_dim, padded_dim;                  /* padded_dim: up to a multiple of 32 */
@@ -370,8 +371,9 @@ static void attend_task(void *arg, int64_t task, int thread) {
     (void)workspace_cut(j, j->scratch + (size_t)thread * j->thread_bytes, &w);
     int64_t n_parts = ceil_div(j->n_heads, j->heads_a_task);
     int64_t head = task % n_parts * j->heads_a_task, n_heads = min_i64(j->heads_a_task, j->n_heads - head);
-    int64_t first = task / n_parts * j->rows_a_task;
-    int64_t n_rows = min_i64(j->rows_a_task, j->n_rows - first);
+    int64_t n_pieces = ceil_div(j->seq_rows, j->rows_a_task), piece = task / n_parts;
+    int64_t in_seq = piece % n_pieces * j->rows_a_task, first = piece / n_pieces * j->seq_rows + in_seq;
+    int64_t n_rows = min_i64(j->rows_a_task, j->seq_rows - in_seq);
     int64_t last_pos = 0, start = INT64_MAX;
     for (int64_t r = 0; r < n_rows; r++) {
         if (j->row_pos[first + r] > last_pos) last_pos = j->row_pos[first + r];
@@ -424,10 +426,12 @@ static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const
     j->padded_dim = ceil_div(j->head_dim, PANEL_COLS) * PANEL_COLS;
     bool is_rounded = params->may_round && !j->is_few && j->padded_dim <= TILE_STRIDE;
     j->rounded = is_rounded ? j->simd->attention : NULL;
-    int64_t n_pieces = ceil_div(j->n_rows, ROWS_A_TASK);
-    j->rows_a_task = ceil_div(j->n_rows, n_pieces);
-    int64_t n_single = n_pieces * j->n_heads, head_bytes = j->rows_a_task * j->padded_dim * (int64_t)sizeof(float);
-    j->heads_a_task = !j->is_few ? 1 : min_i64(min_i64(HEADS_A_TASK, HEADS_BYTES / head_bytes), n_single / (2 * pool_threads(s->pool)));
+    int64_t n_whole = j->n_rows / j->seq_rows * j->n_heads, n_wanted = 2 * pool_threads(s->pool);
+    int64_t n_pieces = ceil_div(j->seq_rows, ROWS_A_TASK);
+    if (n_whole * n_pieces < n_wanted) n_pieces = min_i64(2 * n_pieces, j->seq_rows);
+    j->rows_a_task = ceil_div(j->seq_rows, n_pieces);
+    int64_t n_single = n_whole * n_pieces, head_bytes = j->rows_a_task * j->padded_dim * (int64_t)sizeof(float);
+    j->heads_a_task = !j->is_few ? 1 : min_i64(min_i64(HEADS_A_TASK, HEADS_BYTES / head_bytes), n_single / n_wanted);
     if (j->heads_a_task < 1) j->heads_a_task = 1;
     j->thread_bytes = workspace_cut(j, NULL, NULL);
     unsigned char *scratch =
@@ -438,7 +442,7 @@ static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const
 }
 
 static int64_t n_tasks(const attention_job *j) {
-    return ceil_div(j->n_rows, j->rows_a_task) * ceil_div(j->n_heads, j->heads_a_task);
+    return j->n_rows / j->seq_rows * ceil_div(j->seq_rows, j->rows_a_task) * ceil_div(j->n_heads, j->heads_a_task);
 }
 
 status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const ops_tensor *k,
@@ -446,7 +450,7 @@ status cpu_attention(void *state, ops_tensor *out, const ops_tensor *q, const op
     cpu_state *s = state;
     int64_t n_rows = q->dims[0], n_groups = n_rows / length;
     attention_job j = {.out = out->data, .q = q->data, .k = k->data, .v = v->data,
-                       .n_rows = n_rows, .max_blocks = 1, .block_tokens = length,
+                       .n_rows = n_rows, .seq_rows = length, .max_blocks = 1, .block_tokens = length,
                        .out_stride = tensor_row_stride(out), .block_stride = length * tensor_row_stride(k),
                        .head_stride = k->dims[1] / params->n_kv_heads, .key_stride = tensor_row_stride(k),
                        .kv_dtype = OPS_DTYPE_F32, .kv_bytes = sizeof(float)};
@@ -490,7 +494,7 @@ status cpu_attention_paged(void *state, ops_tensor *out, const ops_tensor *q,
     cpu_state *s = state;
     attention_job j = {.out = out->data, .q = q->data, .k = k_cache->data, .v = v_cache->data,
                        .tables = tables->data, .row_seq = row_seq->data, .row_pos = row_pos->data,
-                       .n_rows = q->dims[0], .max_blocks = tables->dims[1],
+                       .n_rows = q->dims[0], .seq_rows = q->dims[0], .max_blocks = tables->dims[1],
                        .block_tokens = k_cache->dims[2], .out_stride = tensor_row_stride(out),
                        .block_stride = k_cache->dims[1] * k_cache->dims[2] * k_cache->dims[3],
                        .head_stride = k_cache->dims[2] * k_cache->dims[3], .key_stride = k_cache->dims[3], .kv_dtype = k_cache->dtype,
