@@ -197,7 +197,7 @@ static status submit_loaded(run *r, const prompt_list *defaults, err *e) {
                      .adapter = loaded->adapter ? loaded->adapter : r->adapter};
     client_item item = {.image = loaded->data, .images = loaded->all_data, .n_images = loaded->n_images,
                         .request = &asked, .flags = r->exif ? MESSAGE_FLAG_EXIF : 0};
-    client_item_id(&item.id, r->digest, loaded->id);
+    client_random_id(&item.id); /* one made of the run's contents would be spent, or somebody else's */
     ticket *t = ticket_open(r, r->next - 1, loaded, defaults);
     if (!t) return fail(e, STATUS_NO_MEMORY, "item \"%.200s\": out of memory", loaded->id);
     item.tag = t;

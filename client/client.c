@@ -785,15 +785,6 @@ void client_close(client **c) {
 
 /* ---- ids ------------------------------------------------------------------------------------- */
 
-void client_item_id(item_id *id, const unsigned char batch[HASH_SHA256_BYTES], const char *name) {
-    unsigned char whole[HASH_SHA256_BYTES];
-    hash_sha256_stream *s = hash_sha256_open();
-    hash_sha256_add(s, batch, HASH_SHA256_BYTES);
-    hash_sha256_add(s, name, strlen(name));
-    hash_sha256_finish(s, whole);
-    memcpy(id->bytes, whole, sizeof id->bytes);
-}
-
 void client_random_id(item_id *id) {
     bytes_store_le(id->bytes, rng_system(), 8);
     bytes_store_le(id->bytes + 8, rng_system(), 8);

@@ -119,8 +119,8 @@ MUST_USE status client_status(client *c, int timeout_ms, const status_report **r
  * They replace the ones watched so far, settings.stop_fd included. */
 void client_watch(client *c, int fd0, int fd1);
 
-/* 16 bytes of SHA-256 over the batch's digest and the item's name: the same item after a restart. */
-void client_item_id(item_id *id, const unsigned char batch[HASH_SHA256_BYTES], const char *name);
+/* An id nobody else has. One that an application makes itself can be asked for again after a restart, but once its result
+ * is acknowledged it is spent: the broker refuses it (NOT_FOUND). */
 void client_random_id(item_id *id);
 
 #endif

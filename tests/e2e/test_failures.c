@@ -353,6 +353,39 @@ static void a_cluster_names_the_node_it_lost_goes_on_and_ends_without_its_broker
     child_close(&k.process);
 }
 
+/* ---- the same questions again ------------------------------------------------------------------- */
+
+static void one_cluster_answers_the_same_run_again_beside_itself_and_after_an_interruption(void **state) {
+    const world *w = *state;
+    local_cluster k;
+    cluster_start(&k, WORDS(NULL));
+    annotate(w, WORDS("-q", "--broker", k.broker));
+    child beside;
+    char *out = path_join(w->dir, "beside.jsonl");
+    child_start(&beside, WORDS(MIPHA, "annotate", "--input", w->items, "-o", out, "-q", "--broker", k.broker), NULL);
+    annotate(w, WORDS("-q", "--broker", k.broker));
+    assert_int_equal(child_wait(&beside, WAIT_MS), 0);
+    child_close(&beside);
+    result_lines got = result_lines_of(out);
+    result_lines_assert_same(&got, &w->expected);
+    result_lines_free(&got);
+
+    child run;
+    const char *argv[WORDS_MAX];
+    (void)unlink(w->out);
+    child_start(&run, annotate_words(w, argv, WORDS("--broker", k.broker)), NULL);
+    line_goal goal = {w->out, &run, 20};
+    assert_true(wait_until(has_lines_or_ended, &goal, WAIT_MS));
+    assert_int_equal(child_stop(&run, SIGINT, WAIT_MS), 130);
+    child_close(&run);
+    ended_run r = run_words(WORDS(MIPHA, "annotate", "--input", w->items, "-o", w->out, "--resume", "-q", "--broker", k.broker));
+    if (r.exit_code != 0) fail_msg("exit status %d: %s", r.exit_code, ended_run_errors(&r));
+    ended_run_free(&r);
+    gives_the_expected_lines(w);
+    assert_int_equal(child_stop(&k.process, SIGTERM, WAIT_MS), 0);
+    free(out);
+}
+
 int main(void) {
     if (!redis_server_exists()) {
         print_message("redis-server is not installed\n");
@@ -365,6 +398,7 @@ int main(void) {
         cmocka_unit_test(an_absent_broker_is_an_error_at_start_that_says_where_and_how_long),
         cmocka_unit_test(a_broker_killed_and_started_again_costs_a_waiting_client_no_answer),
         cmocka_unit_test(a_step_that_takes_longer_than_a_lease_keeps_it),
+        cmocka_unit_test(one_cluster_answers_the_same_run_again_beside_itself_and_after_an_interruption),
         cmocka_unit_test(a_cluster_names_the_node_it_lost_goes_on_and_ends_without_its_broker),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
