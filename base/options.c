@@ -17,7 +17,8 @@
 #include "base/options_internal.h"
 
 struct option_value {
-    bool is_set; /* by flag or environment */
+    bool is_set;   /* by flag or environment */
+    bool is_typed; /* by flag */
     bool flag;
     int64_t whole; /* INT */
     uint64_t size; /* BYTES */
@@ -244,7 +245,7 @@ static status apply(reader *r, const option_row *row, const char *where, const c
     }
     struct option_value *v = value_of(r->o, row);
     if (!v->is_set) clear_items(v); /* the default of a list gives way to the first flag */
-    v->is_set = true;
+    v->is_set = v->is_typed = true;
     if (row->type == OPTION_FLAG && !text) {
         v->flag = true;
         return STATUS_OK;
@@ -389,14 +390,21 @@ void options_deinit(options *o) {
 
 /* ---- asking ---- */
 
-static const struct option_value *asked(const options *o, const char *name, option_type type) {
+static const struct option_value *asked_of(const options *o, const char *name, const option_row **found) {
     for (const option_row *row = o->table->rows; row->name; row++) {
         if (strcmp(row->name, name) != 0) continue;
-        CHECK(row->type == type, "an option is asked for by its own type");
+        *found = row;
         return &o->values[row - o->table->rows];
     }
     CHECK(false, "an option that is asked for is in the table");
     return NULL;
+}
+
+static const struct option_value *asked(const options *o, const char *name, option_type type) {
+    const option_row *row;
+    const struct option_value *v = asked_of(o, name, &row);
+    CHECK(row->type == type, "an option is asked for by its own type");
+    return v;
 }
 
 bool options_flag(const options *o, const char *name) { return asked(o, name, OPTION_FLAG)->flag; }
@@ -425,8 +433,11 @@ size_t options_list(const options *o, const char *name, const char *const **item
 }
 
 bool options_is_set(const options *o, const char *name) {
-    for (const option_row *row = o->table->rows; row->name; row++)
-        if (strcmp(row->name, name) == 0) return o->values[row - o->table->rows].is_set;
-    CHECK(false, "an option that is asked for is in the table");
-    return false;
+    const option_row *row;
+    return asked_of(o, name, &row)->is_set;
+}
+
+bool options_is_typed(const options *o, const char *name) {
+    const option_row *row;
+    return asked_of(o, name, &row)->is_typed;
 }

@@ -74,7 +74,8 @@ int64_t options_int(const options *o, const char *name);
 double options_real(const options *o, const char *name);
 uint64_t options_bytes(const options *o, const char *name);
 size_t options_list(const options *o, const char *name, const char *const **items);
-bool options_is_set(const options *o, const char *name); /* by flag or environment */
+bool options_is_set(const options *o, const char *name);   /* by flag or environment */
+bool options_is_typed(const options *o, const char *name); /* by flag: the environment is for every command */
 
 void options_print_help(const option_table *table, FILE *to);
 

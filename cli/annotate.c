@@ -367,7 +367,7 @@ static void say_summary(const run *r, bool is_quiet) {
 
 /* Everything that is wrong with the command line or the inputs is said before the model is loaded. */
 static status prepare(run *r, const options *o, const prompt_list *prompts, int *exit_code, err *e) {
-    status st = log_level_from_options(o, e);
+    status st = service_options_check(o, e);
     if (st == STATUS_OK) st = sampling_from_options(&r->sampling, o, e);
     if (st == STATUS_OK) st = template_from_options(&r->template_name, o, e);
     if (st == STATUS_OK) st = adapter_from_options(&r->adapter, o, e);

@@ -12,7 +12,7 @@
 #include "eval/benchmark.h"
 
 #define PATH_BYTES 4096
-#define WORDS_MAX  48
+#define WORDS_MAX  128
 #define WORD_BYTES 512
 
 static const option_row rows[] = {
@@ -23,6 +23,7 @@ static const option_row rows[] = {
     {"max-new-tokens", 'n', OPTION_INT, "N", NULL, 1, MESSAGE_NEW_TOKENS_MAX,
      "longest answer, in tokens; without it, what the authors allow"},
     TEMPLATE_ROW,
+    USE_ADAPTER_ROW,
     {"concurrency", 'c', OPTION_INT, "N", "64", 1, 4096, "questions under way at once"},
     SERVICE_ROWS,
     {"quiet", 'q', OPTION_FLAG, NULL, NULL, 0, 0, "no progress on stderr"},
@@ -58,23 +59,27 @@ static void add_number(words *w, const char *flag, unsigned long long n) {
     add(w, flag), add(w, text);
 }
 
-/* Every option that both commands have, as it was given. */
+static void add_list(words *w, const char *flag, const options *o, const char *name) {
+    const char *const *items;
+    for (size_t i = 0, n = options_list(o, name, &items); i < n; i++) add(w, flag), add(w, items[i]);
+}
+
+/* Every option that both commands have, as it was typed; the environment speaks to annotate itself. */
 static void add_shared(words *w, const options *o) {
     for (const option_row *row = rows; row->name; row++) {
-        if (!options_is_set(o, row->name) || strcmp(row->name, "data") == 0 || strcmp(row->name, "output") == 0 ||
+        if (!options_is_typed(o, row->name) || strcmp(row->name, "data") == 0 || strcmp(row->name, "output") == 0 ||
             strcmp(row->name, "list") == 0 || strcmp(row->name, "max-new-tokens") == 0)
             continue;
-        char flag[64];
-        (void)snprintf(flag, sizeof flag, "--%s", row->name);
+        bool is_off = row->type == OPTION_FLAG && !options_flag(o, row->name);
         char *kept = w->text[w->argc];
-        (void)snprintf(kept, WORD_BYTES, "%s", flag);
+        (void)snprintf(kept, WORD_BYTES, "--%s%s", is_off ? "no-" : "", row->name);
         switch (row->type) {
         case OPTION_FLAG: add(w, kept); break;
         case OPTION_INT: add_number(w, kept, (unsigned long long)options_int(o, row->name)); break;
         case OPTION_BYTES: add_number(w, kept, options_bytes(o, row->name)); break;
         case OPTION_STRING: add(w, kept), add(w, options_string(o, row->name)); break;
-        case OPTION_REAL:
-        case OPTION_LIST: break; /* rows has none */
+        case OPTION_LIST: add_list(w, kept, o, row->name); break;
+        case OPTION_REAL: break; /* rows has none */
         }
     }
 }

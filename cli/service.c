@@ -55,6 +55,19 @@ status adapter_from_options(const char **name, const options *o, err *e) {
     return fail(e, STATUS_BAD_ARGUMENT, "--use-adapter: a name of %zu bytes, limit %d", strlen(*name), MESSAGE_NAME_BYTES_MAX);
 }
 
+status service_options_check(const options *o, err *e) {
+    static const option_row rows[] = {SERVICE_ROWS, {0}};
+    TRY(log_level_from_options(o, e));
+    if (!options_string(o, "broker")) return STATUS_OK;
+    for (const option_row *row = rows; row->name; row++) {
+        bool is_for_both = strcmp(row->name, "broker") == 0 || strcmp(row->name, "log-level") == 0;
+        if (!is_for_both && options_is_typed(o, row->name))
+            return fail(e, STATUS_BAD_ARGUMENT, "--%s has no effect with %s: what the cluster's nodes were started with counts",
+                        row->name, options_is_typed(o, "broker") ? "--broker" : "MIPHA_BROKER");
+    }
+    return STATUS_OK;
+}
+
 static status open_embedded(service *s, const options *o, err *e) {
     char dir[MODEL_PLACE_BYTES];
     status st = model_place(dir, options_string(o, "model"), e);
@@ -73,7 +86,7 @@ static status open_embedded(service *s, const options *o, err *e) {
 
 status service_open(service *s, const options *o, const client_settings *settings, err *e) {
     *s = (service){0};
-    status st = log_level_from_options(o, e);
+    status st = service_options_check(o, e);
     if (st != STATUS_OK) return st;
     const char *endpoint = options_string(o, "broker");
     void *context;

@@ -28,7 +28,8 @@
 #define SERVICE_ROWS                                                                               \
     MODEL_ROW, MODEL_LOAD_ROWS,                                                                    \
         {"broker", 'b', OPTION_STRING, "ENDPOINT", NULL, 0, 0,                                     \
-         "use a running cluster, as in tcp://host:7000; without it, everything runs in this process"}, \
+         "use a running cluster, as in tcp://host:7000, with the model and the limits it was started with; without it, " \
+         "everything runs in this process"},                                                       \
         {"cache", 0, OPTION_STRING, "URL", NULL, 0, 0,                                             \
          "keep image features in Redis, as in redis://host:6379; without it, in memory"},          \
         COMPUTE_ROWS, FAST_ROW,                                                                                    \
@@ -68,7 +69,11 @@ typedef struct {
     client *client;
 } service;
 
-/* Errors: BAD_ARGUMENT (usage), INTERRUPTED, and whatever keeps model or broker from opening: the caller
+/* What can be said of SERVICE_ROWS before anything is opened: --log-level is read, and what only a service in this process
+ * would obey is refused beside --broker, where it was typed. Errors: BAD_ARGUMENT. */
+MUST_USE status service_options_check(const options *o, err *e);
+
+/* Errors: BAD_ARGUMENT (usage, service_options_check), INTERRUPTED, and whatever keeps model or broker from opening: the caller
  * exits with exit_code_not_started. On failure s needs no close. */
 MUST_USE status service_open(service *s, const options *o, const client_settings *settings, err *e);
 void service_close(service *s);

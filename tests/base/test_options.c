@@ -143,6 +143,8 @@ static void a_flag_wins_over_the_environment_and_that_over_the_default(void **st
     assert_null(options_string(&o, "broker"));
     assert_true(options_is_set(&o, "model"));
     assert_false(options_is_set(&o, "broker"));
+    assert_true(options_is_typed(&o, "max-new-tokens"));
+    assert_false(options_is_typed(&o, "model"));
     const char *const *items;
     assert_int_equal(options_list(&o, "prompt", &items), 2);
     assert_string_equal(items[0], "one");

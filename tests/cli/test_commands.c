@@ -99,6 +99,26 @@ static void wrong_use_exits_2_and_says_what_is_wrong(void **state) {
     assert_run("man nothing", 2, NULL, "nothing");
 }
 
+/* What a service in this process would obey. Somebody's environment is for other commands, too. */
+static void what_a_cluster_does_not_obey_is_refused_beside_broker(void **state) {
+    (void)state;
+    static const char *const typed[] = {"--model x", "--dtype f32", "--kv-dtype f16", "--adapter x", "--serve-adapter a=x",
+                                          "--cache redis://x", "--device cuda", "--threads 2", "--fast", "--kv-bytes 1G",
+                                          "--max-pixels 9", "--decode-ms 9"};
+    char line[160], wanted[96];
+    for (size_t i = 0; i < sizeof typed / sizeof *typed; i++) {
+        (void)snprintf(line, sizeof line, "annotate " SOURCE_DIR "/examples --broker nonsense %s", typed[i]);
+        (void)snprintf(wanted, sizeof wanted, "%.*s has no effect with --broker", (int)strcspn(typed[i], " "), typed[i]);
+        assert_run(line, 2, NULL, wanted);
+    }
+    assert_run("ask " SOURCE_DIR "/examples/farm.jpg -p What? --broker nonsense --threads 2", 2, NULL, "--threads has no effect");
+    assert_run("generate -r What? --broker nonsense --device cpu", 2, NULL, "--device has no effect");
+    assert_int_equal(setenv("MIPHA_MODEL", "/nonexistent", 1) | setenv("MIPHA_BROKER", "nonsense", 1), 0);
+    assert_run("generate -r What?", 2, NULL, "nonsense");
+    assert_run("generate -r What? --threads 2", 2, NULL, "--threads has no effect with MIPHA_BROKER");
+    assert_int_equal(unsetenv("MIPHA_MODEL") | unsetenv("MIPHA_BROKER"), 0);
+}
+
 static void what_cannot_be_opened_exits_3_and_says_why(void **state) {
     (void)state;
     assert_run("annotate --model /nonexistent x.jpg", 3, NULL, "/nonexistent");
@@ -193,6 +213,7 @@ int main(void) {
         cmocka_unit_test(help_of_every_command_shows_an_example_and_every_environment_twin),
         cmocka_unit_test(every_command_is_in_the_help_of_the_program),
         cmocka_unit_test(wrong_use_exits_2_and_says_what_is_wrong),
+        cmocka_unit_test(what_a_cluster_does_not_obey_is_refused_beside_broker),
         cmocka_unit_test(what_cannot_be_opened_exits_3_and_says_why),
         cmocka_unit_test(output_that_cannot_be_written_is_no_success),
         cmocka_unit_test(a_closed_standard_input_is_an_error_of_who_reads_it),

@@ -90,7 +90,7 @@ static void a_benchmark_is_asked_scored_and_not_asked_again(void **state) {
 static void what_is_wrong_is_said_before_a_model_is_loaded(void **state) {
     fixture *f = *state;
     const struct {
-        const char *argv[8];
+        const char *argv[10];
         int exit_code;
         const char *want;
     } cases[] = {{{MIPHA, "eval"}, 2, "which benchmark? mipha eval --list names them"},
@@ -98,7 +98,9 @@ static void what_is_wrong_is_said_before_a_model_is_loaded(void **state) {
                  {{MIPHA, "eval", "gqa"}, 2, "--data DIR is missing; gqa needs llava_gqa_testdev_balanced.jsonl"},
                  {{MIPHA, "eval", "gqa", "--data", "/nowhere"}, 3, "--data /nowhere: No such file"},
                  {{MIPHA, "eval", "gqa", "--data", f->data}, 3, "llava_gqa_testdev_balanced.jsonl: No such file"},
-                 {{MIPHA, "eval", "pope", "--data", f->data, "-o", "/nowhere/out"}, 3, "/nowhere/out: No such file"}};
+                 {{MIPHA, "eval", "pope", "--data", f->data, "-o", "/nowhere/out"}, 3, "/nowhere/out: No such file"},
+                 {{MIPHA, "eval", "pope", "--data", f->data, "-o", f->out, "--serve-adapter=x"}, 2, "NAME=DIR"},
+                 {{MIPHA, "eval", "pope", "--data", f->data, "-o", f->out, "--no-fast", "--broker=x"}, 2, "--fast has no effect"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ended_run r = ended_run_of(cases[i].argv, TIMEOUT_MS);
         says(ended_run_errors(&r), cases[i].want);
