@@ -39,7 +39,7 @@ static const option_row rows[] = {
     TEMPLATE_ROW,
     USE_ADAPTER_ROW,
     SAMPLING_ROWS,
-    {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0, "turn photos upright as their EXIF orientation says"},
+    EXIF_ROW,
     {"concurrency", 'c', OPTION_INT, "N", "64", 1, 4096, "items under way at once"},
     SERVICE_ROWS,
     {"quiet", 'q', OPTION_FLAG, NULL, NULL, 0, 0, "no progress on stderr"},

@@ -19,7 +19,7 @@ static const option_row rows[] = {
     TEMPLATE_ROW,
     USE_ADAPTER_ROW,
     SAMPLING_ROWS,
-    {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0, "turn photos upright as their EXIF orientation says"},
+    EXIF_ROW,
     SERVICE_ROWS,
     {0}};
 

@@ -24,7 +24,7 @@ static const option_row rows[] = {
     {"layer", 'l', OPTION_STRING, "LAYER", "features", 0, 0,
      "features: the tower's, as cached; projected: as the language model sees them; pooled: features "
      "averaged over tokens"},
-    {"exif", 0, OPTION_FLAG, NULL, NULL, 0, 0, "turn photos upright as their EXIF orientation says"},
+    EXIF_ROW,
     COMPUTE_ROWS,
     {0}};
 

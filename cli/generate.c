@@ -14,7 +14,7 @@ static const option_row rows[] = {
     {"raw-prompt", 'r', OPTION_STRING, "TEXT", NULL, 0, 0, "the whole prompt; nothing is added to it"},
     USE_ADAPTER_ROW,
     SAMPLING_ROWS,
-    {"exif", 0, OPTION_FLAG, NULL, NULL, 0, 0, "turn photos upright as their EXIF orientation says"},
+    EXIF_ROW,
     {"json", 0, OPTION_FLAG, NULL, NULL, 0, 0, "print the result line instead of the text"},
     SERVICE_ROWS,
     {0}};

@@ -55,6 +55,10 @@
         {"stop", 0, OPTION_LIST, "TEXT", NULL, 0, 0,                                               \
          "end an answer before this text; up to 4 times"}
 
+#define EXIF_ROW                                                                                   \
+    {"exif", 0, OPTION_FLAG, NULL, "1", 0, 0,                                                      \
+     "turn photos upright as their EXIF orientation says; other engines mostly take them as they are stored"}
+
 #define TEMPLATE_ROW                                                                               \
     {"template", 0, OPTION_STRING, "NAME", NULL, 0, 0,                                             \
      "form of the prompt: phi, gemma, phi3, llava-1.5, llava-hf or plain; without it, the checkpoint's own"}

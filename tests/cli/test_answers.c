@@ -274,6 +274,24 @@ static void embed_writes_one_array_of_all_images(void **state) {
     assert_int_equal(unlink(w->out), 0);
 }
 
+/* One default for all of them: the same photo is the same picture to every command. */
+static void photos_stand_upright_unless_told_otherwise(void **state) {
+    const world *w = *state;
+    static const char *const flags[] = {NULL, "--exif", "--no-exif"};
+    array seen[3];
+    for (size_t i = 0; i < 3; i++) {
+        gives(WORDS("embed", SOURCE_DIR "/examples/portrait-exif.jpg", "-o", w->out, flags[i]), 0, "", NULL);
+        seen[i] = array_of(w->out);
+    }
+    assert_memory_equal(seen[0].values, seen[1].values, 4 * seen[0].n);
+    assert_memory_not_equal(seen[0].values, seen[2].values, 4 * seen[0].n);
+    for (size_t i = 0; i < 3; i++) free(seen[i].values);
+    assert_int_equal(unlink(w->out), 0);
+    ended_run r = ended_run_of(WORDS("generate", "--image", FARM, "-r", "<image>", "-n", "1", "--json"), WAIT_MS);
+    if (!strstr(ended_run_out(&r), "\"exif\":true")) fail_of(&r, "generate");
+    ended_run_free(&r);
+}
+
 static void embed_leaves_no_half_file(void **state) {
     const world *w = *state;
     gives(WORDS("embed", FARM, w->text_file, "-o", w->out), 1, "", "text.jpg: not a JPEG, PNG or WebP image");
@@ -403,6 +421,7 @@ int main(void) {
         cmocka_unit_test(two_images_are_asked_about_together_in_every_command),
         cmocka_unit_test(generate_refuses_an_image_mark_without_image_and_a_bad_image),
         cmocka_unit_test(embed_writes_one_array_of_all_images),
+        cmocka_unit_test(photos_stand_upright_unless_told_otherwise),
         cmocka_unit_test(embed_leaves_no_half_file),
         cmocka_unit_test(inspect_prints_the_numbers_of_the_config),
         cmocka_unit_test(a_checkpoint_cut_short_is_refused_naming_file_and_tensor),
