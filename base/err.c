@@ -35,5 +35,6 @@ status fail_errno(err *e, status code, const char *format, ...) {
         (void)snprintf(reason, sizeof reason, "error %d", saved_errno);
     (void)snprintf(e->text + used, sizeof e->text - used, ": %s", reason);
     make_printable(e->text);
+    errno = saved_errno;
     return code;
 }

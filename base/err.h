@@ -22,7 +22,7 @@ extern "C" {
 /* Fills e and returns code, so that a failing line reads as one. Text that does not fit is cut. */
 status fail(err *e, status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-/* As fail, followed by ": " and the text of errno as it was at the call. */
+/* As fail, followed by ": " and the text of errno, which stays as it was at the call. */
 status fail_errno(err *e, status code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -431,6 +431,7 @@ status annotate_run(const options *o, int *exit_code, err *e) {
                      : has_failure                                     ? EXIT_SOME_FAILED
                                                                        : EXIT_ALL_ANSWERED;
     }
+    if (r->out && result_file_reader_is_gone(r->out)) *exit_code = EXIT_READER_GONE;
     result_file_close(&r->out);
     plan_close(&r->p);
     prompt_list_close(&prompts);

@@ -3,7 +3,8 @@
  *     static status run(const options *o, int *exit_code, err *e);
  *
  * A function that fails has its text printed by main. Its exit status is *exit_code if it set one
- * (exit_code_not_started for what could not be opened), else 2 for BAD_ARGUMENT, 130 for INTERRUPTED, and 1. */
+ * (exit_code_not_started for what could not be opened), else 2 for BAD_ARGUMENT, 130 for INTERRUPTED, and 1; with
+ * EXIT_READER_GONE nothing is printed. */
 #ifndef CLI_COMMANDS_H
 #define CLI_COMMANDS_H
 
@@ -14,7 +15,8 @@ enum {
     EXIT_SOME_FAILED = 1,
     EXIT_USAGE = 2,
     EXIT_NOT_STARTED = 3,
-    EXIT_INTERRUPTED = 130
+    EXIT_INTERRUPTED = 130,
+    EXIT_READER_GONE = 141 /* as shells show a program that a closed pipe has ended: 128 + SIGPIPE */
 };
 
 /* Of a command that could not begin: 2 for BAD_ARGUMENT, 130 for INTERRUPTED, else EXIT_NOT_STARTED. */

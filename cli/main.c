@@ -1,6 +1,8 @@
 /* `mipha`: finds the sub-command, parses its flags, runs it, and turns its status into an exit status. */
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/standard_files.h"
 #include "base/stop.h"
@@ -19,7 +21,8 @@ static void print_help(FILE *to) {
     (void)fputs("\n`mipha COMMAND --help` shows a command's options and an example. Every option has an\n"
                 "environment twin: --max-new-tokens is MIPHA_MAX_NEW_TOKENS.\n\n"
                 "Exit status: 0 all is done, 1 something of it failed, 2 the command line is wrong,\n"
-                "3 it could not begin (model, device, broker), 130 interrupted.\n\n"
+                "3 it could not begin (model, device, broker), 130 interrupted, 141 nobody reads\n"
+                "the output any more.\n\n"
                 "Example:\n"
                 "  mipha annotate -p \"What is in the picture?\" photos/ > answers.jsonl\n",
                 to);
@@ -90,7 +93,8 @@ static int run_command(const command *c, int argc, char **argv) {
         exit_code = 0;
     } else {
         st = c->run(&o, &exit_code, &e);
-        if (st != STATUS_OK) (void)fprintf(stderr, "%s: %s\n", c->table->program, e.text);
+        if (st != STATUS_OK && exit_code != EXIT_READER_GONE)
+            (void)fprintf(stderr, "%s: %s\n", c->table->program, e.text);
         exit_code = exit_code_of(st, exit_code);
     }
     options_deinit(&o);
@@ -125,6 +129,12 @@ static int run(int argc, char **argv) {
     return run_command(c, argc - n_words, argv + n_words);
 }
 
+/* `| head` has seen enough: no reason for a message. */
+static bool has_lost_its_reader(void) {
+    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    return poll(&out, 1, 0) == 1 && (out.revents & POLLERR);
+}
+
 int main(int argc, char **argv) {
     err e;
     status st = standard_files_open(&e);
@@ -136,6 +146,7 @@ int main(int argc, char **argv) {
     int exit_code = run(argc, argv);
     bool is_written = fflush(stdout) == 0 && !ferror(stdout);
     if (is_written || exit_code != EXIT_ALL_ANSWERED) return exit_code;
+    if (has_lost_its_reader()) return EXIT_READER_GONE;
     (void)fputs("mipha: standard output cannot be written\n", stderr);
     return EXIT_SOME_FAILED;
 }

@@ -26,7 +26,7 @@ struct result_file {
     unsigned char *done; /* one bit an item */
     size_t n_done, n_failed;
     off_t end;           /* after the last whole item */
-    bool has_unsynced;
+    bool has_unsynced, reader_is_gone;
     bool starts_anew;    /* not begun: the file is empty, or to be emptied */
     char fingerprint[80];
     char side[SIDE_TEXT_BYTES]; /* what the file beside it says */
@@ -309,6 +309,7 @@ const char *result_file_fingerprint(const result_file *f) {
 
 status result_file_write(result_file *f, const void *lines, size_t n_bytes, err *e) {
     status st = write_whole(f->fd, lines, n_bytes, f->path ? f->path : "standard output", e);
+    f->reader_is_gone = st != STATUS_OK && errno == EPIPE;
     if (st == STATUS_OK) {
         f->end += (off_t)n_bytes;
         f->has_unsynced = true;
@@ -317,6 +318,8 @@ status result_file_write(result_file *f, const void *lines, size_t n_bytes, err 
     }
     return st;
 }
+
+bool result_file_reader_is_gone(const result_file *f) { return f->reader_is_gone; }
 
 status result_file_sync(result_file *f, err *e) {
     if (!f->path || !f->has_unsynced) return STATUS_OK;

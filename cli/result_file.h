@@ -45,6 +45,9 @@ const char *result_file_fingerprint(const result_file *f); /* of the model found
 /* Errors: IO; what was written of the item is cut off again where the file allows it. */
 MUST_USE status result_file_write(result_file *f, const void *lines, size_t n_bytes, err *e);
 
+/* Writing has failed because the other end of the pipe is closed. */
+bool result_file_reader_is_gone(const result_file *f);
+
 /* Waits until everything written is on the disk; nothing to do for standard output. Errors: IO, final: after
  * a failed sync nobody knows what is on the disk. */
 MUST_USE status result_file_sync(result_file *f, err *e);

@@ -1,4 +1,5 @@
 /* `mipha status`: the figures of a running cluster, as a table, as JSON, or again and again. */
+#include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -173,7 +174,7 @@ static void print_json(const status_report *r) {
     json_decref(whole);
 }
 
-static status report_once(client *c, const options *o, rate_base *before, err *e) {
+static status report_once(client *c, const options *o, rate_base *before, int *exit_code, err *e) {
     const status_report *r;
     status st = client_status(c, ANSWER_MS, &r, e);
     if (st != STATUS_OK) return st;
@@ -185,7 +186,10 @@ static status report_once(client *c, const options *o, rate_base *before, err *e
         print_rates(r, before);
         print_nodes(r);
     }
-    if (fflush(stdout) != 0) return fail_errno(e, STATUS_IO, "standard output");
+    if (fflush(stdout) != 0) {
+        if (errno == EPIPE) *exit_code = EXIT_READER_GONE;
+        return fail_errno(e, STATUS_IO, "standard output");
+    }
     return STATUS_OK;
 }
 
@@ -202,10 +206,10 @@ static status wait_between(client *c, double seconds, err *e) {
     }
 }
 
-static status watch(client *c, const options *o, err *e) {
+static status watch(client *c, const options *o, int *exit_code, err *e) {
     rate_base before = {0};
     for (;;) {
-        status st = report_once(c, o, &before, e);
+        status st = report_once(c, o, &before, exit_code, e);
         if (st == STATUS_TIMEOUT) {
             (void)fprintf(stderr, "mipha status: %s\n", e->text);
             st = STATUS_OK;
@@ -226,7 +230,7 @@ status status_run(const options *o, int *exit_code, err *e) {
     rate_base before = {0};
     st = client_open(&c, context, endpoint, &settings, e);
     if (st != STATUS_OK) *exit_code = exit_code_not_started(st);
-    if (st == STATUS_OK) st = options_flag(o, "watch") ? watch(c, o, e) : report_once(c, o, &before, e);
+    if (st == STATUS_OK) st = options_flag(o, "watch") ? watch(c, o, exit_code, e) : report_once(c, o, &before, exit_code, e);
     client_close(&c);
     wire_context_close(&context);
     return st;

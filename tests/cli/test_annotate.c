@@ -305,6 +305,44 @@ static void an_interrupted_run_exits_130_and_resumes_without_losing_or_repeating
     free(path);
 }
 
+/* Runs a line of shell in which $M is mipha and $S a file for its exit status. */
+static ended_run run_shell(const fixture *f, const char *line, int *exit_code) {
+    char whole[1024];
+    (void)snprintf(whole, sizeof whole, "M='" MIPHA "' E='" EXAMPLES "' D='%s'; %s", f->dir, line);
+    ended_run r = ended_run_of((const char *const[]){"/bin/sh", "-c", whole, NULL}, TIMEOUT_MS);
+    char *path = path_join(f->dir, "status");
+    buf text;
+    buf_init(&text, 1 << 16);
+    assert_true(file_read(&text, path));
+    *exit_code = atoi((const char *)text.data);
+    buf_deinit(&text);
+    free(path);
+    return r;
+}
+
+static void a_reader_that_has_seen_enough_ends_a_run_quietly(void **state) {
+    const fixture *f = *state;
+    int exit_code;
+    ended_run r = run_shell(f, "{ \"$M\" annotate \"$E\" -q -c 1; echo $? >\"$D/status\"; } | head -n 1", &exit_code);
+    assert_int_equal(exit_code, 141);
+    assert_string_equal(ended_run_errors(&r), "");
+    ended_run_free(&r);
+    r = run_shell(f, "{ \"$M\" annotate --help; echo $? >\"$D/status\"; } | sleep 0", &exit_code);
+    if (exit_code != 0) assert_int_equal(exit_code, 141); /* unless it wrote before its reader ended */
+    assert_string_equal(ended_run_errors(&r), "");
+    ended_run_free(&r);
+
+    /* Who stops looking at the progress does not stop the run. */
+    r = run_shell(f, "{ \"$M\" annotate \"$E\" -o \"$D/out.jsonl\" 2>&1; echo $? >\"$D/status\"; } | true", &exit_code);
+    assert_int_equal(exit_code, 0);
+    ended_run_free(&r);
+    char *path = path_join(f->dir, "out.jsonl");
+    result_lines set = result_lines_of(path);
+    assert_true(set.n >= 12);
+    result_lines_free(&set);
+    free(path);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void) {
@@ -316,6 +354,7 @@ int main(void) {
         T(wrong_inputs_are_usage_errors_before_anything_runs),
         T(results_do_not_depend_on_concurrency),
         T(a_run_killed_ten_times_has_the_lines_of_an_undisturbed_one),
+        T(a_reader_that_has_seen_enough_ends_a_run_quietly),
         T(an_interrupted_run_exits_130_and_resumes_without_losing_or_repeating),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
