@@ -1,11 +1,11 @@
 /* mipha-broker: options, sockets, loop, drain. */
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/options.h"
+#include "base/ready_file.h"
 #include "base/standard_files.h"
 #include "base/stop.h"
 #include "broker/broker.h"
@@ -32,7 +32,7 @@ static const option_row rows[] = {
     {"drain-ms", 0, OPTION_INT, "MS", "30000", 0, 86400000,
      "how long accepted work may take after a stop"},
     {"ready-file", 0, OPTION_STRING, "FILE", NULL, 0, 0,
-     "write the two endpoints to this file, one a line, once they accept connections; removed at the end"},
+     "write the two endpoints to this file, one a line, once they accept connections; removed at the end, refused while another broker has it"},
     {"log-level", 0, OPTION_STRING, "LEVEL", "info", 0, 0,
      "what to log on stderr: off, error, warn, info or debug"},
     {0}};
@@ -58,16 +58,10 @@ static broker_settings settings_from(const options *o) {
     return s;
 }
 
-/* Written under another name first, so that a reader never sees half of it. */
-static status write_ready_file(const char *path, const broker *b, err *e) {
-    char part[4096];
-    (void)snprintf(part, sizeof part, "%s.part", path);
-    FILE *f = fopen(part, "w");
-    if (!f) return fail_errno(e, STATUS_IO, "ready file %s", path);
-    int n = fprintf(f, "%s\n%s\n", broker_front(b), broker_back(b));
-    if (fclose(f) != 0 || n < 0 || rename(part, path) != 0)
-        return fail_errno(e, STATUS_IO, "ready file %s", path);
-    return STATUS_OK;
+static status write_ready_file(ready_file *ready, const broker *b, err *e) {
+    char text[1024];
+    (void)snprintf(text, sizeof text, "%s\n%s\n", broker_front(b), broker_back(b));
+    return ready_file_write(ready, text, e);
 }
 
 static int run(const options *o, err *e) {
@@ -79,21 +73,21 @@ static int run(const options *o, err *e) {
     }
     log_set_level(level);
     log_set_role("broker");
-    const char *ready_path = options_string(o, "ready-file");
-    if (ready_path) (void)unlink(ready_path); /* of a broker that was killed */
     broker_settings settings = settings_from(o);
     void *context = wire_context_open();
     broker *b = NULL;
-    status st = stop_open(e);
+    ready_file ready;
+    status st = ready_file_claim(&ready, options_string(o, "ready-file"), e);
+    if (st == STATUS_OK) st = stop_open(e);
     if (st == STATUS_OK) st = broker_open(&b, context, &settings, e);
-    if (st == STATUS_OK && ready_path) st = write_ready_file(ready_path, b, e);
+    if (st == STATUS_OK) st = write_ready_file(&ready, b, e);
     int exit_code = st == STATUS_OK ? 0 : EXIT_NOT_STARTED;
     if (st == STATUS_OK) {
         log_info("ready", "front=%s back=%s", broker_front(b), broker_back(b));
         st = broker_run(b, e);
         exit_code = st == STATUS_OK ? 0 : 1;
     }
-    if (ready_path) (void)unlink(ready_path);
+    ready_file_remove(&ready);
     broker_close(&b);
     wire_context_close(&context);
     return exit_code;

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/ready_file.h"
 #include "base/stop.h"
 #include "cli/child_process.h"
 #include "cli/commands.h"
@@ -42,7 +43,7 @@ static const option_row rows[] = {
     FAST_ROW,
     {"kv-bytes", 0, OPTION_BYTES, "BYTES", NULL, 1 << 20, 1099511627776.0,
      "memory of each language node for keys and values"},
-    {"ready-file", 0, OPTION_STRING, "FILE", NULL, 0, 0, "write the clients' endpoint here once all nodes have joined; removed at the end"},
+    {"ready-file", 0, OPTION_STRING, "FILE", NULL, 0, 0, "write the clients' endpoint here once all nodes have joined; removed at the end, refused while another cluster has it"},
     {"log-level", 0, OPTION_STRING, "LEVEL", "warn", 0, 0,
      "what the programs log on stderr: off, error, warn, info or debug"},
     {0}};
@@ -61,7 +62,7 @@ typedef struct {
     char model_dir[MODEL_PLACE_BYTES], program_dir[MODEL_PLACE_BYTES];
     char cache_url[ENDPOINT_BYTES], front[ENDPOINT_BYTES], back[ENDPOINT_BYTES];
     char temp_dir[256], ready_path[300]; /* the broker's ready file, in our folder */
-    const char *announced_path;          /* ours, or NULL */
+    ready_file announced;                /* ours, if one is wanted */
 } cluster;
 
 /* ---- redis ----------------------------------------------------------------------------------- */
@@ -310,19 +311,14 @@ static status wait_for_nodes(cluster *k, err *e) {
     return st;
 }
 
-static status announce(const cluster *k, err *e) {
+static status announce(cluster *k, err *e) {
     (void)printf("%s\n", k->front);
     (void)fflush(stdout);
     (void)fprintf(stderr, "cluster of %zu nodes is ready; try:\n  mipha annotate --broker %s IMAGES\n"
                           "Ctrl-C stops it\n", k->n_nodes, k->front);
-    const char *path = k->announced_path;
-    if (!path) return STATUS_OK;
-    char draft[MODEL_PLACE_BYTES];
-    (void)snprintf(draft, sizeof draft, "%s.new", path);
-    FILE *out = fopen(draft, "wbe");
-    bool ok = out && fprintf(out, "%s\n", k->front) > 0;
-    if (out) ok = fclose(out) == 0 && ok;
-    return ok && rename(draft, path) == 0 ? STATUS_OK : fail_errno(e, STATUS_IO, "--ready-file %.300s", path);
+    char text[ENDPOINT_BYTES + 1];
+    (void)snprintf(text, sizeof text, "%s\n", k->front);
+    return ready_file_write(&k->announced, text, e);
 }
 
 static status watch(cluster *k, err *e) {
@@ -344,7 +340,7 @@ static void stop_all(cluster *k) {
     for (size_t i = 0; i < k->n_nodes; i++) child_process_stop(&k->nodes[i], STOP_MS);
     child_process_stop(&k->broker, STOP_MS);
     child_process_stop(&k->redis, STOP_MS);
-    if (k->announced_path) (void)unlink(k->announced_path);
+    ready_file_remove(&k->announced);
     if (k->ready_path[0]) (void)unlink(k->ready_path);
     if (k->temp_dir[0]) (void)rmdir(k->temp_dir);
 }
@@ -352,8 +348,12 @@ static void stop_all(cluster *k) {
 static status prepare(cluster *k, const options *o, err *e) {
     const char *temp = getenv("TMPDIR");
     program_place(k->program_dir);
+    k->announced.fd = -1;
+    if (options_is_typed(o, "device") && options_is_typed(o, "gpus"))
+        return fail(e, STATUS_BAD_ARGUMENT, "--device is where all nodes compute, --gpus puts some on each GPU; write one of them");
     status st = log_level_from_options(o, e);
     if (st == STATUS_OK) st = model_place(k->model_dir, options_string(o, "model"), e);
+    if (st == STATUS_OK) st = ready_file_claim(&k->announced, options_string(o, "ready-file"), e);
     if (st != STATUS_OK) return st;
     (void)snprintf(k->temp_dir, sizeof k->temp_dir, "%.200s/mipha-up-XXXXXX", temp && *temp ? temp : "/tmp");
     if (!mkdtemp(k->temp_dir)) {
@@ -361,8 +361,6 @@ static status prepare(cluster *k, const options *o, err *e) {
         return fail_errno(e, STATUS_IO, "making a temporary folder");
     }
     (void)snprintf(k->ready_path, sizeof k->ready_path, "%s/broker", k->temp_dir);
-    k->announced_path = options_string(o, "ready-file");
-    if (k->announced_path) (void)unlink(k->announced_path); /* of a cluster that was killed */
     return STATUS_OK;
 }
 

@@ -397,6 +397,16 @@ static void status_tells_of_the_cluster_that_up_runs(void **state) {
     buf_init(&text, 1 << 16);
     child_stdout(&up, &text);
     assert_string_equal((const char *)text.data, wanted); /* a line and nothing else, for scripts */
+
+    gives(WORDS("up", "--ready-file", ready), 3, "", "/ready is another's, who still runs");
+    assert_int_equal(access(ready, F_OK), 0);
+
+    char line[512];
+    (void)snprintf(line, sizeof line, "{ '" MIPHA "' status --broker %s --watch --interval 0.1; echo $? >&2; } | head -n 1 >/dev/null",
+                   endpoint);
+    r = ended_run_of((const char *const[]){"/bin/sh", "-c", line, NULL}, WAIT_MS);
+    if (strcmp(ended_run_errors(&r), "141\n") != 0) fail_of(&r, "status --watch | head");
+    ended_run_free(&r);
     buf_deinit(&text);
     assert_int_equal(child_stop(&up, SIGTERM, WAIT_MS), 0);
     assert_int_equal(access(ready, F_OK), -1);
@@ -408,6 +418,7 @@ static void a_gpu_that_is_not_there_is_refused_by_name(void **state) {
     (void)state;
     if (!redis_server_exists()) skip();
     gives(WORDS("up", "--gpus", "99"), 3, "", "--gpus: ");
+    gives(WORDS("up", "--gpus", "0", "--device", "cpu"), 2, "", "write one of them");
     gives(WORDS("annotate", FARM, "-q", "--device", "cuda:99"), 3, "", "cuda:99");
     gives(WORDS("annotate", FARM, "-q", "--device", "tpu"), 2, "", "device \"tpu\", need \"cpu\", \"cuda\" or \"cuda:N\"");
 }
