@@ -249,8 +249,14 @@ static bool is_finished(const run *r) {
 static status take_event(run *r, const client_event *event, err *e) {
     switch (event->kind) {
     case CLIENT_RESULT: return take_result(r, event, e);
-    case CLIENT_UNAVAILABLE: progress_say(&r->bar, event->text); return STATUS_OK;
-    case CLIENT_AVAILABLE: progress_say(&r->bar, "the broker is back"); return STATUS_OK;
+    case CLIENT_UNAVAILABLE:
+        progress_say(&r->bar, event->text);
+        progress_wait(&r->bar, "the broker");
+        return STATUS_OK;
+    case CLIENT_AVAILABLE:
+        progress_say(&r->bar, "the broker is back");
+        progress_go_on(&r->bar);
+        return STATUS_OK;
     case CLIENT_TOKENS:
     case CLIENT_STATUS: return STATUS_OK;
     }

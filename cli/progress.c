@@ -1,5 +1,5 @@
-/* The speed is that of the whole run so far, which is what the time left is made from: simple, and steady
- * when items come in bursts. */
+/* The speed is that of the whole run so far, less the time in which there was nothing to work with. The time left is made
+ * from it: simple, and steady when items come in bursts. */
 #include "cli/progress.h"
 
 #include <stdio.h>
@@ -44,19 +44,22 @@ static void duration_text(char out[32], double seconds) {
 
 /* "120/600  20% 34.1/s  98 cached  2 failed  14s left" */
 static void figures(char out[PROGRESS_LINE_BYTES], const progress *p, int64_t since_start_us) {
-    double seconds = (double)since_start_us / 1e6;
+    double seconds = (double)since_start_us / 1e6, worked = seconds - (double)p->waited_us / 1e6;
     size_t n_now = p->n_done - p->n_before;
-    double rate = seconds > 0.05 ? (double)n_now / seconds : 0;
+    double rate = worked > 0.05 ? (double)n_now / worked : 0;
     int n = snprintf(out, PROGRESS_LINE_BYTES, "%zu/%zu %3d%%", p->n_done, p->n_total,
                      p->n_total ? (int)(100.0 * (double)p->n_done / (double)p->n_total) : 100);
     size_t used = (size_t)n;
-    used += (size_t)snprintf(out + used, PROGRESS_LINE_BYTES - used, rate < 10 ? "  %.1f/s" : "  %.0f/s", rate);
+    if (!p->waits_for)
+        used += (size_t)snprintf(out + used, PROGRESS_LINE_BYTES - used, rate < 10 ? "  %.1f/s" : "  %.0f/s", rate);
     if (p->n_cached)
         used += (size_t)snprintf(out + used, PROGRESS_LINE_BYTES - used, "  %zu cached", p->n_cached);
     if (p->n_failed)
         used += (size_t)snprintf(out + used, PROGRESS_LINE_BYTES - used, "  %zu failed", p->n_failed);
     char text[32];
-    if (p->n_done < p->n_total && rate > 0) {
+    if (p->n_done < p->n_total && p->waits_for) {
+        (void)snprintf(out + used, PROGRESS_LINE_BYTES - used, "  waiting for %.60s", p->waits_for);
+    } else if (p->n_done < p->n_total && rate > 0) {
         duration_text(text, (double)(p->n_total - p->n_done) / rate);
         (void)snprintf(out + used, PROGRESS_LINE_BYTES - used, "  %s left", text);
     } else if (p->n_done >= p->n_total) {
@@ -102,6 +105,19 @@ void progress_show(progress *p) {
     if (p->is_quiet || now_us < p->next_us) return;
     p->next_us = now_us + (p->is_terminal ? TERMINAL_US : ELSEWHERE_US);
     draw(p);
+}
+
+void progress_wait(progress *p, const char *what) {
+    if (!p->waits_for) p->wait_start_us = clock_now_us();
+    p->waits_for = what;
+    p->next_us = 0;
+}
+
+void progress_go_on(progress *p) {
+    if (!p->waits_for) return;
+    p->waited_us += clock_now_us() - p->wait_start_us;
+    p->waits_for = NULL;
+    p->next_us = 0;
 }
 
 void progress_say(progress *p, const char *text) {

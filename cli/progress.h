@@ -5,6 +5,7 @@
  *     p.n_done++;
  *     progress_show(&p);             // as often as liked; draws when it is time to
  *     progress_say(&p, "broker tcp://...: silent");
+ *     progress_wait(&p, "the broker");  // instead of a speed and a time left, until progress_go_on(&p)
  *     progress_end(&p);
  *
  * One thread. */
@@ -21,11 +22,18 @@ typedef struct {
     bool is_quiet, is_terminal, has_colour;
     bool is_drawn;     /* a line stands on the terminal without a newline */
     int64_t start_us, next_us;
+    const char *waits_for; /* NULL: for nothing but the work */
+    int64_t wait_start_us, waited_us; /* waited_us: before this time, not counted for the speed */
 } progress;
 
 progress progress_begin(size_t n_total, bool is_quiet);
 void progress_show(progress *p);
 void progress_end(progress *p);
+
+/* From now on nothing can get done, and nobody knows for how long: the line names what is waited for. Both may be said
+ * again. */
+void progress_wait(progress *p, const char *what);
+void progress_go_on(progress *p);
 
 /* A line of its own that the bar does not overwrite; said even when quiet. Control characters in it are
  * replaced. */

@@ -23,6 +23,25 @@ static void the_line_says_done_speed_cache_failures_and_time_left(void **state) 
     assert_non_null(strstr(line, "in 1h01m"));
 }
 
+static void while_it_waits_it_promises_nothing_and_afterwards_the_wait_is_no_slowness(void **state) {
+    (void)state;
+    progress p = {.n_total = 600, .n_done = 120, .n_failed = 2};
+    char line[PROGRESS_LINE_BYTES];
+    progress_wait(&p, "the broker");
+    progress_wait(&p, "the broker");
+    progress_line(line, &p, 10 * 1000000, 100);
+    assert_string_equal(line, "[######........................] 120/600  20%  2 failed  waiting for the broker");
+    p.wait_start_us -= 90 * (int64_t)1000000;
+    progress_go_on(&p);
+    progress_go_on(&p);
+    progress_line(line, &p, 100 * 1000000, 100);
+    assert_non_null(strstr(line, "  12/s  "));
+    assert_non_null(strstr(line, "  40s left"));
+    p.n_done = 600;
+    progress_line(line, &p, 100 * 1000000, 100);
+    assert_non_null(strstr(line, "in 1m40s"));
+}
+
 static void it_fits_any_terminal(void **state) {
     (void)state;
     progress p = {.n_total = 20000000, .n_done = 19999999, .n_failed = 1234567, .n_cached = 7654321};
@@ -67,6 +86,7 @@ static void control_characters_reach_no_terminal(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_line_says_done_speed_cache_failures_and_time_left),
+        cmocka_unit_test(while_it_waits_it_promises_nothing_and_afterwards_the_wait_is_no_slowness),
         cmocka_unit_test(it_fits_any_terminal),
         cmocka_unit_test(nothing_to_do_and_no_time_are_no_divisions_by_zero),
         cmocka_unit_test(control_characters_reach_no_terminal),

@@ -271,6 +271,7 @@ static void a_broker_killed_and_started_again_costs_a_waiting_client_no_answer(v
     (void)child_stop(&p.broker, SIGKILL, WAIT_MS);
     assert_true(child_is_running(&run)); /* or it had nothing left to wait for */
     assert_true(child_wait_for_output(&run, "silent for three heartbeats", WAIT_MS));
+    assert_true(child_wait_for_output(&run, "  waiting for the broker\n", WAIT_MS));
     start_broker(&p, p.front, p.back, WORDS("--heartbeat-ms", "200"));
     assert_int_equal(child_wait(&run, WAIT_MS), 0);
     buf errors;
