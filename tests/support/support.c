@@ -49,12 +49,13 @@ bool wait_until(condition *is_true, void *arg, int timeout_ms) {
 
 /* ---- places ---- */
 
-char *temp_dir_make(void) {
-    const char *root = getenv("TMPDIR");
-    char *path = path_join(root && *root ? root : "/tmp", "mipha-test-XXXXXX");
-    if (!mkdtemp(path)) give_up(path);
-    return path;
-}
+/* A failed assertion jumps over temp_dir_remove, and so does a skip: what is left is removed when the process ends. A
+ * process forked meanwhile has nothing to do with it. */
+static struct {
+    char *path;
+    pid_t owner;
+} temp_dirs[64];
+#define TEMP_DIRS_MAX (sizeof temp_dirs / sizeof *temp_dirs)
 
 static int remove_one(const char *path, const struct stat *info, int type, struct FTW *where) {
     (void)info, (void)type, (void)where;
@@ -64,8 +65,30 @@ static int remove_one(const char *path, const struct stat *info, int type, struc
 
 void temp_dir_remove(char *path) {
     if (!path) return;
+    for (size_t i = 0; i < TEMP_DIRS_MAX; i++)
+        if (temp_dirs[i].path == path) temp_dirs[i].path = NULL;
     (void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     free(path);
+}
+
+static void remove_left_dirs(void) {
+    for (size_t i = 0; i < TEMP_DIRS_MAX; i++)
+        if (temp_dirs[i].path && temp_dirs[i].owner == getpid()) temp_dir_remove(temp_dirs[i].path);
+}
+
+char *temp_dir_make(void) {
+    static bool is_watched;
+    const char *root = getenv("TMPDIR");
+    char *path = path_join(root && *root ? root : "/tmp", "mipha-test-XXXXXX");
+    if (!mkdtemp(path)) give_up(path);
+    if (!is_watched && atexit(remove_left_dirs) != 0) give_up("atexit");
+    is_watched = true;
+    size_t i = 0;
+    while (i < TEMP_DIRS_MAX && temp_dirs[i].path) i++;
+    if (i == TEMP_DIRS_MAX) give_up("too many temporary folders");
+    temp_dirs[i].path = path;
+    temp_dirs[i].owner = getpid();
+    return path;
 }
 
 char *path_join(const char *dir, const char *name) {

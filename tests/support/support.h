@@ -47,7 +47,7 @@ bool wait_until(condition *is_true, void *arg, int timeout_ms);
 
 /* ---- places ---- */
 
-char *temp_dir_make(void);        /* under $TMPDIR or /tmp; free with temp_dir_remove */
+char *temp_dir_make(void);        /* under $TMPDIR or /tmp; free with temp_dir_remove; gone at exit in any case */
 void temp_dir_remove(char *path); /* and everything in it; NULL is fine */
 
 /* "dir/name" in memory the caller frees. */
