@@ -35,6 +35,7 @@ static const option_row rows[] = {
      "prompts, turns before them, adapter; - is standard input"},
     {"output", 'o', OPTION_STRING, "OUT.jsonl", NULL, 0, 0, "result lines go here instead of standard output, and what they are of into OUT.jsonl.manifest"},
     {"resume", 0, OPTION_FLAG, NULL, NULL, 0, 0, "finish an interrupted run: keep what OUT.jsonl has"},
+    {"retry-failed", 0, OPTION_FLAG, NULL, NULL, 0, 0, "as --resume, and ask again what has failed: its old lines go"},
     {"overwrite", 0, OPTION_FLAG, NULL, NULL, 0, 0, "replace an OUT.jsonl that has results in it"},
     TEMPLATE_ROW,
     USE_ADAPTER_ROW,
@@ -52,6 +53,7 @@ const option_table annotate_table = {
     .example = "  mipha annotate -p \"What is in the picture?\" -p \"What colour is it?\" photos/ > answers.jsonl\n"
                "  mipha annotate --input items.jsonl -o answers.jsonl\n"
                "  mipha annotate --input items.jsonl -o answers.jsonl --resume\n"
+               "  mipha annotate --input items.jsonl -o answers.jsonl --retry-failed\n"
                "  mipha annotate --broker tcp://gpu-box:7000 -o answers.jsonl photos/\n",
     .rows = rows,
     .positional_max = -1};
@@ -349,7 +351,8 @@ static status output_is_no_input(const char *path, const options *o, err *e) {
 
 static status open_output(run *r, const options *o, err *e) {
     result_file_settings settings = {.path = options_string(o, "output"),
-                                     .resume = options_flag(o, "resume"),
+                                     .resume = options_flag(o, "resume") || options_flag(o, "retry-failed"),
+                                     .retry_failed = options_flag(o, "retry-failed"),
                                      .overwrite = options_flag(o, "overwrite")};
     TRY(output_is_no_input(settings.path, o, e));
     digest_run(r, o);
@@ -357,15 +360,18 @@ static status open_output(run *r, const options *o, err *e) {
     return result_file_open(&r->out, &settings, r->p, e);
 }
 
-static void say_summary(const run *r, bool is_quiet) {
+static void say_summary(const run *r, const options *o) {
+    const char *path = options_string(o, "output");
+    bool is_kept = path && strcmp(path, "-") != 0;
     size_t n_missing = plan_count(r->p) - r->bar.n_done, n_broken = plan_broken_lines(r->p);
     if (r->is_stopping && n_missing > 0)
         (void)fprintf(stderr, "interrupted: %zu of %zu items are answered\n", r->bar.n_done,
                       plan_count(r->p));
-    if (is_quiet) return;
+    if (options_flag(o, "quiet")) return;
     if (r->bar.n_failed)
-        (void)fprintf(stderr, "%zu item%s failed; their lines say why\n", r->bar.n_failed,
-                      r->bar.n_failed == 1 ? "" : "s");
+        (void)fprintf(stderr, "%zu item%s failed; %s why%s\n", r->bar.n_failed, r->bar.n_failed == 1 ? "" : "s",
+                      r->bar.n_failed == 1 ? "its lines say" : "their lines say",
+                      is_kept ? ", and --retry-failed asks again" : "");
     if (n_broken)
         (void)fprintf(stderr, "%zu broken line%s of the manifest left out\n", n_broken,
                       n_broken == 1 ? "" : "s");
@@ -431,7 +437,7 @@ status annotate_run(const options *o, int *exit_code, err *e) {
     }
     if (st == STATUS_OK) {
         if (r->bar.n_done == 0) r->bar.n_done = result_file_n_done(r->out);
-        say_summary(r, options_flag(o, "quiet"));
+        say_summary(r, o);
         bool has_failure = r->bar.n_failed > 0 || plan_broken_lines(r->p) > 0;
         *exit_code = r->is_stopping && r->bar.n_done < plan_count(r->p) ? EXIT_INTERRUPTED
                      : has_failure                                     ? EXIT_SOME_FAILED

@@ -20,6 +20,7 @@ static const option_row rows[] = {
     {"output", 'o', OPTION_STRING, "DIR", NULL, 0, 0,
      "questions, answers, what the official server takes, and scores.json go here; without it, eval-BENCHMARK"},
     {"list", 0, OPTION_FLAG, NULL, NULL, 0, 0, "name the benchmarks and the files each needs"},
+    {"retry-failed", 0, OPTION_FLAG, NULL, NULL, 0, 0, "ask again what has failed"},
     {"max-new-tokens", 'n', OPTION_INT, "N", NULL, 1, MESSAGE_NEW_TOKENS_MAX,
      "longest answer, in tokens; without it, what the authors allow"},
     TEMPLATE_ROW,

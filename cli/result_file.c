@@ -3,12 +3,16 @@
  * Resuming reads the file once, line by line. Lines are grouped by item; an item is done when it has one line
  * for every prompt of its plan, in order. What cannot be read or is not complete is cut off if nothing
  * readable follows it, since only the last write can be torn; anywhere else it means that the file is not
- * what this program wrote, and it is left alone. */
+ * what this program wrote, and it is left alone.
+ *
+ * Items that failed and are asked again may stand anywhere. The file is written anew without them, beside itself, and then
+ * takes its own place, so it is whole with them or whole without them whatever happens. */
 #include "cli/result_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -20,6 +24,10 @@
 #define SIDE_FILE_BYTES_MAX 4096
 #define SIDE_TEXT_BYTES     256
 
+typedef struct {
+    off_t start, end;
+} span;
+
 struct result_file {
     char *path; /* NULL: standard output */
     int fd;
@@ -28,6 +36,9 @@ struct result_file {
     off_t end;           /* after the last whole item */
     bool has_unsynced, reader_is_gone;
     bool starts_anew;    /* not begun: the file is empty, or to be emptied */
+    bool retries_failed;
+    span *dropped;       /* not begun: lines of items that are asked again, in order */
+    size_t n_dropped;
     char fingerprint[80];
     char side[SIDE_TEXT_BYTES]; /* what the file beside it says */
 };
@@ -73,13 +84,29 @@ static bool old_line_parse(json_t **object, old_line *line, const char *text, si
     return true;
 }
 
-static void finish_item(scan *s, off_t end) {
+static status drop_item(result_file *f, off_t start, off_t end, err *e) {
+    span *last = f->n_dropped ? &f->dropped[f->n_dropped - 1] : NULL;
+    if (last && last->end == start) {
+        last->end = end;
+        return STATUS_OK;
+    }
+    span *grown = realloc(f->dropped, (f->n_dropped + 1) * sizeof *grown);
+    if (!grown) return fail(e, STATUS_NO_MEMORY, "%.300s: out of memory", f->path);
+    f->dropped = grown;
+    f->dropped[f->n_dropped++] = (span){start, end};
+    return STATUS_OK;
+}
+
+static status finish_item(scan *s, off_t end, err *e) {
     result_file *f = s->f;
-    f->done[s->item.idx / 8] = (unsigned char)(f->done[s->item.idx / 8] | 1u << (s->item.idx % 8));
-    f->n_done++;
-    f->n_failed += s->item.has_failed;
+    open_item item = s->item;
     f->end = end;
     s->item = (open_item){.idx = plan_count(s->p)};
+    if (item.has_failed && f->retries_failed) return drop_item(f, item.start, end, e);
+    f->done[item.idx / 8] = (unsigned char)(f->done[item.idx / 8] | 1u << (item.idx % 8));
+    f->n_done++;
+    f->n_failed += item.has_failed;
+    return STATUS_OK;
 }
 
 static status take_line(scan *s, const old_line *line, off_t end, err *e) {
@@ -99,8 +126,7 @@ static status take_line(scan *s, const old_line *line, off_t end, err *e) {
     s->item.has_failed |= line->has_failed;
     if (line->fingerprint && !s->f->fingerprint[0])
         (void)snprintf(s->f->fingerprint, sizeof s->f->fingerprint, "%s", line->fingerprint);
-    if (s->item.n_lines == plan_n_prompts(s->p, idx)) finish_item(s, end);
-    return STATUS_OK;
+    return s->item.n_lines == plan_n_prompts(s->p, idx) ? finish_item(s, end, e) : STATUS_OK;
 }
 
 static status scan_line(scan *s, const char *text, size_t n, err *e) {
@@ -222,6 +248,59 @@ static status side_check(const result_file *f, err *e) {
     return st;
 }
 
+/* ---- without the items that are asked again -------------------------------------------------- */
+
+static status copy_range(const result_file *f, int to, off_t at, off_t end, const char *draft, err *e) {
+    char block[65536];
+    while (at < end) {
+        size_t want = end - at < (off_t)sizeof block ? (size_t)(end - at) : sizeof block;
+        ssize_t n = pread(f->fd, block, want, at);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return fail_errno(e, STATUS_IO, "reading %.300s", f->path);
+        TRY(write_whole(to, block, (size_t)n, draft, e));
+        at += n;
+    }
+    return STATUS_OK;
+}
+
+static status copy_kept(const result_file *f, int to, const char *draft, err *e) {
+    off_t at = 0;
+    for (size_t i = 0; i < f->n_dropped; i++) {
+        TRY(copy_range(f, to, at, f->dropped[i].start, draft, e));
+        at = f->dropped[i].end;
+    }
+    return copy_range(f, to, at, f->end, draft, e);
+}
+
+/* The new file has the old one's mode, and our lock before it has its name. */
+static status drop_failed(result_file *f, err *e) {
+    struct stat info;
+    char *path = realpath(f->path, NULL), draft[PATH_MAX + 8]; /* of a link, what it leads to */
+    if (!path || fstat(f->fd, &info) != 0) {
+        free(path);
+        return fail_errno(e, STATUS_IO, "%.300s", f->path);
+    }
+    (void)snprintf(draft, sizeof draft, "%s.new", path);
+    int fd = open(draft, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
+    status st = STATUS_OK;
+    if (fd < 0 || fchmod(fd, info.st_mode & 0777) != 0 || flock(fd, LOCK_EX | LOCK_NB) != 0)
+        st = fail_errno(e, STATUS_IO, "%.300s", draft);
+    if (st == STATUS_OK) st = copy_kept(f, fd, draft, e);
+    if (st == STATUS_OK && fsync(fd) != 0) st = fail_errno(e, STATUS_IO, "%.300s", draft);
+    if (st == STATUS_OK && rename(draft, path) != 0) st = fail_errno(e, STATUS_IO, "%.300s", path);
+    if (st == STATUS_OK) st = sync_folder_of(path, e);
+    free(path);
+    if (st != STATUS_OK) {
+        if (fd >= 0) (void)close(fd);
+        return st;
+    }
+    (void)close(f->fd);
+    f->fd = fd;
+    for (size_t i = 0; i < f->n_dropped; i++) f->end -= f->dropped[i].end - f->dropped[i].start;
+    f->n_dropped = 0;
+    return STATUS_OK;
+}
+
 /* ---- opening and writing --------------------------------------------------------------------- */
 
 static status start_anew(result_file *f, const result_file_settings *s, off_t old_bytes, err *e) {
@@ -233,6 +312,7 @@ static status start_anew(result_file *f, const result_file_settings *s, off_t ol
 }
 
 status result_file_begin(result_file *f, err *e) {
+    if (f->n_dropped) return drop_failed(f, e);
     if (!f->starts_anew) return STATUS_OK;
     f->starts_anew = false;
     if (ftruncate(f->fd, 0) != 0) return fail_errno(e, STATUS_IO, "%.300s", f->path);
@@ -255,9 +335,10 @@ static status take_up(result_file *f, const result_file_settings *s, const plan 
 }
 
 static status open_path(result_file *f, const result_file_settings *s, const plan *p, err *e) {
-    struct stat info;
+    struct stat info, named;
     f->path = strdup(s->path);
     f->done = calloc(plan_count(p) / 8 + 1, 1);
+    f->retries_failed = s->retry_failed;
     if (!f->path || !f->done) return fail(e, STATUS_NO_MEMORY, "%.300s: out of memory", s->path);
     f->fd = open(s->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (f->fd < 0 || fstat(f->fd, &info) != 0) return fail_errno(e, STATUS_IO, "%.300s", s->path);
@@ -268,6 +349,8 @@ static status open_path(result_file *f, const result_file_settings *s, const pla
         return errno == EWOULDBLOCK
                    ? fail(e, STATUS_CONFLICT, "%.300s is being written by another mipha", s->path)
                    : fail_errno(e, STATUS_IO, "locking %.300s", s->path);
+    if (stat(s->path, &named) != 0 || named.st_ino != info.st_ino || named.st_dev != info.st_dev)
+        return fail(e, STATUS_CONFLICT, "%.300s has just been replaced by another mipha", s->path);
     side_text(f->side, s->digest, p);
     return s->resume ? take_up(f, s, p, info.st_size, e) : start_anew(f, s, info.st_size, e);
 }
@@ -276,9 +359,11 @@ status result_file_open(result_file **f, const result_file_settings *settings, c
     *f = NULL;
     bool has_path = settings->path && strcmp(settings->path, "-") != 0;
     if (settings->resume && settings->overwrite)
-        return fail(e, STATUS_BAD_ARGUMENT, "--resume keeps what there is and --overwrite replaces it; write one of them");
+        return fail(e, STATUS_BAD_ARGUMENT, "%s keeps what there is and --overwrite replaces it; write one of them",
+                    settings->retry_failed ? "--retry-failed" : "--resume");
     if (settings->resume && !has_path)
-        return fail(e, STATUS_BAD_ARGUMENT, "--resume needs the file to finish: -o OUT.jsonl");
+        return fail(e, STATUS_BAD_ARGUMENT, "%s needs the file to finish: -o OUT.jsonl",
+                    settings->retry_failed ? "--retry-failed" : "--resume");
     result_file *made = calloc(1, sizeof *made);
     if (!made) return fail(e, STATUS_NO_MEMORY, "output: out of memory");
     made->fd = has_path ? -1 : STDOUT_FILENO;
@@ -295,6 +380,7 @@ void result_file_close(result_file **f) {
     if (!*f) return;
     if ((*f)->path && (*f)->fd >= 0) (void)close((*f)->fd);
     free((*f)->done);
+    free((*f)->dropped);
     free((*f)->path);
     free(*f);
     *f = NULL;

@@ -23,6 +23,7 @@ typedef struct result_file result_file;
 typedef struct {
     const char *path; /* NULL or "-": standard output */
     bool resume;      /* keep what is there and finish it */
+    bool retry_failed; /* with resume: all but the items with an error in a line, which are still to be asked */
     bool overwrite;   /* an old file with results in it may be replaced */
     unsigned char digest[HASH_SHA256_BYTES]; /* of plan and settings: what makes the same run */
 } result_file_settings;
@@ -33,8 +34,8 @@ MUST_USE status result_file_open(result_file **f, const result_file_settings *se
                                  err *e);
 void result_file_close(result_file **f);
 
-/* Until this an old file that is to be replaced is as it was: call it when nothing stands in the way of new results.
- * Errors: IO, NO_MEMORY. */
+/* Until this an old file that is to be replaced, or to lose its failed items, is as it was: call it when nothing stands in
+ * the way of new results. Errors: IO, NO_MEMORY. */
 MUST_USE status result_file_begin(result_file *f, err *e);
 
 bool result_file_is_done(const result_file *f, size_t idx);

@@ -155,6 +155,41 @@ static void items_of_several_images_have_their_lines_and_are_resumed(void **stat
     free(path);
 }
 
+static void what_failed_is_asked_again_once_its_picture_is_there(void **state) {
+    fixture *f = *state;
+    free(put(f, "text.jpg", "this is not a picture"));
+    char *items = put(f, "items.jsonl",
+                      "{\"id\":\"good\",\"image\":\"" EXAMPLES "/farm.jpg\"}\n"
+                      "{\"id\":\"late\",\"image\":\"late.webp\",\"prompts\":[\"Describe the image.\",\"What do you see?\"]}\n"
+                      "{\"id\":\"bad\",\"image\":\"text.jpg\"}\n");
+    char *path = path_join(f->dir, "out.jsonl"), *late = path_join(f->dir, "late.webp");
+    buf errors, picture;
+    buf_init(&errors, 1 << 20);
+    buf_init(&picture, 1 << 24);
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", path, NULL}, NULL, &errors), 1);
+    assert_non_null(strstr((char *)errors.data, "2 items failed; their lines say why, and --retry-failed asks again\n"));
+    assert_true(file_read(&picture, EXAMPLES "/cafe.webp"));
+    file_write(late, picture.data, picture.len_bytes);
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", path, "-q", "--resume", NULL}, NULL, NULL), 1);
+    result_lines set = result_lines_of(path);
+    assert_int_equal(result_lines_with(&set, "\"error\":null"), 1);
+    result_lines_free(&set);
+    buf_clear(&errors);
+    assert_int_equal(run((const char *const[]){"--input", items, "-o", path, "--retry-failed", NULL}, NULL, &errors), 1);
+    assert_non_null(strstr((char *)errors.data, "1 item failed; its lines say why"));
+    set = result_lines_of(path);
+    assert_int_equal(set.n, 4);
+    assert_int_equal(result_lines_with(&set, "\"error\":null"), 3);
+    assert_int_equal(result_lines_with(&set, "\"id\":\"late\""), 2);
+    assert_int_equal(result_lines_with(&set, "\"id\":\"good\""), 1);
+    result_lines_free(&set);
+    buf_deinit(&errors);
+    buf_deinit(&picture);
+    free(items);
+    free(path);
+    free(late);
+}
+
 /* A picture of 900 million pixels is refused before it is unpacked; the largest that is allowed, and one
  * whose comment unpacks to 100 MB, are pictures like any other. */
 static void small_files_that_unpack_to_very_much_harm_nobody(void **state) {
@@ -350,6 +385,7 @@ int main(void) {
         T(a_folder_is_annotated_with_one_line_for_each_question),
         T(bad_items_fail_alone_and_are_named),
         T(items_of_several_images_have_their_lines_and_are_resumed),
+        T(what_failed_is_asked_again_once_its_picture_is_there),
         T(small_files_that_unpack_to_very_much_harm_nobody),
         T(wrong_inputs_are_usage_errors_before_anything_runs),
         T(results_do_not_depend_on_concurrency),

@@ -83,6 +83,7 @@ static void wrong_use_exits_2_and_says_what_is_wrong(void **state) {
     assert_run("annotate --concurrency 0 x", 2, NULL, "--concurrency");
     assert_run("annotate --temperature hot x", 2, NULL, "--temperature");
     assert_run("annotate --resume x.jpg", 2, NULL, "-o");
+    assert_run("annotate --retry-failed x.jpg", 2, NULL, "--retry-failed needs the file to finish");
     assert_run("annotate --broker nonsense x.jpg", 2, NULL, "nonsense");
     assert_run("annotate --device tpu x.jpg", 2, NULL, "tpu");
     assert_run("annotate --threads 257 x.jpg", 2, NULL, "maximum 256");

@@ -177,6 +177,59 @@ static void results_are_not_overwritten_unless_asked(void **state) {
     assert_content(f, "");
 }
 
+static status open_for_retry(fixture *f) {
+    result_file_close(&f->f);
+    result_file_settings s = {.path = f->path, .resume = true, .retry_failed = true, .digest = {1}};
+    return result_file_open(&f->f, &s, f->p, &f->e);
+}
+
+static void what_failed_is_dropped_to_be_asked_again_and_nothing_else(void **state) {
+    fixture *f = *state;
+    static const char failed_d[] = "{\"id\":\"d\",\"prompt_index\":0,\"error\":{}}\n";
+    assert_int_equal(open_file(f, false, false, 1), STATUS_OK);
+    write_item(f, 0);
+    write_item(f, 1); /* one of its lines is an error */
+    assert_int_equal(result_file_write(f->f, failed_d, strlen(failed_d), &f->e), STATUS_OK);
+    write_item(f, 2);
+    assert_int_equal(result_file_write(f->f, "{\"id\":\"torn", 11, &f->e), STATUS_OK);
+    result_file_close(&f->f);
+    assert_int_equal(chmod(f->path, 0640), 0);
+    char *link_path = path_join(f->dir, "link"), *path = f->path, *draft = path_join(f->dir, "out.jsonl.new"), text[1024];
+    char *side = path_join(f->dir, "out.jsonl.manifest"), *link_side = path_join(f->dir, "link.manifest");
+    assert_int_equal(symlink("out.jsonl", link_path) | symlink("out.jsonl.manifest", link_side), 0);
+    f->path = link_path;
+
+    /* Not before new answers can come. */
+    assert_int_equal(open_for_retry(f), STATUS_OK);
+    (void)snprintf(text, sizeof text, "%s%s%s%s", lines_of[0], lines_of[1], failed_d, lines_of[2]);
+    assert_content(f, text);
+    assert_int_equal(result_file_n_done(f->f), 2);
+    assert_int_equal(result_file_n_failed(f->f), 0);
+    for (size_t i = 0; i < N_ITEMS; i++) assert_int_equal(result_file_is_done(f->f, i), i == 0 || i == 2);
+    assert_int_equal(result_file_begin(f->f, &f->e), STATUS_OK);
+    (void)snprintf(text, sizeof text, "%s%s", lines_of[0], lines_of[2]);
+    assert_content(f, text);
+    struct stat info;
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(info.st_mode & 0777, 0640);
+    assert_int_equal(access(draft, F_OK), -1);
+    assert_true(lstat(link_path, &info) == 0 && S_ISLNK(info.st_mode));
+
+    /* The new file is locked like the old one, written behind, and resumed like any. */
+    result_file *other;
+    result_file_settings s = {.path = path, .resume = true, .digest = {1}};
+    assert_int_equal(result_file_open(&other, &s, f->p, &f->e), STATUS_CONFLICT);
+    write_item(f, 3);
+    assert_int_equal(open_file(f, true, false, 1), STATUS_OK);
+    assert_int_equal(result_file_n_done(f->f), 3);
+    assert_int_equal(open_for_retry(f), STATUS_OK); /* nothing has failed */
+    assert_int_equal(result_file_begin(f->f, &f->e), STATUS_OK);
+    (void)snprintf(text, sizeof text, "%s%s%s", lines_of[0], lines_of[2], lines_of[3]);
+    assert_content(f, text);
+    f->path = path;
+    free(link_path), free(draft), free(side), free(link_side);
+}
+
 static void another_run_is_not_mixed_in(void **state) {
     fixture *f = *state;
     assert_int_equal(open_file(f, false, false, 1), STATUS_OK);
@@ -233,6 +286,7 @@ int main(void) {
         T(a_tail_of_zeros_is_cut_off_like_any_torn_tail),
         T(damage_before_the_end_is_refused_and_left_alone),
         T(results_are_not_overwritten_unless_asked),
+        T(what_failed_is_dropped_to_be_asked_again_and_nothing_else),
         T(another_run_is_not_mixed_in),
         T(resuming_nothing_is_starting),
         T(a_second_writer_is_turned_away),
