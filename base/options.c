@@ -342,10 +342,11 @@ static status check_positional(const options *o, err *e) {
     if (o->n_positional < t->positional_min)
         return fail(e, STATUS_BAD_ARGUMENT, "needs %s: %d given, %d needed",
                     t->positional ? t->positional : "arguments", o->n_positional, t->positional_min);
+    if (t->positional_max == 0 && o->n_positional > 0)
+        return fail(e, STATUS_BAD_ARGUMENT, "unexpected argument \"%s\"; %s takes options only", o->positional[0], t->program);
     if (t->positional_max >= 0 && o->n_positional > t->positional_max)
-        return fail(e, STATUS_BAD_ARGUMENT, "unexpected argument \"%s\"; %s takes %s%d",
-                    o->positional[t->positional_max], t->program,
-                    t->positional_max ? "at most " : "", t->positional_max);
+        return fail(e, STATUS_BAD_ARGUMENT, "unexpected argument \"%s\"; %s takes at most %d",
+                    o->positional[t->positional_max], t->program, t->positional_max);
     return STATUS_OK;
 }
 

@@ -210,13 +210,21 @@ static status run_dialogue(dialogue *d, const options *o, int *exit_code, err *e
     return st;
 }
 
+/* "mipha ask photo.jpg 'What is it?'" is what most people try first. */
+static status read_images(dialogue *d, const options *o, err *e) {
+    status st = several_images_read(&d->images, (const char *const *)o->positional, (size_t)o->n_positional, e);
+    if (st != STATUS_IMAGE_UNREADABLE || options_is_set(o, "prompt")) return st;
+    err why = *e;
+    return fail(e, st, "%.400s (a question is written behind -p)", why.text);
+}
+
 status ask_run(const options *o, int *exit_code, err *e) {
     dialogue d = {.is_interactive = isatty(STDIN_FILENO), .is_escaped = isatty(STDOUT_FILENO)};
     d.flags = MESSAGE_FLAG_STREAM | (options_flag(o, "exif") ? MESSAGE_FLAG_EXIF : 0);
     status st = sampling_from_options(&d.sampling, o, e);
     if (st == STATUS_OK) st = template_from_options(&d.template_name, o, e);
     if (st == STATUS_OK) st = adapter_from_options(&d.adapter, o, e);
-    if (st == STATUS_OK) st = several_images_read(&d.images, (const char *const *)o->positional, (size_t)o->n_positional, e);
+    if (st == STATUS_OK) st = read_images(&d, o, e);
     if (st != STATUS_OK) return st;
     hash_sha256(d.image_sha256, d.images.data[0].data, d.images.data[0].len_bytes);
     buf_init(&d.typed, 4 * MESSAGE_PROMPT_BYTES_MAX);

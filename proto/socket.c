@@ -178,8 +178,10 @@ static status socket_open(wire_socket **s, void *zmq_context, const char *endpoi
     else if (!set_options(made->zmq, is_bound))
         st = fail(e, STATUS_INTERNAL, "socket %s: option: %s", endpoint, zmq_strerror(zmq_errno()));
     else if ((is_bound ? zmq_bind : zmq_connect)(made->zmq, endpoint) != 0)
-        st = fail(e, zmq_errno() == EINVAL ? STATUS_BAD_ARGUMENT : STATUS_IO, "%s %s: %s",
-                  is_bound ? "binding" : "connecting to", endpoint, zmq_strerror(zmq_errno()));
+        st = zmq_errno() == EINVAL || zmq_errno() == EPROTONOSUPPORT
+                 ? fail(e, STATUS_BAD_ARGUMENT, "\"%s\" is not an endpoint: they are written as in tcp://host:7000", endpoint)
+                 : fail(e, STATUS_IO, "%s %s: %s", is_bound ? "binding" : "connecting to", endpoint,
+                        zmq_strerror(zmq_errno()));
     if (st != STATUS_OK) {
         wire_close(&made);
         return st;

@@ -54,7 +54,8 @@ typedef struct {
     wire_payload *payload; /* NULL when there is none; set it to NULL to keep it */
 } wire_message;
 
-/* Binds a ROUTER; `tcp://127.0.0.1:*` takes a free port, wire_endpoint tells which. */
+/* Binds a ROUTER; `tcp://127.0.0.1:*` takes a free port, wire_endpoint tells which. Errors of both: BAD_ARGUMENT (no
+ * endpoint), IO, NO_MEMORY. */
 MUST_USE status wire_bind(wire_socket **s, void *zmq_context, const char *endpoint, err *e);
 /* Connects a DEALER. Succeeds before the other side exists; messages sent meanwhile are refused. */
 MUST_USE status wire_connect(wire_socket **s, void *zmq_context, const char *endpoint, err *e);

@@ -235,7 +235,7 @@ static void too_few_and_too_many_words_are_refused(void **state) {
     needs.positional_max = 0;
     assert_int_equal(options_parse(&o, &needs, 2, (char *[]){"mipha", "a", NULL}, &e),
                      STATUS_BAD_ARGUMENT);
-    assert_string_equal(e.text, "unexpected argument \"a\"; mipha annotate takes 0");
+    assert_string_equal(e.text, "unexpected argument \"a\"; mipha annotate takes options only");
 }
 
 static void help_and_version_are_seen_before_what_is_missing(void **state) {

@@ -92,6 +92,10 @@ static void wrong_use_exits_2_and_says_what_is_wrong(void **state) {
     assert_run("annotate --stop a --stop b --stop c --stop d --stop e x.jpg", 2, NULL, "--stop");
     assert_run("annotate --prompts /nonexistent x.jpg", 2, NULL, "/nonexistent");
     assert_run("ask", 2, NULL, "mipha ask: needs IMAGE");
+    assert_run("ask " SOURCE_DIR "/examples/farm.jpg What", 1, NULL, "What: No such file or directory (a question is written behind -p)");
+    assert_run("status --broker localhost:7000", 2, NULL, "\"localhost:7000\" is not an endpoint: they are written as in tcp://host:7000");
+    assert_run("status --broker http://localhost:7000", 2, NULL, "\"http://localhost:7000\" is not an endpoint");
+    assert_run("up now", 2, NULL, "mipha up takes options only");
     assert_run("generate", 2, NULL, "--raw-prompt");
     assert_run("embed x.jpg", 2, NULL, "-o");
     assert_run("embed x.jpg -o /dev/null --layer top", 2, NULL, "--layer");
