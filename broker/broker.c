@@ -91,8 +91,10 @@ static void send_to(broker *b, uint64_t peer, const message *m, const wire_paylo
     wire_peer to = peer_address(peer);
     status st = wire_send(peer_socket(b, peer), &to, m, frames);
     if (st == STATUS_OK) return;
-    log_warn("send_failed", "kind=%s reason=\"%s\"", message_kind_name((int)m->kind),
-             status_text((int)st));
+    if (st == STATUS_NOT_FOUND) /* it has left, and what it said last is answered late: no news */
+        log_debug("peer_gone", "kind=%s", message_kind_name((int)m->kind));
+    else
+        log_warn("send_failed", "kind=%s reason=\"%s\"", message_kind_name((int)m->kind), status_text((int)st));
     event gone = {.kind = peer & PEER_BACK ? EVENT_NODE_GONE : EVENT_CLIENT_GONE, .peer = peer};
     step(b, &gone);
 }
