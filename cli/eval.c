@@ -12,7 +12,7 @@
 #include "eval/benchmark.h"
 
 #define PATH_BYTES 4096
-#define WORDS_MAX  128
+#define WORDS_MAX  (96 + 2 * MODEL_SERVED_MAX)
 #define WORD_BYTES 512
 
 static const option_row rows[] = {
@@ -60,9 +60,11 @@ static void add_number(words *w, const char *flag, unsigned long long n) {
     add(w, flag), add(w, text);
 }
 
+/* One too many is handed on for annotate to refuse, no more. */
 static void add_list(words *w, const char *flag, const options *o, const char *name) {
     const char *const *items;
-    for (size_t i = 0, n = options_list(o, name, &items); i < n; i++) add(w, flag), add(w, items[i]);
+    size_t n = options_list(o, name, &items);
+    for (size_t i = 0; i < n && i <= MODEL_SERVED_MAX; i++) add(w, flag), add(w, items[i]);
 }
 
 /* Every option that both commands have, as it was typed; the environment speaks to annotate itself. */

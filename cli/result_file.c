@@ -291,7 +291,7 @@ static status drop_failed(result_file *f, err *e) {
     if (st == STATUS_OK) st = sync_folder_of(path, e);
     free(path);
     if (st != STATUS_OK) {
-        if (fd >= 0) (void)close(fd);
+        if (fd >= 0) (void)close(fd), (void)unlink(draft);
         return st;
     }
     (void)close(f->fd);
