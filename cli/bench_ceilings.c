@@ -14,12 +14,12 @@ typedef struct {
     ops_block block;
     ops_tensor a, b, out;
     ops_matrix *matrix;
-} arena;
+} rig;
 
-static status run_sum(arena *r) { return ops_add(r->ctx, &r->out, &r->a, &r->b); }
-static status run_product(arena *r) { return ops_linear(r->ctx, &r->out, &r->a, r->matrix, NULL); }
+static status run_sum(rig *r) { return ops_add(r->ctx, &r->out, &r->a, &r->b); }
+static status run_product(rig *r) { return ops_linear(r->ctx, &r->out, &r->a, r->matrix, NULL); }
 
-static status time_best(arena *r, double *best_s, status (*run)(arena *)) {
+static status time_best(rig *r, double *best_s, status (*run)(rig *)) {
     *best_s = INFINITY;
     for (int i = 0; i <= RUNS; i++) { /* the first warms up */
         int64_t start_us = clock_now_us();
@@ -42,7 +42,7 @@ static ops_tensor random_tensor(ops_dtype dtype, const int64_t dims[2]) {
 }
 
 /* Two arrays like values, which they are filled with, and a third. */
-static status open_arrays(arena *r, const ops_tensor *values, err *e) {
+static status open_arrays(rig *r, const ops_tensor *values, err *e) {
     status st = ops_block_open(r->ctx, &r->block, 3 * ops_cut_bytes(values->dtype, tensor_elements(values)), e);
     if (st != STATUS_OK) return st;
     ops_tensor *all[] = {&r->a, &r->b, &r->out};
@@ -52,20 +52,20 @@ static status open_arrays(arena *r, const ops_tensor *values, err *e) {
     return st == STATUS_OK ? ops_sync(r->ctx) : st;
 }
 
-static void close_arena(arena *r) {
+static void close_rig(rig *r) {
     ops_matrix_close(r->ctx, &r->matrix);
     ops_block_close(&r->block);
 }
 
-static status measure(double *best_s, ops_ctx *ctx, const int64_t dims[2], ops_dtype weights, status (*run)(arena *), err *e) {
-    arena r = {.ctx = ctx};
+static status measure(double *best_s, ops_ctx *ctx, const int64_t dims[2], ops_dtype weights, status (*run)(rig *), err *e) {
+    rig r = {.ctx = ctx};
     ops_tensor values = random_tensor(ops_activation_dtype(ctx, weights), dims), w = random_tensor(weights, dims);
     status st = values.data && w.data ? open_arrays(&r, &values, e) : fail(e, STATUS_NO_MEMORY, "bench: no memory");
     if (st == STATUS_OK && run == run_product) st = ops_matrix_open(ctx, &r.matrix, &w, NULL, e);
     if (st == STATUS_OK) st = time_best(&r, best_s, run);
     free(values.data);
     free(w.data);
-    close_arena(&r);
+    close_rig(&r);
     return st;
 }
 
