@@ -42,10 +42,10 @@ static status claim_draft(ready_file *r, err *e) {
 
 /* The file of somebody who has started before, and runs or was killed. */
 static status remove_old(const ready_file *r, err *e) {
-    int fd = open(r->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = open(r->path, O_RDWR | O_CLOEXEC | O_NONBLOCK); /* to write: NFS locks no other */
     if (fd < 0) return errno == ENOENT ? STATUS_OK : fail_errno(e, STATUS_IO, "ready file %.300s", r->path);
     status st = lock(fd, r->path, e);
-    if (st == STATUS_OK && unlink(r->path) != 0) st = fail_errno(e, STATUS_IO, "old ready file %.300s", r->path);
+    if (st == STATUS_OK && unlink(r->path) != 0 && errno != ENOENT) st = fail_errno(e, STATUS_IO, "old ready file %.300s", r->path);
     (void)close(fd);
     return st;
 }

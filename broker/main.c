@@ -76,9 +76,9 @@ static int run(const options *o, err *e) {
     broker_settings settings = settings_from(o);
     void *context = wire_context_open();
     broker *b = NULL;
-    ready_file ready;
-    status st = ready_file_claim(&ready, options_string(o, "ready-file"), e);
-    if (st == STATUS_OK) st = stop_open(e);
+    ready_file ready = {.fd = -1};
+    status st = stop_open(e);
+    if (st == STATUS_OK) st = ready_file_claim(&ready, options_string(o, "ready-file"), e);
     if (st == STATUS_OK) st = broker_open(&b, context, &settings, e);
     if (st == STATUS_OK) st = write_ready_file(&ready, b, e);
     int exit_code = st == STATUS_OK ? 0 : EXIT_NOT_STARTED;

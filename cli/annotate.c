@@ -361,8 +361,6 @@ static status open_output(run *r, const options *o, err *e) {
 }
 
 static void say_summary(const run *r, const options *o) {
-    const char *path = options_string(o, "output");
-    bool is_kept = path && strcmp(path, "-") != 0;
     size_t n_missing = plan_count(r->p) - r->bar.n_done, n_broken = plan_broken_lines(r->p);
     if (r->is_stopping && n_missing > 0)
         (void)fprintf(stderr, "interrupted: %zu of %zu items are answered\n", r->bar.n_done,
@@ -371,7 +369,7 @@ static void say_summary(const run *r, const options *o) {
     if (r->bar.n_failed)
         (void)fprintf(stderr, "%zu item%s failed; %s why%s\n", r->bar.n_failed, r->bar.n_failed == 1 ? "" : "s",
                       r->bar.n_failed == 1 ? "its lines say" : "their lines say",
-                      is_kept ? ", and --retry-failed asks again" : "");
+                      result_file_can_be_resumed(r->out) ? ", and --retry-failed asks again" : "");
     if (n_broken)
         (void)fprintf(stderr, "%zu broken line%s of the manifest left out\n", n_broken,
                       n_broken == 1 ? "" : "s");

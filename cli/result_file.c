@@ -51,6 +51,7 @@ typedef struct {
     size_t n_lines;
     bool has_failed;
     off_t start;     /* of its first line */
+    char fingerprint[80];
 } open_item;
 
 typedef struct {
@@ -106,6 +107,7 @@ static status finish_item(scan *s, off_t end, err *e) {
     f->done[item.idx / 8] = (unsigned char)(f->done[item.idx / 8] | 1u << (item.idx % 8));
     f->n_done++;
     f->n_failed += item.has_failed;
+    if (!f->fingerprint[0]) memcpy(f->fingerprint, item.fingerprint, sizeof f->fingerprint);
     return STATUS_OK;
 }
 
@@ -124,8 +126,8 @@ static status take_line(scan *s, const old_line *line, off_t end, err *e) {
                     path, s->line_no, plan_id(s->p, s->item.idx));
     s->item.n_lines++;
     s->item.has_failed |= line->has_failed;
-    if (line->fingerprint && !s->f->fingerprint[0])
-        (void)snprintf(s->f->fingerprint, sizeof s->f->fingerprint, "%s", line->fingerprint);
+    if (line->fingerprint && !s->item.fingerprint[0])
+        (void)snprintf(s->item.fingerprint, sizeof s->item.fingerprint, "%s", line->fingerprint);
     return s->item.n_lines == plan_n_prompts(s->p, idx) ? finish_item(s, end, e) : STATUS_OK;
 }
 
@@ -272,7 +274,7 @@ static status copy_kept(const result_file *f, int to, const char *draft, err *e)
     return copy_range(f, to, at, f->end, draft, e);
 }
 
-/* The new file has the old one's mode, and our lock before it has its name. */
+/* The new file has the old one's mode, and our lock before it has its name. Until then its name is nobody else's. */
 static status drop_failed(result_file *f, err *e) {
     struct stat info;
     char *path = realpath(f->path, NULL), draft[PATH_MAX + 8]; /* of a link, what it leads to */
@@ -280,10 +282,11 @@ static status drop_failed(result_file *f, err *e) {
         free(path);
         return fail_errno(e, STATUS_IO, "%.300s", f->path);
     }
-    (void)snprintf(draft, sizeof draft, "%s.new", path);
-    int fd = open(draft, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
+    (void)snprintf(draft, sizeof draft, "%s.XXXXXX", path);
+    int fd = mkstemp(draft);
     status st = STATUS_OK;
-    if (fd < 0 || fchmod(fd, info.st_mode & 0777) != 0 || flock(fd, LOCK_EX | LOCK_NB) != 0)
+    if (fd < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(fd, F_SETFL, O_APPEND) != 0 ||
+        fchmod(fd, info.st_mode & 0777) != 0 || flock(fd, LOCK_EX | LOCK_NB) != 0)
         st = fail_errno(e, STATUS_IO, "%.300s", draft);
     if (st == STATUS_OK) st = copy_kept(f, fd, draft, e);
     if (st == STATUS_OK && fsync(fd) != 0) st = fail_errno(e, STATUS_IO, "%.300s", draft);
@@ -405,6 +408,7 @@ status result_file_write(result_file *f, const void *lines, size_t n_bytes, err 
     return st;
 }
 
+bool result_file_can_be_resumed(const result_file *f) { return f->side[0] != '\0'; }
 bool result_file_reader_is_gone(const result_file *f) { return f->reader_is_gone; }
 
 status result_file_sync(result_file *f, err *e) {

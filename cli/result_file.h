@@ -46,6 +46,9 @@ const char *result_file_fingerprint(const result_file *f); /* of the model found
 /* Errors: IO; what was written of the item is cut off again where the file allows it. */
 MUST_USE status result_file_write(result_file *f, const void *lines, size_t n_bytes, err *e);
 
+/* A regular file, which a later run can go on with. */
+bool result_file_can_be_resumed(const result_file *f);
+
 /* Writing has failed because the other end of the pipe is closed. */
 bool result_file_reader_is_gone(const result_file *f);
 

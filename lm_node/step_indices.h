@@ -5,7 +5,7 @@
  *     st = step_indices_upload(&at, &room, &batch);
  *
  * Both places have step_indices_max(&settings) elements, those on the host in memory of ops_host_open. The arrays are views
- * into the device's, good until the next upload; where they lie depends on the batch's sizes alone. */
+ * into the device's, good until the next upload; where they lie depends on the sizes alone of a batch without adapters. */
 #ifndef LM_NODE_STEP_INDICES_H
 #define LM_NODE_STEP_INDICES_H
 

@@ -67,9 +67,9 @@ typedef struct {
     float *keys_t;  /* [head_dim, KEY_CHUNK] */
     float *values;  /* [KEY_CHUNK, padded_dim] */
     float *q_tile;  /* [rows of a tile, TILE_STRIDE] */
-    uint16_t *queries; /* [rows, padded_dim] and [rows of a tile, padded_dim], in bf16 */
     float *p_tile;  /* [the same]: scores, then weights */
     float *acc_tile; /* [rows of a tile, padded_dim] */
+    uint16_t *queries; /* [rows, padded_dim] and [rows of a tile, padded_dim], in bf16 */
     uint16_t *weights; /* [rows of a tile, KEY_CHUNK] in bf16 */
     int32_t *members; /* [2, rows]: the rows served together, and next */
     bool *served;   /* [rows] */
@@ -90,10 +90,10 @@ static size_t workspace_cut(const attention_job *j, unsigned char *base, workspa
     CUT(keys_t, dim * KEY_CHUNK);
     CUT(values, KEY_CHUNK * dim);
     CUT(q_tile, ROWS_A_TILE * TILE_STRIDE);
-    CUT(queries, j->rounded ? (rows + ROWS_A_TILE) * dim : 0);
     CUT(p_tile, ROWS_A_TILE * TILE_STRIDE);
     CUT(acc_tile, ROWS_A_TILE * dim);
-    CUT(weights, ROWS_A_TILE * KEY_CHUNK);
+    CUT(queries, j->rounded ? (rows + ROWS_A_TILE) * dim : 0);
+    CUT(weights, j->rounded ? ROWS_A_TILE * KEY_CHUNK : 0);
     CUT(members, 2 * rows);
     CUT(served, rows);
 #undef CUT
@@ -428,7 +428,7 @@ static status prepare(cpu_state *s, attention_job *j, const ops_tensor *q, const
     j->rounded = is_rounded ? j->simd->attention : NULL;
     int64_t n_whole = j->n_rows / j->seq_rows * j->n_heads, n_wanted = 2 * pool_threads(s->pool);
     int64_t n_pieces = ceil_div(j->seq_rows, ROWS_A_TASK);
-    if (n_whole * n_pieces < n_wanted) n_pieces = min_i64(2 * n_pieces, j->seq_rows);
+    if (!j->is_few && n_whole * n_pieces < n_wanted) n_pieces = min_i64(2 * n_pieces, j->seq_rows);
     j->rows_a_task = ceil_div(j->seq_rows, n_pieces);
     int64_t n_single = n_whole * n_pieces, head_bytes = j->rows_a_task * j->padded_dim * (int64_t)sizeof(float);
     j->heads_a_task = !j->is_few ? 1 : min_i64(min_i64(HEADS_A_TASK, HEADS_BYTES / head_bytes), n_single / n_wanted);

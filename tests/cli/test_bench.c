@@ -2,7 +2,6 @@
  * arithmetic for Mipha-3B, worked out by hand. */
 #include "tests/support/support.h"
 
-#include <dirent.h>
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
@@ -129,15 +128,7 @@ static void what_does_not_fit_is_refused_with_the_number(void **state) {
     refuses("decode 12 300", 2, "more --kv-bytes or --chunk-rows are needed"); /* not all of them in every step that was timed */
 }
 
-static size_t count_of(const char *dir) {
-    DIR *d = opendir(dir);
-    size_t n = 0;
-    for (struct dirent *entry; (entry = readdir(d));) n += entry->d_name[0] != '.';
-    (void)closedir(d);
-    return n;
-}
-
-static bool has_begun(void *dir) { return count_of(dir) > 0; }
+static bool has_begun(void *dir) { return files_in(dir) > 0; }
 
 /* While it writes random weights, and while it measures. */
 static void an_interrupted_bench_ends_at_once_and_leaves_nothing(void **state) {
@@ -156,7 +147,7 @@ static void an_interrupted_bench_ends_at_once_and_leaves_nothing(void **state) {
         else assert_true(wait_until(has_begun, dir, WAIT_MS));
         assert_int_equal(child_stop(&c, SIGINT, WAIT_MS), 130);
         child_close(&c);
-        assert_int_equal(count_of(dir), 0);
+        assert_int_equal(files_in(dir), 0);
     }
     temp_dir_remove(dir);
 }

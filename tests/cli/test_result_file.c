@@ -92,6 +92,7 @@ static void written_items_are_done_after_resuming(void **state) {
     assert_true(result_file_is_done(f->f, 2));
     assert_false(result_file_is_done(f->f, 3));
     assert_null(result_file_fingerprint(f->f));
+    assert_true(result_file_can_be_resumed(f->f));
     write_item(f, 0);
     assert_int_equal(open_file(f, true, false, 1), STATUS_OK);
     assert_string_equal(result_file_fingerprint(f->f), "sha256:00");
@@ -185,24 +186,27 @@ static status open_for_retry(fixture *f) {
 
 static void what_failed_is_dropped_to_be_asked_again_and_nothing_else(void **state) {
     fixture *f = *state;
-    static const char failed_d[] = "{\"id\":\"d\",\"prompt_index\":0,\"error\":{}}\n";
+    static const char failed_d[] = "{\"id\":\"d\",\"prompt_index\":0,\"error\":{},\"model\":{\"fingerprint\":\"gone\"}}\n";
     assert_int_equal(open_file(f, false, false, 1), STATUS_OK);
+    assert_int_equal(result_file_write(f->f, failed_d, strlen(failed_d), &f->e), STATUS_OK);
     write_item(f, 0);
     write_item(f, 1); /* one of its lines is an error */
-    assert_int_equal(result_file_write(f->f, failed_d, strlen(failed_d), &f->e), STATUS_OK);
     write_item(f, 2);
     assert_int_equal(result_file_write(f->f, "{\"id\":\"torn", 11, &f->e), STATUS_OK);
     result_file_close(&f->f);
     assert_int_equal(chmod(f->path, 0640), 0);
-    char *link_path = path_join(f->dir, "link"), *path = f->path, *draft = path_join(f->dir, "out.jsonl.new"), text[1024];
+    char *link_path = path_join(f->dir, "link"), *path = f->path, *strangers = path_join(f->dir, "out.jsonl.new"), text[1024];
     char *side = path_join(f->dir, "out.jsonl.manifest"), *link_side = path_join(f->dir, "link.manifest");
     assert_int_equal(symlink("out.jsonl", link_path) | symlink("out.jsonl.manifest", link_side), 0);
     f->path = link_path;
 
+    file_write(strangers, "kept\n", 5);
+
     /* Not before new answers can come. */
     assert_int_equal(open_for_retry(f), STATUS_OK);
-    (void)snprintf(text, sizeof text, "%s%s%s%s", lines_of[0], lines_of[1], failed_d, lines_of[2]);
+    (void)snprintf(text, sizeof text, "%s%s%s%s", failed_d, lines_of[0], lines_of[1], lines_of[2]);
     assert_content(f, text);
+    assert_string_not_equal(result_file_fingerprint(f->f), "gone");
     assert_int_equal(result_file_n_done(f->f), 2);
     assert_int_equal(result_file_n_failed(f->f), 0);
     for (size_t i = 0; i < N_ITEMS; i++) assert_int_equal(result_file_is_done(f->f, i), i == 0 || i == 2);
@@ -212,7 +216,7 @@ static void what_failed_is_dropped_to_be_asked_again_and_nothing_else(void **sta
     struct stat info;
     assert_int_equal(stat(path, &info), 0);
     assert_int_equal(info.st_mode & 0777, 0640);
-    assert_int_equal(access(draft, F_OK), -1);
+    assert_int_equal(files_in(f->dir), 6); /* the items, the file, its link, their manifests, the stranger's */
     assert_true(lstat(link_path, &info) == 0 && S_ISLNK(info.st_mode));
 
     /* The new file is locked like the old one, written behind, and resumed like any. */
@@ -227,7 +231,7 @@ static void what_failed_is_dropped_to_be_asked_again_and_nothing_else(void **sta
     (void)snprintf(text, sizeof text, "%s%s%s", lines_of[0], lines_of[2], lines_of[3]);
     assert_content(f, text);
     f->path = path;
-    free(link_path), free(draft), free(side), free(link_side);
+    free(link_path), free(strangers), free(side), free(link_side);
 }
 
 static void another_run_is_not_mixed_in(void **state) {

@@ -231,6 +231,8 @@ static void check_attentions(ops_ctx *ctx, ops_dtype dtype, bool may_round) {
     check_attention(ctx, 2, 257, 1, 1, 64, true, dtype, may_round, 1.0f);
     check_attention(ctx, 1, 140, 2, 1, 256, false, dtype, may_round, 1.0f);
     check_attention(ctx, 1, 150, 2, 2, 72, false, dtype, may_round, 60.0f);
+    check_attention(ctx, 2, 400, 1, 1, 8, false, dtype, may_round, 1.0f); /* more rows than one task has, on the CPU */
+    check_attention(ctx, 1, 390, 8, 2, 8, true, dtype, may_round, 1.0f);
 }
 
 static void attention_equals_the_double_softmax(void **state) {

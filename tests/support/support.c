@@ -71,6 +71,15 @@ void temp_dir_remove(char *path) {
     free(path);
 }
 
+size_t files_in(const char *dir) {
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    size_t n = 0;
+    for (struct dirent *entry; (entry = readdir(d));) n += entry->d_name[0] != '.';
+    (void)closedir(d);
+    return n;
+}
+
 static void remove_left_dirs(void) {
     for (size_t i = 0; i < TEMP_DIRS_MAX; i++)
         if (temp_dirs[i].path && temp_dirs[i].owner == getpid()) temp_dir_remove(temp_dirs[i].path);

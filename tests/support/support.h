@@ -49,6 +49,7 @@ bool wait_until(condition *is_true, void *arg, int timeout_ms);
 
 char *temp_dir_make(void);        /* under $TMPDIR or /tmp; free with temp_dir_remove; gone at exit in any case */
 void temp_dir_remove(char *path); /* and everything in it; NULL is fine */
+size_t files_in(const char *dir);  /* hidden ones not counted */
 
 /* "dir/name" in memory the caller frees. */
 char *path_join(const char *dir, const char *name);

@@ -9,8 +9,8 @@
  *     vload_e4m3              LANES codes, as e4m3_to_f32;  vload_i8   LANES signed bytes;
  *     vload_u4(p, shift)      LANES bytes, of each the four bits at shift (0 or 4), less 8
  *     INT8_ROWS, and where the machine has it HAS_BYTE_DOT, vload_bytes, vload_halves, vbyte_dot    see int8.h
- *     and where it has instructions for them, with HAS_ and the name defined: vtimes_power(x, n) = x * 2^n, rounded once;
- *     vfold(v), the sum of sixteen lanes, 8-4-2-1; and what stands below in plain C
+ *     and where it has instructions for them, with HAS_ and the name defined: vtimes_power(x, n, of, least) = x * 2^n,
+ *     rounded once, 0 where of < least; vfold(v), the sum of sixteen lanes, 8-4-2-1; and what stands below in plain C
  *     TRANSPOSE_EDGE, transpose_square(out, out_stride, rows): a square of that edge
  *
  * A tile keeps TILE_ROWS x TILE_VECS accumulators in registers; for each k it loads TILE_VECS vectors

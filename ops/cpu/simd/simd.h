@@ -158,7 +158,7 @@ typedef struct {
 
     /* One step of a streaming softmax of n_rows rows s [KEY_CHUNK], TILE_STRIDE apart, of which n[row] are valid. For each row
      *   new = max(max, scale * s);  s = exp(scale * s - new);  shrink = exp(max - new);  sum = sum * shrink + sum of s
-     * and shrink is for what was accumulated before. max, sum and shrink [SOFTMAX_ROWS], finite behind n_rows. */
+     * and shrink is for what was accumulated before. max, sum and shrink [SOFTMAX_ROWS]; max is finite behind n_rows, too. */
     void (*softmax_step)(float *s, int n_rows, const int *n, float scale, float *max, float *sum, float *shrink);
 
     /* out[j] = sum over d < width of q[d] keys[j][d], j < n <= KEY_CHUNK; keys of f32, f16, bf16 or e4m3. Sixteen sums, d in sum
