@@ -337,7 +337,7 @@ status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *x, const 
 static status rule_heads(const ops_attention_params *p, int64_t q_width, int64_t kv_width) {
     if (p->n_heads < 1 || p->n_kv_heads < 1 || p->n_heads % p->n_kv_heads != 0)
         return STATUS_BAD_ARGUMENT;
-    if (!isfinite(p->scale) || p->window < 0 || (p->window > 0 && !(p->scale > 0.0f))) return STATUS_BAD_ARGUMENT;
+    if (!isfinite(p->scale) || !(p->scale > 0.0f) || p->window < 0) return STATUS_BAD_ARGUMENT;
     if (q_width < 1 || q_width % p->n_heads != 0) return STATUS_BAD_SHAPE;
     int64_t head_dim = q_width / p->n_heads;
     return kv_width == head_dim * p->n_kv_heads ? STATUS_OK : STATUS_BAD_SHAPE;

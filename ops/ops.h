@@ -320,7 +320,7 @@ MUST_USE status ops_patch_rows(ops_ctx *ctx, ops_tensor *out, const ops_tensor *
 typedef struct {
     int n_heads;
     int n_kv_heads; /* divides n_heads */
-    float scale;    /* multiplies q.k */
+    float scale;    /* multiplies q.k; above 0, so that what a row does not see stays below all it sees */
     int window;     /* paged: a row sees its own key and the window - 1 before it; 0: all of them */
     bool is_few;    /* paged: the rows are tokens being decoded; as in ops_linear_params, a fact about the rows */
     bool may_round; /* queries, keys, values and weights of values may be rounded to bf16 where that is faster: on CPUs with
