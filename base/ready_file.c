@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/same_file.h"
+
 #define TRIES 100
 
 static status lock(int fd, const char *path, err *e) {
@@ -22,9 +24,8 @@ static status lock(int fd, const char *path, err *e) {
 
 /* Whether path names the open file. */
 static bool is_named(int fd, const char *path) {
-    struct stat open_one, named;
-    return fstat(fd, &open_one) == 0 && stat(path, &named) == 0 && open_one.st_dev == named.st_dev &&
-           open_one.st_ino == named.st_ino;
+    struct stat info;
+    return fstat(fd, &info) == 0 && is_same_file(&info, path);
 }
 
 static status claim_draft(ready_file *r, err *e) {

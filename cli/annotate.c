@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/same_file.h"
 #include "base/stop.h"
 #include "cli/commands.h"
 #include "cli/progress.h"
@@ -334,11 +335,6 @@ static status open_plan(run *r, const options *o, const prompt_list *prompts, er
                               .n_prompts = prompts->n,
                               .complaints = stderr};
     return plan_open(&r->p, &settings, e);
-}
-
-static bool is_same_file(const struct stat *a, const char *path) {
-    struct stat b;
-    return path && stat(path, &b) == 0 && a->st_dev == b.st_dev && a->st_ino == b.st_ino;
 }
 
 static status output_is_no_input(const char *path, const options *o, err *e) {

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/same_file.h"
 
 #define SIDE_FILE_BYTES_MAX 4096
 #define SIDE_TEXT_BYTES     256
@@ -338,7 +339,7 @@ static status take_up(result_file *f, const result_file_settings *s, const plan 
 }
 
 static status open_path(result_file *f, const result_file_settings *s, const plan *p, err *e) {
-    struct stat info, named;
+    struct stat info;
     f->path = strdup(s->path);
     f->done = calloc(plan_count(p) / 8 + 1, 1);
     f->retries_failed = s->retry_failed;
@@ -352,7 +353,7 @@ static status open_path(result_file *f, const result_file_settings *s, const pla
         return errno == EWOULDBLOCK
                    ? fail(e, STATUS_CONFLICT, "%.300s is being written by another mipha", s->path)
                    : fail_errno(e, STATUS_IO, "locking %.300s", s->path);
-    if (stat(s->path, &named) != 0 || named.st_ino != info.st_ino || named.st_dev != info.st_dev)
+    if (!is_same_file(&info, s->path))
         return fail(e, STATUS_CONFLICT, "%.300s has just been replaced by another mipha", s->path);
     side_text(f->side, s->digest, p);
     return s->resume ? take_up(f, s, p, info.st_size, e) : start_anew(f, s, info.st_size, e);

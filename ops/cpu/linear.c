@@ -95,9 +95,9 @@ static const unsigned char *weights_at(const cpu_matrix *m, int64_t panel, int64
 
 static int64_t whole_lines(int64_t bytes) { return ceil_div(bytes, LINE_BYTES) * LINE_BYTES; }
 
-/* What the first of n tiles asks for while it is multiplied; each after it for what is weights_bytes and a tile further. A single tile streams through the weights: those that are next. Many
- * stay with a k block for long: each asks for its share of the panel's next one, and the panels of a group for theirs of
- * the tile's. */
+/* What the first of n tiles asks for while it is multiplied; each after it for what is weights_bytes and a tile further. A
+ * single tile streams through the weights: those that are next. Many stay with a k block for long: each asks for its share
+ * of the panel's next one, and the panels of a group for theirs of the tile's. */
 static simd_ahead ahead_of(const linear_job *j, const panel_place *at, int64_t n_tiles) {
     const cpu_matrix *m = j->m;
     int64_t next_k = at->k0 + K_BLOCK, block_bytes = K_BLOCK / m->block_k * (int64_t)m->block_bytes;
